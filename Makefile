@@ -1,0 +1,63 @@
+# The two commands of this testbed are `make experiment FOCUS=3` and `make test`; the rest are their parts.
+
+FOCUS ?= 1
+# More variables for the playbook: make experiment FOCUS=2 ARGS="-e guests=4 -e guest_memory_mib=256"
+ARGS ?=
+PYTHON ?= /usr/bin/python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+
+.PHONY: help experiment teardown test lint unit molecule system provision setup setup-dev clean
+help:
+	@echo 'make experiment FOCUS=1|2|3|all   set up this host, measure, print the summary'
+	@echo 'make test                         set up and run lint, unit, role and system tests'
+	@echo 'make teardown                     remove the guests and restore the KSM settings'
+
+experiment: setup
+	ansible-playbook playbooks/experiment.yml -e focus=$(FOCUS) $(ARGS)
+	python -m analysis summarize
+
+teardown: setup
+	ansible-playbook playbooks/teardown.yml
+
+test: lint unit molecule system
+
+lint: setup-dev
+	ruff check
+	mypy
+	yamllint --strict .
+	ansible-lint --profile production --offline
+
+unit: provision
+	pytest -m 'not system'
+
+molecule: provision
+	tests/molecule.sh
+
+system: provision
+	pytest -m system
+
+# The host's packages and the guests' image, by the same roles as an experiment.
+provision: setup-dev
+	ansible-playbook playbooks/provision.yml --tags all,census
+
+setup: .venv/.runtime
+setup-dev: .venv/.dev
+
+# Debian's Python comes without venv; nothing else is needed before the roles can run.
+.venv/bin/pip:
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { $(SUDO) apt-get update -q && $(SUDO) apt-get install -yq --no-install-recommends python3-venv; }
+	$(PYTHON) -m venv .venv
+
+.venv/.runtime: requirements.txt pyproject.toml | .venv/bin/pip
+	$(BIN)/pip install --quiet --require-hashes -r requirements.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.dev: requirements-dev.txt .venv/.runtime
+	$(BIN)/pip install --quiet --require-hashes -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf .venv .cache *.egg-info

@@ -1,0 +1,1 @@
+"""How much memory KSM saves: records, tables, estimates, forecasts, reports."""

@@ -1,0 +1,438 @@
+"""Capacity runs: guests started one after another to the limit, and what divergence of merged pages does."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pandas as pd
+from jsonschema.exceptions import best_match
+from jsonschema.protocols import Validator
+from jsonschema.validators import validator_for
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT202012
+
+from analysis.design import MIB, REFERENCE
+from analysis.records import SCHEMA, RecordError, flat
+
+CAPACITY = "capacity"
+STEP, DIVERGENCE = "capacity_step", "divergence"
+PROBES = (
+    "write_latency_p50_us",
+    "write_latency_p99_us",
+    "touch_mib_per_second",
+    "cpu_iterations_per_second",
+)
+# KSM's own writing of run is no condition; with KSM off the other knobs say nothing.
+_NO_CONDITION = frozenset({"design_digest", "ksm_knobs.run"})
+_RUN = ("run_id", "hypervisor", "workload", "guest_memory_bytes", "envelope_bytes")
+_TAIL = 0.05
+
+
+@dataclass(frozen=True)
+class CapacityRecord:
+    """One stored record of a capacity run, checked against its schema."""
+
+    path: Path
+    sha256: str
+    content: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CapacityRun:
+    """One load taken to the limit on one host. ``arms``: steps by ksm (off, on), by rising guests."""
+
+    run_id: str
+    hypervisor: str
+    workload: str
+    guest_memory_bytes: int
+    envelope_bytes: int | None
+    arms: dict[str, tuple[CapacityRecord, ...]]
+    divergences: tuple[CapacityRecord, ...]
+
+    @property
+    def first(self) -> dict[str, Any]:
+        """Any record, for what they have in common."""
+        return next(
+            record.content for records in (*self.arms.values(), self.divergences) for record in records
+        )
+
+    @property
+    def capacity_bytes(self) -> int:
+        """What the guests have to fit in: the envelope, or the host's memory."""
+        return self.envelope_bytes or int(self.first["provenance"]["memory_total_bytes"])
+
+
+@dataclass(frozen=True)
+class ActualLimit:
+    """The most guests that ran without a stop; ``reached`` when a step stopped, for ``reason``."""
+
+    guests: int
+    reached: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """What happened when merged guests all wrote at once.
+
+    ``regained_bytes``: sharing lost, which the guests took from the host again; ``rate``: bytes per second,
+    the peak between two samples, and the mean until 95 % was regained. Latencies are medians over the
+    guests in microseconds. ``safe_bytes`` is the forecast's safe need of these guests; None without one.
+    """
+
+    run_id: str
+    workload: str
+    guests: int
+    guests_alive: int
+    oom_kills: int | None
+    regained_bytes: int
+    peak_rate: float
+    mean_rate: float | None
+    cow_ksm: int | None
+    peak_used_bytes: int
+    capacity_bytes: int
+    p99_before_us: float | None
+    p99_during_us: float | None
+    safe_bytes: float | None
+
+    @property
+    def survived(self) -> bool:
+        """Whether every guest lives and nothing was killed."""
+        return self.guests_alive == self.guests and not self.oom_kills
+
+    @property
+    def safe_holds(self) -> bool | None:
+        """Whether the guests lived and used no more than the safe need; None without a forecast."""
+        if self.safe_bytes is None:
+            return None
+        return self.survived and self.peak_used_bytes <= self.safe_bytes
+
+
+def load_capacity(results: Path) -> list[CapacityRun]:
+    """Every capacity run under ``results``/capacity; the published ones while there is no other.
+
+    Raises RecordError naming a record that cannot be used.
+    """
+    for place in (results / CAPACITY, results / REFERENCE / CAPACITY):
+        records = [_read(path) for path in sorted(place.rglob("*.json"))] if place.is_dir() else []
+        if records:
+            return _runs(records)
+    return []
+
+
+def breach(content: Any, schema: str) -> str | None:
+    """How content breaks the schema of this name, as "$.path: message"; None when it fits."""
+    error = best_match(_validator(schema).iter_errors(content))
+    return None if error is None else f"{error.json_path}: {error.message.splitlines()[0][:160]}"
+
+
+def conditions(content: dict[str, Any]) -> dict[str, str]:
+    """What two measurements must have in common, as flat names and text."""
+    found = flat({**content["provenance"], "requested": content["requested"]})
+    adaptive = str(found.get("ksm_knobs.advisor_mode", "none")).strip() not in ("none", "")
+    return {
+        name: text(value)
+        for name, value in found.items()
+        if name not in _NO_CONDITION
+        and not (adaptive and name == "ksm_knobs.pages_to_scan")
+        and not (content["ksm"] == "off" and name.startswith("ksm_knobs."))
+    }
+
+
+def text(value: Any) -> str:
+    """A condition as text, the same whether a table holds it as a whole number or not."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "absent"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def used_bytes(content: dict[str, Any]) -> int:
+    """What a step uses of its capacity: the envelope's working set, or the host's MemTotal - MemAvailable."""
+    envelope = content["observed"]["envelope"]
+    if content["envelope_bytes"] is not None:
+        return int(envelope["working_set_bytes"])
+    return host_used_bytes(content)
+
+
+def host_used_bytes(content: dict[str, Any]) -> int:
+    """MemTotal - MemAvailable of a step."""
+    memory = content["observed"]["host"]["meminfo"]
+    return int(memory["MemTotal_bytes"] - memory["MemAvailable_bytes"])
+
+
+def base_steps(runs: Sequence[CapacityRun], hypervisor: str) -> list[CapacityRecord]:
+    """The steps that measured a host with no guest at all."""
+    return [
+        step
+        for run in runs
+        if run.hypervisor == hypervisor
+        for steps in run.arms.values()
+        for step in steps
+        if step.content["guests"] == 0
+    ]
+
+
+def steps_table(run: CapacityRun) -> pd.DataFrame:
+    """One row a step, by ksm and guests.
+
+    Columns: ksm, guests, used_bytes; the probes' medians over the guests (NaN when none answered) and
+    ``silent_guests``; ksmd_percent and psi_memory_percent of the window's time, steal_percent of all CPUs;
+    cow_ksm_per_second, pgmajfault_per_second, swapped_pages; converged; stop, "" while it went on.
+    """
+    return pd.DataFrame([_row(step.content) for steps in run.arms.values() for step in steps])
+
+
+def relation(table: pd.DataFrame) -> pd.DataFrame:
+    """Memory saved against performance lost, one row for each number of guests seen in both arms.
+
+    Columns: guests, saved_bytes, and by how many percent on is worse than off: touch_lost_percent,
+    cpu_lost_percent (less throughput), p50_added_percent, p99_added_percent (more latency).
+    """
+    # At 0 guests there is neither a saving nor a probe.
+    arms = {ksm: table[(table["ksm"] == ksm) & (table["guests"] > 0)] for ksm in ("off", "on")}
+    both = arms["off"].merge(arms["on"], on="guests", suffixes=("_off", "_on"), validate="one_to_one")
+
+    def change(name: str, sign: int) -> "pd.Series[float]":
+        return sign * 100 * (both[f"{name}_on"] / both[f"{name}_off"] - 1)
+
+    return pd.DataFrame(
+        {
+            "guests": both["guests"],
+            "saved_bytes": both["used_bytes_off"] - both["used_bytes_on"],
+            "touch_lost_percent": change("touch_mib_per_second", -1),
+            "cpu_lost_percent": change("cpu_iterations_per_second", -1),
+            "p50_added_percent": change("write_latency_p50_us", 1),
+            "p99_added_percent": change("write_latency_p99_us", 1),
+        }
+    )
+
+
+def actual_limit(steps: Sequence[CapacityRecord]) -> ActualLimit:
+    """The limit that one arm's steps, by rising guests, ran into."""
+    guests = 0
+    for step in steps:
+        stop = step.content["stop"]
+        if stop is not None:
+            return ActualLimit(guests, True, str(stop["reason"]))
+        guests = step.content["guests"]
+    return ActualLimit(guests, False, "the run ended before a limit")
+
+
+def divergence(record: CapacityRecord, safe_bytes: float | None) -> Divergence:
+    """Judge one divergence record.
+
+    Raises RecordError when its columns differ in length.
+    """
+    content = record.content
+    observed, provenance = content["observed"], content["provenance"]
+    samples = observed["samples"]
+    if len({len(column) for column in samples.values()}) != 1:
+        raise RecordError(f"{record.path} has samples of different lengths.")
+    seconds, saved = samples["seconds"], saved_series(content)
+    regained = [max(0, before - now) for before, now in pairwise(saved)]
+    spans = [later - earlier for earlier, later in pairwise(seconds)]
+    lost = saved[0] - min(saved)
+    return Divergence(
+        run_id=content["run_id"],
+        workload=content["workload"],
+        guests=content["guests"],
+        guests_alive=observed["guests_alive"],
+        oom_kills=observed["oom_kills"],
+        regained_bytes=lost,
+        peak_rate=max((r / s for r, s in zip(regained, spans, strict=True) if s > 0), default=0.0),
+        mean_rate=_mean_rate(seconds, saved, observed["write"]["started_seconds"]),
+        cow_ksm=None if None in samples["cow_ksm"] else samples["cow_ksm"][-1] - samples["cow_ksm"][0],
+        peak_used_bytes=max(used_series(content)),
+        capacity_bytes=content["envelope_bytes"] or provenance["memory_total_bytes"],
+        p99_before_us=_median(observed["probes_before"], "write_latency_p99_us"),
+        p99_during_us=_median(observed["probes_during"], "write_latency_p99_us"),
+        safe_bytes=safe_bytes,
+    )
+
+
+def saved_series(content: dict[str, Any]) -> list[int]:
+    """Gross saved bytes of each sample."""
+    samples, page = content["observed"]["samples"], content["provenance"]["page_size_bytes"]
+    return [
+        (sharing + (zero or 0)) * page
+        for sharing, zero in zip(samples["pages_sharing"], samples["ksm_zero_pages"], strict=True)
+    ]
+
+
+def used_series(content: dict[str, Any]) -> list[int]:
+    """Use of the capacity at each sample, as in :func:`used_bytes`."""
+    samples = content["observed"]["samples"]
+    if content["envelope_bytes"] is not None:
+        return [int(value or 0) for value in samples["envelope_working_set_bytes"]]
+    total = content["provenance"]["memory_total_bytes"]
+    return [total - available for available in samples["MemAvailable_bytes"]]
+
+
+def capacity_lines(run: CapacityRun) -> list[str]:
+    """The steps of a run as a table of text, and memory saved against performance lost."""
+    table = steps_table(run)
+    lines = [
+        f"{'KSM':<5}{'N':>4}{'used MiB':>10}{'p50 us':>9}{'p99 us':>10}{'touch MiB/s':>12}{'CPU it/s':>11}"
+        f"{'ksmd %':>8}{'PSI mem %':>10}{'COW/s':>8}{'majflt/s':>10}{'steal %':>8}"
+    ]
+    for row in table.to_dict("records"):
+        numbers = (
+            _shown(row["write_latency_p50_us"], 9, 1),
+            _shown(row["write_latency_p99_us"], 10, 1),
+            _shown(row["touch_mib_per_second"], 12, 0),
+            _shown(row["cpu_iterations_per_second"], 11, 0),
+            _shown(row["ksmd_percent"], 8, 1),
+            _shown(row["psi_memory_percent"], 10, 1),
+            _shown(row["cow_ksm_per_second"], 8, 0),
+            _shown(row["pgmajfault_per_second"], 10, 1),
+            _shown(row["steal_percent"], 8, 1),
+        )
+        lines.append(f"{row['ksm']:<5}{row['guests']:>4}{row['used_bytes'] / MIB:>10.0f}{''.join(numbers)}")
+        if row["stop"]:
+            lines.append(f"     stopped: {row['stop']}")
+        if row["silent_guests"]:
+            lines.append(f"     ! {row['silent_guests']} guests gave no answer; the medians leave them out")
+        if row["converged"] is False:
+            lines.append("     ! not converged: KSM was still merging")
+    both = relation(table)
+    if not both.empty:
+        lines += [
+            "",
+            "Memory saved against performance lost, on against off at the same N:",
+            f"{'N':>4}{'saved MiB':>11}{'touch lost %':>14}{'CPU lost %':>12}"
+            f"{'p50 added %':>13}{'p99 added %':>13}",
+        ]
+        for row in both.to_dict("records"):
+            lines.append(
+                f"{row['guests']:>4}{row['saved_bytes'] / MIB:>11.0f}"
+                f"{_shown(row['touch_lost_percent'], 14, 1)}"
+                f"{_shown(row['cpu_lost_percent'], 12, 1)}{_shown(row['p50_added_percent'], 13, 1)}"
+                f"{_shown(row['p99_added_percent'], 13, 1)}"
+            )
+    return lines
+
+
+def divergence_lines(seen: Divergence) -> list[str]:
+    """One divergence in words."""
+    rate = "unknown" if seen.mean_rate is None else f"{seen.mean_rate / MIB:.0f} MiB/s"
+    lines = [
+        f"Divergence, {seen.workload}, {seen.guests} guests: {seen.regained_bytes / MIB:.0f} MiB regained by "
+        f"the guests, {rate} on average, {seen.peak_rate / MIB:.0f} MiB/s at the peak; copy-on-write faults: "
+        f"{'unknown' if seen.cow_ksm is None else seen.cow_ksm}.",
+        f"Write latency p99: {_shown(seen.p99_before_us, 0, 1)} us before, "
+        f"{_shown(seen.p99_during_us, 0, 1)} us during. "
+        f"{'All guests live' if seen.survived else f'{seen.guests_alive} of {seen.guests} guests live'}; "
+        f"peak use {seen.peak_used_bytes / MIB:.0f} of {seen.capacity_bytes / MIB:.0f} MiB.",
+    ]
+    if seen.safe_bytes is not None:
+        lines.append(
+            f"The safe need of these guests was forecast as {seen.safe_bytes / MIB:.0f} MiB: "
+            f"{'it held' if seen.safe_holds else 'it did NOT hold'}."
+        )
+    return lines
+
+
+def _read(path: Path) -> CapacityRecord:
+    try:
+        raw = path.read_bytes()
+        content = json.loads(raw)
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path} cannot be read: {error}.") from None
+    found = breach(content, "capacity")
+    if found:
+        raise RecordError(f"{path} breaks the schema at {found}.")
+    return CapacityRecord(path, "sha256:" + hashlib.sha256(raw).hexdigest(), content)
+
+
+def _runs(records: Iterable[CapacityRecord]) -> list[CapacityRun]:
+    groups: dict[tuple[Any, ...], list[CapacityRecord]] = {}
+    for record in records:
+        key = tuple(record.content[name] for name in _RUN)
+        groups.setdefault(key, []).append(record)
+    runs = []
+    for mine in groups.values():
+        arms: dict[str, tuple[CapacityRecord, ...]] = {}
+        for ksm in ("off", "on"):
+            steps = [r for r in mine if r.content["kind"] == STEP and r.content["ksm"] == ksm]
+            steps.sort(key=lambda record: (record.content["guests"], record.content["recorded_at"]))
+            for one, other in pairwise(steps):
+                if one.content["guests"] == other.content["guests"]:
+                    raise RecordError(
+                        f"{one.path} and {other.path} are both the step to {one.content['guests']} guests "
+                        f"with KSM {ksm}: a run has one."
+                    )
+            if steps:
+                arms[ksm] = tuple(steps)
+        divergences = tuple(r for r in mine if r.content["kind"] == DIVERGENCE)
+        runs.append(
+            CapacityRun(**{name: mine[0].content[name] for name in _RUN}, arms=arms, divergences=divergences)
+        )
+    return runs
+
+
+def _row(content: dict[str, Any]) -> dict[str, Any]:
+    observed = content["observed"]
+    window, probes = observed["window"], observed["probes"]
+    seconds, vmstat, psi = window["seconds"], window["vmstat"], window["psi_some_microseconds"]
+    cpus = content["provenance"]["cpu_count"] or 1
+    steal, cow = window["steal_seconds"], vmstat["cow_ksm"]
+    return {
+        "ksm": content["ksm"],
+        "guests": content["guests"],
+        "used_bytes": used_bytes(content),
+        **{name: _number(_median(probes, name)) for name in PROBES},
+        "silent_guests": sum(probe is None for probe in probes.values()),
+        "ksmd_percent": 100 * window["ksmd_cpu_seconds"] / seconds,
+        "psi_memory_percent": _number(None if psi is None else psi["memory"] / 1e4 / seconds),
+        "steal_percent": _number(None if steal is None else 100 * steal / seconds / cpus),
+        "cow_ksm_per_second": _number(None if cow is None else cow / seconds),
+        "pgmajfault_per_second": _number(vmstat["pgmajfault"]) / seconds,
+        "swapped_pages": _number(vmstat["pswpin"]) + _number(vmstat["pswpout"]),
+        "converged": observed["converged"],
+        "stop": "" if content["stop"] is None else content["stop"]["reason"],
+    }
+
+
+def _mean_rate(seconds: Sequence[float], saved: Sequence[int], start: float) -> float | None:
+    lost = saved[0] - min(saved)
+    if lost <= 0:
+        return None
+    end = next(
+        second for second, now in zip(seconds, saved, strict=True) if saved[0] - now >= (1 - _TAIL) * lost
+    )
+    return (1 - _TAIL) * lost / (end - start) if end > start else None
+
+
+def _median(probes: dict[str, Any], name: str) -> float | None:
+    values = [probe[name] for probe in probes.values() if probe is not None]
+    return median(values) if values else None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _shown(value: float | None, width: int, decimals: int) -> str:
+    return f"{'-' if value is None or math.isnan(value) else f'{value:.{decimals}f}':>{width}}"
+
+
+@cache
+def _validator(name: str) -> Validator:
+    try:
+        schemas = {
+            file: json.loads((SCHEMA.parent / file).read_text(encoding="utf-8"))
+            for file in (SCHEMA.name, f"{name}.schema.json")
+        }
+    except OSError as error:
+        raise RecordError(f"the schema {name} cannot be read: {error}.") from None
+    shared: Resource[Any] = DRAFT202012.create_resource(schemas[SCHEMA.name])
+    schema = schemas[f"{name}.schema.json"]
+    registry: Registry[Any] = Registry().with_resource(SCHEMA.name, shared)
+    return validator_for(schema)(schema, registry=registry)

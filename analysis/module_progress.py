@@ -1,0 +1,195 @@
+"""Run a long Ansible module and show its progress while it works, for action plugins on the controller.
+
+The module runs under Ansible's own async wrapper: its result file, its time limit and its clean-up work over
+every connection and with become, and the connection stays free for the polls. (A synchronous module beside a
+polling thread would share one become plugin, which keeps the prompt that it waits for, between two threads.)
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from types import FrameType
+from typing import Any
+
+from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+POLL_SECONDS = 1.0
+FIRST_POLL_SECONDS = 0.5
+CANCEL_LIMIT_SECONDS = 10
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ASYNC_KEYS = ("ansible_job_id", "started", "finished", "results_file")
+WRAPPER_GRACE_SECONDS = 30
+RUNNING = "module_progress_running"
+ENDED = "module_progress_ended"
+
+
+class _Stopped(BaseException):
+    """The controller was told to stop."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
+def run_with_progress(  # noqa: PLR0917 -- the order of Ansible's own _execute_module comes first
+    action: ActionBase,
+    module_name: str,
+    module_args: dict[str, Any],
+    task_vars: dict[str, Any],
+    progress_path: str,
+    timeout_seconds: float,
+) -> dict[str, Any]:
+    """Run a module on the action's host and display each line that it appends to its progress file.
+
+    Args:
+        action: the action plugin that calls; its connection, become and check mode apply.
+        module_name: the module.
+        module_args: its arguments, the place for its progress among them, under the module's own name.
+        task_vars: the variables that the action was given.
+        progress_path: the progress file on the host, in an existing folder; removed before and after.
+        timeout_seconds: the module is killed after this time; longer than any limit of its own.
+
+    Returns:
+        The module's result, as `_execute_module` would return it; a failure has failed=True and its own msg.
+
+    On Ctrl-C, or when the controlling process dies, the module is told to end (SIGTERM to its process group).
+    """
+    if action._task.check_mode:  # async and check mode exclude each other; a check is short
+        result: dict[str, Any] = action._execute_module(
+            module_name=module_name, module_args=module_args, task_vars=task_vars
+        )
+        return result
+    _shell(action, f"rm -f -- {shlex.quote(progress_path)}")
+    job = _start(action, module_name, module_args, task_vars, timeout_seconds)
+    if job.get("failed") or "ansible_job_id" not in job:
+        return job
+    try:
+        with _stop_signals_raise():
+            result = _follow(action, job, task_vars, progress_path, timeout_seconds)
+    except BaseException as error:
+        _cancel(action, job, progress_path)
+        if isinstance(error, _Stopped):
+            os.kill(os.getpid(), error.signal_number)
+        raise
+    _shell(action, f"rm -f -- {shlex.quote(progress_path)} {shlex.quote(job['results_file'])}")
+    if result.get("failed") and result.get("msg") == "Timeout exceeded":
+        result["msg"] = f"{module_name} did not end within {timeout_seconds:.0f} s and was killed"
+    return {name: value for name, value in result.items() if name not in ASYNC_KEYS}
+
+
+def _start(
+    action: ActionBase,
+    module_name: str,
+    module_args: dict[str, Any],
+    task_vars: dict[str, Any],
+    timeout_seconds: float,
+) -> dict[str, Any]:
+    # _execute_module takes the wrapper's time limit from the task alone.
+    previous = action._task.async_val
+    action._task.async_val = max(1, round(timeout_seconds))
+    try:
+        job: dict[str, Any] = action._execute_module(
+            module_name=module_name, module_args=module_args, task_vars=task_vars, wrap_async=True
+        )
+    finally:
+        action._task.async_val = previous
+    return job
+
+
+def _follow(
+    action: ActionBase,
+    job: dict[str, Any],
+    task_vars: dict[str, Any],
+    progress_path: str,
+    timeout_seconds: float,
+) -> dict[str, Any]:
+    """Show new lines until the job has ended; its result."""
+    # This is what the wrapper writes first; with another text the poll says ended, and async_status decides.
+    started = f'{{"started": true, "finished": false, "ansible_job_id": "{job["ansible_job_id"]}"}}'
+    results_file = shlex.quote(job["results_file"])
+    parent = os.getppid()
+    host = task_vars.get("inventory_hostname", "")
+    deadline = time.monotonic() + timeout_seconds + WRAPPER_GRACE_SECONDS
+    shown_bytes = 0
+    wait = FIRST_POLL_SECONDS
+    while True:
+        time.sleep(wait)
+        wait = POLL_SECONDS
+        if os.getppid() != parent:
+            raise _Stopped(signal.SIGTERM)
+        # The state is read before the lines, so that the last lines of a module that ends between are kept.
+        poll = (
+            f"if grep -qsxF -- {shlex.quote(started)} {results_file}; "
+            f"then echo {RUNNING}; else echo {ENDED}; fi; "
+            f"tail -c +{shown_bytes + 1} -- {shlex.quote(progress_path)} 2>/dev/null || true"
+        )
+        try:
+            state, _, text = _shell(action, poll).partition("\n")
+            whole_lines = text[: text.rfind("\n") + 1]
+            shown_bytes += len(whole_lines.encode("utf-8", "surrogateescape"))
+            for line in whole_lines.splitlines():
+                Display().display(f"    [{host}] {line}")
+            if state == ENDED:
+                result = _status(action, job, task_vars)
+                if result.get("finished", True):
+                    return result
+        except AnsibleConnectionFailure:
+            # The job goes on without the connection, which may come back.
+            if time.monotonic() > deadline:
+                raise
+
+
+def _status(action: ActionBase, job: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+    folder = str(PurePosixPath(job["results_file"]).parent)
+    result: dict[str, Any] = action._execute_module(
+        module_name="ansible.legacy.async_status",
+        module_args={"jid": job["ansible_job_id"], "mode": "status", "_async_dir": folder},
+        task_vars=task_vars,
+    )
+    return result
+
+
+def _shell(action: ActionBase, command: str) -> str:
+    """Run a line of shell on the host; its output with a terminal's line ends undone."""
+    answer = action._low_level_execute_command(command, encoding_errors="surrogateescape")
+    return str(answer["stdout"]).replace("\r\n", "\n")
+
+
+@contextmanager
+def _stop_signals_raise() -> Iterator[None]:
+    # Ansible's own handler ends this worker at once, and the module on the host would go on alone.
+    def stop(signal_number: int, _frame: FrameType | None) -> None:
+        raise _Stopped(signal_number)
+
+    previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _cancel(action: ActionBase, job: dict[str, Any], progress_path: str) -> None:
+    """End the module's process group and leave nothing behind; never longer than CANCEL_LIMIT_SECONDS."""
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(CANCEL_LIMIT_SECONDS)
+    # The wrapper's command line holds the job's number; the brackets keep pgrep from finding this shell.
+    number = str(job["ansible_job_id"]).partition(".")[0]
+    _shell(
+        action,
+        f"for pid in $(pgrep -f 'async_wrapper.* [{number[0]}]{number[1:]} '); "
+        "do kill -s TERM -- -$pid; done 2>/dev/null; "
+        f"rm -f -- {shlex.quote(progress_path)} {shlex.quote(job['results_file'])}",
+    )
+    signal.alarm(0)
+    for number_, handler in previous.items():
+        signal.signal(number_, handler)

@@ -1,0 +1,177 @@
+"""How fast the census reads, beside plain memcpy and xxh3 on one buffer in the same run; no guest is needed.
+
+It makes processes with known pages itself: half are random, a quarter is in all of them, a quarter is zeros.
+Usage: python benchmarks/census.py [MIB_EACH [PROCESSES]]
+"""
+
+import ctypes
+import mmap
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from itertools import repeat
+from pathlib import Path
+
+import ansible.module_utils
+import numpy as np
+import xxhash
+
+ansible.module_utils.__path__.append(str(Path(__file__).parents[1] / "roles/census/module_utils"))
+
+from ansible.module_utils import page_census  # noqa: E402 -- found in the role by the line above
+
+MIB = 1 << 20
+ROUNDS = 3
+
+
+class Synthetic:
+    """A process whose memory is filled and stays as it is."""
+
+    def __init__(self, number: int, size_bytes: int) -> None:
+        """Fork it; returns when its memory is full."""
+        memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        area = page_census.Area(address, address + size_bytes)
+        self.layout = page_census.Layout((area,), size_bytes)
+        ready, told = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            words = np.frombuffer(memory, dtype=np.uint64)
+            half, quarter = len(words) // 2, len(words) // 4
+            words[:half] = np.random.default_rng(number).integers(1, 2**63, half, dtype=np.uint64)
+            words[half : half + quarter] = np.random.default_rng(0).integers(
+                1, 2**63, quarter, dtype=np.uint64
+            )
+            words[half + quarter :] = 0
+            os.write(told, b".")
+            signal.pause()
+        os.close(told)
+        os.read(ready, 1)
+        os.close(ready)
+
+    def end(self) -> None:
+        """End it."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+class OwnMemory:
+    """The highest sum of PSS over this process and its workers, looked at ten times a second."""
+
+    def __init__(self, other_pids: set[int]) -> None:
+        """Begin to look."""
+        self._others = other_pids
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.highest_bytes = 0
+        self._thread.start()
+
+    def stop(self) -> int:
+        """End; the highest sum in bytes."""
+        self._ended.set()
+        self._thread.join()
+        return self.highest_bytes
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.1):
+            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+            pids = {os.getpid(), *map(int, children)} - self._others
+            self.highest_bytes = max(self.highest_bytes, sum(map(pss_bytes, pids)))
+
+
+def pss_bytes(pid: int) -> int:
+    """PSS of a process; 0 when it has ended."""
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    return 0
+
+
+def gigabytes_per_second(size_bytes: int, work: Callable[[], object]) -> float:
+    """The best of ROUNDS, so that what others do on the host counts least."""
+    best = float("inf")
+    for _ in range(ROUNDS):
+        begin = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - begin)
+    return size_bytes / best / 1e9
+
+
+def read_alone(guest: Synthetic) -> None:
+    """Read all memory as the census does, without hashing."""
+    memory = os.open(f"/proc/{guest.pid}/mem", os.O_RDONLY)
+    buffer = memoryview(mmap.mmap(-1, page_census.BUFFER_BYTES))
+    for area in guest.layout.areas:
+        for address in range(area.start, area.end, page_census.BUFFER_BYTES):
+            os.preadv(memory, [buffer], address)
+    os.close(memory)
+
+
+def parts(size_bytes: int, guest: Synthetic) -> dict[str, float]:
+    """GB/s of what a census is made of, one core; buffers of size_bytes are far larger than the caches."""
+    source = mmap.mmap(-1, size_bytes)
+    source.write(np.random.default_rng(9).bytes(size_bytes))
+    target = memoryview(mmap.mmap(-1, size_bytes))
+    target[:] = source
+    block = memoryview(source)[: page_census.BUFFER_BYTES]
+    views = [block[at : at + page_census.PAGE_BYTES] for at in range(0, len(block), page_census.PAGE_BYTES)]
+
+    def copy() -> None:
+        target[:] = source
+
+    def hash_pages() -> None:
+        for _ in range(size_bytes // len(block)):
+            b"".join(map(xxhash.xxh3_64_digest, views, repeat(1)))
+
+    return {
+        "memcpy, one buffer": gigabytes_per_second(size_bytes, copy),
+        "xxh3_64, one buffer": gigabytes_per_second(size_bytes, lambda: xxhash.xxh3_64_intdigest(source, 1)),
+        "xxh3_64, a page a call, in cache": gigabytes_per_second(size_bytes, hash_pages),
+        "/proc/PID/mem read, not hashed": gigabytes_per_second(size_bytes, lambda: read_alone(guest)),
+    }
+
+
+def main() -> None:
+    """Measure the parts, then the census with one process and with all."""
+    each_bytes = (int(sys.argv[1]) if len(sys.argv) > 1 else 256) * MIB
+    number = int(sys.argv[2]) if len(sys.argv) > 2 else 2
+    guests = [Synthetic(n + 1, each_bytes) for n in range(number)]
+    pids, layouts = [guest.pid for guest in guests], [guest.layout for guest in guests]
+    try:
+        speeds = parts(each_bytes, guests[0])
+        for name, speed in speeds.items():
+            print(f"{name:34}{speed:6.2f} GB/s")
+        for processes in sorted({1, len(os.sched_getaffinity(0))}):
+            own = OwnMemory(set(pids))
+            best = 0.0
+            for _ in range(ROUNDS):
+                with page_census.Reader(pids, layouts, processes=processes, close=None) as reader:
+                    reading = reader.read(lambda _bytes: None)
+                best = max(best, reading.bytes_read / reading.seconds / 1e9)
+            begin = time.perf_counter()
+            equal = page_census.tally([counted.hashes for counted in reading.counted], reading.zero_hash)
+            seconds = time.perf_counter() - begin
+            highest = own.stop()
+            pages = each_bytes // page_census.PAGE_BYTES
+            assert equal.zero_pages == (pages // 4,) * number
+            assert sum(contents for _, _, contents in equal.contents) == number * (pages // 2) + pages // 4
+            share = best / speeds["xxh3_64, one buffer"]
+            name = f"census, {processes} process" + "es" * (processes > 1)
+            print(
+                f"{name:34}{best:6.2f} GB/s, {share:.0%} of xxh3 on one buffer; "
+                f"{number * each_bytes / MIB:.0f} MiB, counted in {seconds:.2f} s, own memory at most "
+                f"{highest / MIB:.0f} MiB"
+            )
+    finally:
+        for guest in guests:
+            guest.end()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Take a census on a hypervisor and write its record on the controller.
+
+Arguments:
+    run_id, cell: as in the record (analysis/schema/census.schema.json); cell is empty outside an experiment.
+    provenance: design_digest, image_digest, accelerator and testbed_version; the rest is read from the host.
+    directory: the record's folder on the controller, absolute; created with mode 0700.
+    domains: guest name to libvirt domain name; empty: every running guest of this testbed.
+    uri, processes: as in the module census.
+    timeout_seconds: the longest time for all; the guests run again when it is over.
+    sys_root, run_root: the host's trees, for tests.
+
+Returns: record (path), msg (one line), changed (always false: the guests run on as before).
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
+from analysis.design import write_private
+from analysis.module_progress import run_with_progress
+
+SCHEMA_VERSION = 1
+FILE = "census.json"
+PROVENANCE_GIVEN = ("design_digest", "image_digest", "accelerator", "testbed_version")
+MIB = 1 << 20
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """Controller side of the role census."""
+
+    _supports_check_mode = True
+    _supports_async = False
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Take, check, write."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        args = self._arguments()
+        path = Path(args["directory"]) / FILE
+        if self._task.check_mode:
+            return {
+                **result,
+                "changed": False,
+                "record": str(path),
+                "msg": f"would take a census into {path}",
+            }
+        prepare(path)
+        progress_path = f"{args['run_root']}/census-{secrets.token_hex(8)}.progress"
+        taken = run_with_progress(
+            self,
+            "census",
+            {
+                **{name: args[name] for name in ("domains", "uri", "processes", "sys_root", "run_root")},
+                "progress_path": progress_path,
+            },
+            task_vars or {},
+            progress_path,
+            args["timeout_seconds"],
+        )
+        if taken.get("failed") or taken.get("unreachable"):
+            return {**result, **taken}
+        record = assemble(args, taken)
+        check(record)
+        try:
+            write_private(path, json.dumps(record, allow_nan=False) + "\n")
+        except OSError as error:
+            raise AnsibleActionFail(f"census_record: cannot write {path}: {error.strerror}.") from None
+        return {**result, "changed": False, "record": str(path), "msg": summary(record)}
+
+    def _arguments(self) -> dict[str, Any]:
+        _, args = self.validate_argument_spec(
+            argument_spec={
+                "run_id": {"type": "str", "required": True},
+                "cell": {"type": "dict", "default": {}},
+                "provenance": {"type": "dict", "default": {}},
+                "directory": {"type": "str", "required": True},
+                "domains": {"type": "dict", "default": {}},
+                "uri": {"type": "str", "default": "qemu:///system"},
+                "processes": {"type": "int", "default": 0},
+                "timeout_seconds": {"type": "float", "default": 600.0},
+                "sys_root": {"type": "str", "default": "/sys"},
+                "run_root": {"type": "str", "default": "/run"},
+            },
+        )
+        # Templated values carry Ansible's tags; a record is plain JSON.
+        plain: dict[str, Any] = json.loads(json.dumps(args))
+        if not Path(plain["directory"]).is_absolute():
+            raise AnsibleActionFail(
+                f"census_record: directory is {plain['directory']!r}; it must be an absolute path."
+            )
+        return plain
+
+
+def assemble(args: dict[str, Any], taken: dict[str, Any]) -> dict[str, Any]:
+    """The record from its parts; facts that nobody gave are null."""
+    given = {name: args["provenance"].get(name) for name in PROVENANCE_GIVEN}
+    memory = args["cell"].get("guest_memory_bytes")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "census",
+        "run_id": args["run_id"],
+        "recorded_at": taken["recorded_at"],
+        "monotonic_seconds": taken["monotonic_seconds"],
+        "cell": args["cell"] or None,
+        "provenance": {**given, **taken["provenance"], "guest_memory_bytes": memory},
+        "observed": taken["observed"],
+    }
+
+
+def check(record: dict[str, Any]) -> None:
+    """AnsibleActionFail with one sentence unless the record fits the schema."""
+    schema = json.loads(files("analysis").joinpath("schema/census.schema.json").read_text(encoding="utf-8"))
+    error = best_match(Draft202012Validator(schema).iter_errors(record))
+    if error is not None:
+        where = error.json_path.removeprefix("$.")
+        raise AnsibleActionFail(f"census_record: the record is not valid at {where}: {error.message}")
+
+
+def prepare(path: Path) -> None:
+    """Create the folder before any guest is paused, and refuse to lose a record."""
+    if path.exists():
+        raise AnsibleActionFail(f"census_record: {path} exists and is kept; choose another run_id.")
+    try:
+        for folder in reversed([path.parent, *path.parent.parents]):
+            if not folder.exists():
+                folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise AnsibleActionFail(f"census_record: cannot write in {path.parent}: {error.strerror}.") from None
+
+
+def summary(record: dict[str, Any]) -> str:
+    """One line for a person; MiB are 2^20 bytes."""
+    seen = record["observed"]
+    return (
+        f"census: {seen['bytes_read'] / MIB:.0f} MiB of {len(seen['guests'])} guests read in "
+        f"{seen['read_seconds']:.1f} s, guests paused for {seen['pause_seconds']:.1f} s"
+    )

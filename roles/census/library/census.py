@@ -1,0 +1,453 @@
+#!/usr/bin/python3
+"""Ansible module: what the pages of all guests hold, counted at one instant."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: census
+short_description: Count equal pages within and between the guests of a KSM host
+description:
+  - Pauses the guests through libvirt, hashes every resident page of their mergeable memory (VmFlags mg), lets
+    them run again and counts equal hashes. Nothing of the guests is changed, and merged pages stay merged.
+  - Hashes are xxh3_64 with a random seed that is forgotten; they never leave this host's memory, and contents
+    are not kept either. The result has numbers only.
+  - A guest that was paused before stays paused. The others run again whatever happens, by a second process
+    if this one is killed outright.
+options:
+  domains:
+    description: Guest name to libvirt domain name; empty means every running guest of this testbed.
+    type: dict
+    default: {}
+  uri:
+    description: The libvirt connection.
+    type: str
+    default: qemu:///system
+  processes:
+    description: Processes that read; 0 means one for each CPU.
+    type: int
+    default: 0
+  progress_path:
+    description: File that takes a line for each step.
+    type: path
+    default: ""
+  sys_root:
+    description: The folder /sys, or a recorded one.
+    type: path
+    default: /sys
+  run_root:
+    description: The folder /run, or another one.
+    type: path
+    default: /run
+author: KSM testbed
+"""
+
+EXAMPLES = r"""
+- name: Count the equal pages of two guests
+  census:
+    domains:
+      guest01: ksm-testbed-guest01
+      guest02: ksm-testbed-guest02
+"""
+
+RETURN = r"""
+observed:
+  description: The census as in analysis/schema/census.schema.json.
+  type: dict
+  returned: success
+provenance:
+  description: Kernel, CPU, distribution, QEMU, libvirt, THP and KSM settings as read back.
+  type: dict
+  returned: success
+recorded_at:
+  description: The host's UTC time at the instant that was counted.
+  type: str
+  returned: success
+monotonic_seconds:
+  description: The host's monotonic clock at that time.
+  type: float
+  returned: success
+"""
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from xml.etree import ElementTree
+
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible.module_utils.ksm_probe import (
+    ProbeError,
+    Roots,
+    domain_pid,
+    ksm_counters,
+    parse_ksm_stat,
+    provenance,
+    read_optional,
+    read_required,
+)
+
+MISSING = []
+try:
+    import libvirt
+except ImportError:
+    MISSING.append("libvirt")
+try:
+    from ansible.module_utils.page_census import (
+        PAGE_BYTES,
+        CensusError,
+        Layout,
+        Reader,
+        parse_smaps,
+        tally,
+    )
+except ImportError as error:
+    MISSING.append(str(error.name))
+
+METADATA_URI = "urn:ksm-testbed"
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+PROGRESS_SECONDS = 1.0
+MIB = 1 << 20
+ALL_RUN_AGAIN = "\n"
+
+
+class GuestError(Exception):
+    """A guest cannot be paused; the message is one sentence for the user."""
+
+
+class Stopped(BaseException):
+    """This module was told to end."""
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A guest that is counted."""
+
+    name: str
+    domain: str
+    pid: int
+
+
+class Guardian:
+    """A process that lets the guests run again should this one be killed outright.
+
+    It holds the reading end of a pipe, and its end of file without the word that all is well means that
+    every writer is gone.
+    """
+
+    def __init__(self, uri: str) -> None:
+        """Fork it; before any connection to libvirt, which no two processes may share."""
+        reader, self.writer = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                os.setsid()
+                os.close(self.writer)
+                # Ansible waits until nobody holds the module's output open.
+                nowhere = os.open(os.devnull, os.O_RDWR)
+                for descriptor in (0, 1, 2):
+                    os.dup2(nowhere, descriptor)
+                for number in STOP_SIGNALS:
+                    signal.signal(number, signal.SIG_IGN)
+                with os.fdopen(reader) as lines:
+                    self._watch(lines.readlines(), uri)
+            finally:
+                os._exit(0)
+        os.close(reader)
+
+    @staticmethod
+    def _watch(lines: list[str], uri: str) -> None:
+        if lines and lines[-1] != ALL_RUN_AGAIN:
+            connection = libvirt.open(uri)
+            for line in lines:
+                try:
+                    connection.lookupByName(line.strip()).resume()
+                except libvirt.libvirtError:
+                    continue  # it was not paused yet, or has ended
+
+    def will_pause(self, domain: str) -> None:
+        """Tell the name before the domain is paused."""
+        os.write(self.writer, f"{domain}\n".encode())
+
+    def all_run_again(self) -> None:
+        """Take back what was told."""
+        os.write(self.writer, ALL_RUN_AGAIN.encode())
+
+    def dismiss(self) -> None:
+        """End it; unless all run again, it does its work first."""
+        os.close(self.writer)
+        os.waitpid(self._pid, 0)
+
+
+class Pause:
+    """Guests paused at the same time, from entering to leaving."""
+
+    def __init__(self, connection: Any, guests: list[Guest], guardian: Guardian) -> None:
+        """Nothing is paused yet."""
+        self._domains = {guest.name: connection.lookupByName(guest.domain) for guest in guests}
+        self._guardian = guardian
+        self._ours: list[str] = []
+        self._begin = 0.0
+        self.seconds = 0.0
+
+    def __enter__(self) -> Pause:
+        """Pause every guest that runs; on a failure those that were paused run again."""
+        self._begin = time.monotonic()
+        try:
+            for name, domain in self._domains.items():
+                state = domain.state()[0]
+                if state in (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED):
+                    continue
+                if state not in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED):
+                    raise GuestError(
+                        f"domain {domain.name()} of {name} does not run, so its pages can't be counted"
+                    )
+                self._guardian.will_pause(domain.name())
+                self._ours.append(name)
+                domain.suspend()
+        except BaseException:
+            self._resume()
+            raise
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Let those run again that ran before."""
+        self._resume()
+
+    def was_paused(self, name: str) -> bool:
+        """Whether the guest was paused before."""
+        return name not in self._ours
+
+    def _resume(self) -> None:
+        previous = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+        failed = []
+        for name in self._ours:
+            domain = self._domains[name]
+            try:
+                if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+                    domain.resume()
+            except libvirt.libvirtError as error:
+                failed.append(f"{domain.name()} ({error})")
+        self.seconds = time.monotonic() - self._begin
+        if not failed:
+            self._guardian.all_run_again()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if failed:
+            raise GuestError(
+                f"these domains may still be paused, resume them with virsh: {', '.join(failed)}"
+            )
+
+
+@contextmanager
+def stop_signals_raise() -> Iterator[None]:
+    """Within it, a signal to end raises Stopped."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise Stopped(signal.Signals(number).name)
+
+    previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def connected(uri: str) -> Iterator[Any]:
+    """Open libvirt, without its habit of printing errors to the terminal."""
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    try:
+        connection = libvirt.open(uri)
+    except libvirt.libvirtError as error:
+        raise GuestError(f"libvirt does not answer at {uri}: {error}; run the kvm_host role first") from None
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def find_guests(connection: Any, domains: Mapping[str, str], roots: Roots) -> list[Guest]:
+    """The guests by name, or all running ones of this testbed, in the order of their names."""
+    wanted = dict(domains)
+    if not wanted:
+        for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+            xml = ElementTree.fromstring(domain.XMLDesc())  # noqa: S314 -- libvirt's own
+            node = xml.find(f"metadata/{{{METADATA_URI}}}guest")
+            if node is not None:
+                wanted[node.attrib["name"]] = domain.name()
+    if not wanted:
+        raise GuestError(
+            "no guest of this testbed runs: start some that stay, with "
+            "`ansible-playbook playbooks/experiment.yml -e focus=1 -e keep_guests=true`"
+        )
+    return [Guest(name, wanted[name], domain_pid(wanted[name], roots)) for name in sorted(wanted)]
+
+
+def layout_of(guest: Guest, roots: Roots) -> Layout:
+    """The guest's mergeable memory; GuestError where it has none."""
+    layout = parse_smaps(read_required(roots.proc / str(guest.pid) / "smaps"))
+    if not layout.areas:
+        raise GuestError(
+            f"domain {guest.domain} has no memory that KSM may merge (no mapping with the VmFlag mg): "
+            "guest memory must be private and anonymous, without nosharepages"
+        )
+    return layout
+
+
+class Progress:
+    """Lines for the one who waits, at most one in a second while pages are read."""
+
+    def __init__(self, path: str, total_bytes: int) -> None:
+        """Without a path nothing is written."""
+        self._path = path
+        self._total_mib = total_bytes / MIB
+        self._next = time.monotonic() + PROGRESS_SECONDS
+
+    def say(self, text: str) -> None:
+        """Write a line."""
+        if self._path:
+            with Path(self._path).open("a", encoding="utf-8") as file:
+                file.write(f"{text}\n")
+
+    def read(self, bytes_read: int) -> None:
+        """Tell how far the reading is, in a second's distance."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + PROGRESS_SECONDS
+            self.say(f"read {bytes_read / MIB:.0f} of at most {self._total_mib:.0f} MiB")
+
+
+def take(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
+    """Take the census; the module's result."""
+    guardian = Guardian(params["uri"])
+    try:
+        with connected(params["uri"]) as connection, stop_signals_raise():
+            return count(connection, params, roots, guardian)
+    finally:
+        guardian.dismiss()
+
+
+def count(connection: Any, params: dict[str, Any], roots: Roots, guardian: Guardian) -> dict[str, Any]:
+    """Pause, read, resume, count."""
+    guests = find_guests(connection, params["domains"], roots)
+    host = provenance(roots)
+    areas = [layout_of(guest, roots) for guest in guests]
+    progress = Progress(params["progress_path"], sum(layout.mergeable_bytes for layout in areas))
+    processes = params["processes"] or len(os.sched_getaffinity(0))
+    pids = [guest.pid for guest in guests]
+    pause = Pause(connection, guests, guardian)
+    with Reader(pids, areas, processes=processes, close=guardian.writer) as reader:
+        with pause:
+            recorded_at, monotonic_seconds = datetime.now(UTC), time.monotonic()
+            layouts, ksm_stats = [], []
+            for guest, before in zip(guests, areas, strict=True):
+                # Together: KSM may map zero pages meanwhile, from the one number into the other.
+                layout = layout_of(guest, roots)
+                stat = read_optional(roots.proc / str(guest.pid) / "ksm_stat")
+                if layout.areas != before.areas:
+                    raise GuestError(
+                        f"domain {guest.domain} got or lost memory just now: take the census again"
+                    )
+                layouts.append(layout)
+                ksm_stats.append(None if stat is None else parse_ksm_stat(stat))
+            ksm = ksm_counters(roots)
+            reading = reader.read(progress.read)
+        progress.say(f"{len(guests)} guests run again after a pause of {pause.seconds:.1f} s")
+    begin = time.monotonic()
+    equal = tally([counted.hashes for counted in reading.counted], reading.zero_hash)
+    seen = {
+        guest.name: {
+            "pid": guest.pid,
+            "was_paused": pause.was_paused(guest.name),
+            "mergeable_bytes": layout.mergeable_bytes,
+            **pages(layout, ksm_stat, len(counted.hashes), zeros),
+            "distinct_pages": distinct,
+            "swapped_pages": counted.swapped_pages,
+            "ksm_stat": ksm_stat,
+        }
+        for guest, layout, ksm_stat, counted, zeros, distinct in zip(
+            guests, layouts, ksm_stats, reading.counted, equal.zero_pages, equal.distinct_pages, strict=True
+        )
+    }
+    return {
+        "observed": {
+            "guests": seen,
+            "contents": {
+                "guests": [held for held, _, _ in equal.contents],
+                "copies": [copies for _, copies, _ in equal.contents],
+                "contents": [number for _, _, number in equal.contents],
+            },
+            "shared_contents": [list(row) for row in equal.shared],
+            "ksm": ksm,
+            "pause_seconds": pause.seconds,
+            "read_seconds": reading.seconds,
+            "count_seconds": time.monotonic() - begin,
+            "bytes_read": reading.bytes_read,
+            "processes": reading.processes,
+        },
+        "provenance": host,
+        "recorded_at": recorded_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "monotonic_seconds": monotonic_seconds,
+    }
+
+
+def pages(layout: Layout, ksm_stat: dict[str, Any] | None, present: int, zeros: int) -> dict[str, int]:
+    """Resident pages of a guest and zero pages among them.
+
+    A present page that smaps does not count as anonymous is a mapping of the kernel's zero page, which takes
+    no memory: the guest read it and never wrote, or KSM put it there (use_zero_pages=1). Only the latter was
+    a page before.
+    """
+    mapped = max(0, present - layout.anonymous_bytes // PAGE_BYTES)
+    by_ksm = min(mapped, int((ksm_stat or {}).get("ksm_zero_pages", 0)))
+    zero_pages = max(0, zeros - mapped + by_ksm)
+    return {
+        "resident_pages": present - zeros + zero_pages,
+        "zero_pages": zero_pages,
+        "zero_mapped_pages": mapped,
+    }
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "domains": {"type": "dict", "default": {}},
+            "uri": {"type": "str", "default": "qemu:///system"},
+            "processes": {"type": "int", "default": 0},
+            "progress_path": {"type": "path", "default": ""},
+            "sys_root": {"type": "path", "default": "/sys"},
+            "run_root": {"type": "path", "default": "/run"},
+        },
+        supports_check_mode=True,
+    )
+    if MISSING:
+        module.fail_json(
+            msg=missing_required_lib(MISSING[0], reason="to take a census; the role census installs it")
+        )
+    if module.params["processes"] < 0:
+        module.fail_json(
+            msg=f"processes is {module.params['processes']}: allowed is 0 (one for each CPU) or more"
+        )
+    if module.check_mode:
+        module.exit_json(changed=False, msg="would pause the guests for a moment and count their pages")
+    # Other processes' memory is readable at the real /proc alone.
+    roots = Roots(sys=Path(module.params["sys_root"]), run=Path(module.params["run_root"]))
+    try:
+        module.exit_json(changed=False, **take(module.params, roots))
+    except (ProbeError, GuestError, CensusError) as error:
+        module.fail_json(msg=str(error))
+    except libvirt.libvirtError as error:
+        module.fail_json(msg=f"libvirt refused: {error}")
+    except Stopped as error:
+        module.fail_json(msg=f"stopped by {error}; the guests run again")
+
+
+if __name__ == "__main__":
+    main()

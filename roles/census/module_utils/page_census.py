@@ -1,0 +1,373 @@
+"""Hash the resident pages of paused processes and count equal hashes; contents are not kept.
+
+Pages are read through /proc/PID/mem. process_vm_readv would be faster, and change what it measures: it pins
+pages (FOLL_PIN), and a page that is pinned for reading and not its owner's alone is copied first (mm/gup.c,
+gup_must_unshare), so that each merged page would come apart. Absent pages are never touched: reading one
+would map the zero page there.
+Sources: Documentation/admin-guide/mm/pagemap.rst, Documentation/filesystems/proc.rst (smaps, mem).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import multiprocessing
+import os
+import re
+import secrets
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+HASH_BYTES = 8
+# Within the second-level cache, so that hashing finds there what reading left.
+BUFFER_BYTES = 1 << 20
+TASK_BYTES = 64 << 20
+KIB = 1024
+PAGEMAP_PRESENT = 1 << 63
+PAGEMAP_SWAPPED = 1 << 62
+PAGEMAP_FILE_OR_SHARED = 1 << 61
+PR_SET_PDEATHSIG = 1
+MATRIX_ROWS = 1 << 16
+COPIES_BITS = 40
+
+Hashes = npt.NDArray[np.uint64]
+
+
+class CensusError(Exception):
+    """A census cannot be taken; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Area:
+    """A mapping of a process that KSM may merge."""
+
+    start: int
+    end: int
+
+    @property
+    def bytes(self) -> int:
+        """Its address space."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What /proc/PID/smaps tells of a process: its mergeable mappings and the anonymous memory in them."""
+
+    areas: tuple[Area, ...]
+    anonymous_bytes: int
+
+    @property
+    def mergeable_bytes(self) -> int:
+        """Address space of the mergeable mappings."""
+        return sum(area.bytes for area in self.areas)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Pages of one process while it was paused.
+
+    ``hashes`` are those of all present anonymous pages, the zero page's mappings among them.
+    """
+
+    hashes: Hashes
+    swapped_pages: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The hashes of all processes, the hash of a page of zeros, and what reading cost."""
+
+    counted: tuple[Counted, ...]
+    zero_hash: int
+    bytes_read: int
+    seconds: float
+    processes: int
+
+
+@dataclass(frozen=True)
+class _Task:
+    owner: int
+    pid: int
+    start: int
+    pages: int
+    place: int
+
+
+def parse_smaps(text: str) -> Layout:
+    """The mergeable mappings (VmFlags mg) of one /proc/PID/smaps."""
+    areas = []
+    anonymous_bytes = 0
+    start = end = anonymous = 0
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name == "Anonymous":
+            anonymous = int(value.split()[0]) * KIB
+        elif name == "VmFlags":
+            if "mg" in value.split():
+                areas.append(Area(start, end))
+                anonymous_bytes += anonymous
+        elif header := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            start, end = int(header[1], 16), int(header[2], 16)
+    return Layout(tuple(areas), anonymous_bytes)
+
+
+class Reader:
+    """Worker processes and the memory that they share; made before the pause, so that the pause is short."""
+
+    def __init__(
+        self, pids: Sequence[int], layouts: Sequence[Layout], *, processes: int, close: int | None
+    ) -> None:
+        """Start the workers.
+
+        Args:
+            pids: the processes to read.
+            layouts: their mappings, in the same order.
+            processes: number of workers.
+            close: a descriptor that the workers must not keep open.
+        """
+        self._tasks = list(_tasks(pids, layouts))
+        self._owners = len(pids)
+        self.processes = max(1, min(processes, len(self._tasks)))
+        pages = sum(layout.mergeable_bytes for layout in layouts) // PAGE_BYTES
+        # Shared with the workers; what is not written to takes no memory.
+        self._shared = mmap.mmap(-1, max(1, pages) * HASH_BYTES)
+        self._hashes: Hashes = np.frombuffer(self._shared, dtype=np.uint64)
+        self._seed = secrets.randbits(64)
+        self._pool = ProcessPoolExecutor(
+            self.processes,
+            mp_context=multiprocessing.get_context("fork"),
+            initializer=_start_worker,
+            initargs=(self._hashes, self._seed, os.getpid(), close),
+        )
+        self._guarded(lambda: self._pool.submit(os.getpid).result())
+
+    def __enter__(self) -> Reader:
+        """The reader itself."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """End the workers."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def read(self, progress: Callable[[int], None]) -> Reading:
+        """Hash every present anonymous page.
+
+        Args:
+            progress: called with the bytes read so far, now and then.
+
+        Raises:
+            CensusError: a process ended, or a worker did.
+        """
+        begin = time.monotonic()
+        done: dict[int, tuple[int, int]] = {}
+
+        def gather() -> None:
+            futures = {self._pool.submit(_hash_task, task): task.place for task in self._tasks}
+            for future in as_completed(futures):
+                done[futures[future]] = future.result()
+                progress(sum(pages for pages, _ in done.values()) * PAGE_BYTES)
+
+        self._guarded(gather)
+        seconds = time.monotonic() - begin
+        return Reading(
+            counted=tuple(self._counted(owner, done) for owner in range(self._owners)),
+            zero_hash=xxhash.xxh3_64_intdigest(bytes(PAGE_BYTES), self._seed),
+            bytes_read=sum(pages for pages, _ in done.values()) * PAGE_BYTES,
+            seconds=seconds,
+            processes=self.processes,
+        )
+
+    def _counted(self, owner: int, done: dict[int, tuple[int, int]]) -> Counted:
+        places = [task.place for task in self._tasks if task.owner == owner]
+        parts = [self._hashes[place : place + done[place][0]] for place in places]
+        hashes = np.concatenate(parts) if parts else np.empty(0, np.uint64)
+        return Counted(hashes, sum(done[place][1] for place in places))
+
+    @staticmethod
+    def _guarded(work: Callable[[], Any]) -> None:
+        try:
+            work()
+        except BrokenProcessPool:
+            raise CensusError("a worker of the census was killed; is the host out of memory?") from None
+
+
+def _tasks(pids: Sequence[int], layouts: Sequence[Layout]) -> Iterator[_Task]:
+    place = 0
+    for owner, (pid, layout) in enumerate(zip(pids, layouts, strict=True)):
+        for area in layout.areas:
+            for start in range(area.start, area.end, TASK_BYTES):
+                pages = (min(start + TASK_BYTES, area.end) - start) // PAGE_BYTES
+                yield _Task(owner, pid, start, pages, place)
+                place += pages
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """What one worker process keeps: its buffer, a view of each page in it, and where hashes go."""
+
+    hashes: Hashes
+    seed: int
+    buffer: memoryview
+    pages: tuple[memoryview, ...]
+
+
+_worker: _Worker
+
+
+def _start_worker(hashes: Hashes, seed: int, parent: int, close: int | None) -> None:
+    global _worker  # noqa: PLW0603 -- a worker process has one state, made once
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A parent that is killed outright must not leave workers, which would hold its pipes open.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    if close is not None:
+        os.close(close)
+    buffer = memoryview(mmap.mmap(-1, BUFFER_BYTES))
+    pages = tuple(buffer[at : at + PAGE_BYTES] for at in range(0, BUFFER_BYTES, PAGE_BYTES))
+    _worker = _Worker(hashes, seed, buffer, pages)
+
+
+def _hash_task(task: _Task) -> tuple[int, int]:
+    """Hash the present anonymous pages of a range into its place; (their number, swapped pages)."""
+    try:
+        pagemap = os.open(f"/proc/{task.pid}/pagemap", os.O_RDONLY)
+        try:
+            entries = os.pread(pagemap, task.pages * HASH_BYTES, task.start // PAGE_BYTES * HASH_BYTES)
+        finally:
+            os.close(pagemap)
+        flags = np.frombuffer(entries, dtype=np.uint64)
+        if len(flags) != task.pages:
+            raise CensusError(f"process {task.pid} ended or changed its memory while it was read")
+        swapped = np.count_nonzero(flags & np.uint64(PAGEMAP_SWAPPED))
+        mask = np.uint64(PAGEMAP_PRESENT | PAGEMAP_FILE_OR_SHARED)
+        present = (flags & mask) == np.uint64(PAGEMAP_PRESENT)
+        memory = os.open(f"/proc/{task.pid}/mem", os.O_RDONLY)
+        try:
+            return _hash_pages(memory, task, present), int(swapped)
+        finally:
+            os.close(memory)
+    except OSError as error:
+        # Pickled to the parent: an OSError of its own would lose its sentence.
+        raise CensusError(f"the memory of process {task.pid} cannot be read: {error.strerror}") from None
+
+
+def _hash_pages(memory: int, task: _Task, present: npt.NDArray[np.bool_]) -> int:
+    edges = np.flatnonzero(np.diff(present, prepend=False, append=False))
+    place = task.place
+    filled = 0
+    for first, last in edges.reshape(-1, 2).tolist():
+        page = first
+        while page < last:
+            room = min(last - page, len(_worker.pages) - filled)
+            _read(memory, _worker.buffer[filled * PAGE_BYTES : (filled + room) * PAGE_BYTES], task, page)
+            page += room
+            filled += room
+            if filled == len(_worker.pages):
+                place = _hash_buffer(place, filled)
+                filled = 0
+    return _hash_buffer(place, filled) - task.place
+
+
+def _read(memory: int, into: memoryview, task: _Task, page: int) -> None:
+    address = task.start + page * PAGE_BYTES
+    while into:
+        length = os.preadv(memory, [into], address)
+        if length == 0:
+            raise CensusError(f"process {task.pid} ended or changed its memory while it was read")
+        into = into[length:]
+        address += length
+
+
+def _hash_buffer(place: int, pages: int) -> int:
+    """Hash the first pages of the buffer; the place after them.
+
+    One C call for each page and no bytecode between: in python-xxhash a call costs some 80 ns besides the
+    hashing, by ctypes 300 ns.
+    """
+    digests = b"".join(map(xxhash.xxh3_64_digest, _worker.pages[:pages], repeat(_worker.seed)))
+    _worker.hashes[place : place + pages] = np.frombuffer(digests, dtype=">u8")
+    return place + pages
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Equal pages counted; zero pages are in no number but ``zero_pages``.
+
+    ``zero_pages``, ``distinct_pages``: one for each process.
+    ``contents``: (processes that hold it, copies in all, number of such contents), ascending.
+    ``shared``: distinct contents that two processes both hold; the diagonal is ``distinct_pages``.
+    """
+
+    zero_pages: tuple[int, ...]
+    distinct_pages: tuple[int, ...]
+    contents: tuple[tuple[int, int, int], ...]
+    shared: tuple[tuple[int, ...], ...]
+
+
+def tally(hashes: Sequence[Hashes], zero_hash: int) -> Tally:
+    """Count equal hashes within and between processes.
+
+    Two different pages among p have equal hashes with a probability of p^2 / 2^65: 1e-7 for two million.
+    """
+    zero = np.uint64(zero_hash)
+    zero_pages = tuple(int(np.count_nonzero(mine == zero)) for mine in hashes)
+    counted = [np.unique(mine[mine != zero], return_counts=True) for mine in hashes]
+    distinct = [len(values) for values, _ in counted]
+    if not sum(distinct):
+        shared = tuple((0,) * len(hashes) for _ in hashes)
+        return Tally(zero_pages, tuple(distinct), (), shared)
+    values = np.concatenate([values for values, _ in counted])
+    copies = np.concatenate([counts.astype(np.uint32) for _, counts in counted])
+    del counted
+    owners = np.repeat(np.arange(len(hashes), dtype=np.uint16), distinct)
+    order = np.argsort(values, kind="stable")
+    values, copies, owners = values[order], copies[order], owners[order]
+    starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
+    held_by = np.diff(starts, append=len(values))
+    # One number for each pair of (held by, copies): sorting rows would take several times as long.
+    pairs = (held_by << COPIES_BITS) + np.add.reduceat(copies, starts, dtype=np.int64)
+    kinds, numbers = np.unique(pairs, return_counts=True)
+    return Tally(
+        zero_pages=zero_pages,
+        distinct_pages=tuple(distinct),
+        contents=tuple(
+            (kind >> COPIES_BITS, kind & ((1 << COPIES_BITS) - 1), number)
+            for kind, number in zip(kinds.tolist(), numbers.tolist(), strict=True)
+        ),
+        shared=_shared(owners, held_by, starts, distinct),
+    )
+
+
+def _shared(
+    owners: npt.NDArray[np.uint16],
+    held_by: npt.NDArray[np.int64],
+    starts: npt.NDArray[np.int64],
+    distinct: Sequence[int],
+) -> tuple[tuple[int, ...], ...]:
+    matrix = np.zeros((len(distinct), len(distinct)), dtype=np.int64)
+    several = np.flatnonzero(held_by > 1)
+    for first in range(0, len(several), MATRIX_ROWS):
+        rows = several[first : first + MATRIX_ROWS]
+        # float32 counts exactly up to 2^24, and a block has 2^16 rows; BLAS multiplies no integers.
+        held = np.zeros((len(rows), len(distinct)), dtype=np.float32)
+        lengths = held_by[rows]
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        held[np.repeat(np.arange(len(rows)), lengths), owners[np.repeat(starts[rows], lengths) + within]] = 1
+        matrix += np.rint(held.T @ held).astype(np.int64)
+    np.fill_diagonal(matrix, distinct)
+    return tuple(tuple(row) for row in matrix.tolist())

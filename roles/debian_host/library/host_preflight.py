@@ -1,0 +1,191 @@
+#!/usr/bin/python3
+"""Ansible module: may this host run the testbed? Read-only."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: host_preflight
+short_description: Refuse a host that can't measure, before anything on it is changed
+description:
+  - Checks the system, the rights, the kernel's KSM and counters, rival tuners, other processes whose memory
+    KSM could merge, and that the host's memory could hold the guests at all.
+options:
+  debian_versions:
+    description: major versions that are supported
+    type: list
+    elements: str
+    default: ["12", "13"]
+  rival_tuners:
+    description: commands that change KSM's knobs by themselves
+    type: list
+    elements: str
+    default: [ksmtuned]
+  allow_other_mergeable:
+    description: go on although other processes offer memory to KSM
+    type: bool
+    default: false
+  guests: {description: guests that are to run; 0 leaves their memory unchecked, type: int, default: 0}
+  guest_memory_mib: {description: memory of one of them, type: int, default: 0}
+  own_prefix: {description: the guests' domains begin with this, type: str, default: ksm-testbed-}
+  proc_root: {description: for tests, type: path, default: /proc}
+  sys_root: {description: for tests, type: path, default: /sys}
+  etc_root: {description: for tests, type: path, default: /etc}
+"""
+
+EXAMPLES = r"""
+- name: Refuse a host that can't measure
+  host_preflight:
+"""
+
+RETURN = r"""
+debian_version: {description: major version, type: str, returned: success}
+systemd: {description: whether systemd is PID 1, type: bool, returned: success}
+other_mergeable:
+  description: processes besides the guests that offer memory to KSM
+  type: list
+  returned: success
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+NEEDED_KSM_FILES = (
+    "run",
+    "pages_to_scan",
+    "sleep_millisecs",
+    "full_scans",
+    "pages_shared",
+    "pages_sharing",
+    "pages_unshared",
+)
+COMM_CHARACTERS = 15  # the kernel keeps no more of a command's name
+
+
+def os_release(etc: Path) -> dict[str, str]:
+    """Return /etc/os-release as a dict."""
+    pairs = (line.split("=", 1) for line in (etc / "os-release").read_text().splitlines() if "=" in line)
+    return {name: value.strip().strip('"') for name, value in pairs}
+
+
+def processes(proc: Path) -> list[tuple[int, str, str]]:
+    """Return (pid, comm, command line) of every process that can be read."""
+    found = []
+    for folder in proc.iterdir():
+        if folder.name.isdigit():
+            try:
+                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                name = (folder / "comm").read_text().strip()
+                found.append((int(folder.name), name, " ".join(line.split())))
+            except OSError:
+                continue  # it ended meanwhile
+    return sorted(found)
+
+
+def mergeable(proc: Path, pid: int) -> bool:
+    """Tell whether a process offers memory to KSM."""
+    try:
+        text = (proc / str(pid) / "ksm_stat").read_text()
+        values = dict(line.replace(":", " ").split()[:2] for line in text.splitlines() if line.strip())
+    except OSError:
+        values = {}
+    if values:
+        return (
+            "yes" in (values.get("ksm_mergeable"), values.get("ksm_merge_any"))
+            or int(values.get("ksm_rmap_items", 0)) > 0
+        )
+    try:
+        return int((proc / str(pid) / "ksm_merging_pages").read_text()) > 0
+    except (OSError, ValueError):
+        return False
+
+
+def total_mib(meminfo: str) -> int:
+    """Return MemTotal in MiB."""
+    lines = (line.split() for line in meminfo.splitlines())
+    return next((int(words[1]) >> 10 for words in lines if words and words[0] == "MemTotal:"), 0)
+
+
+def problems(params: dict[str, Any], user_id: int) -> tuple[list[str], dict[str, Any]]:
+    """Return (what is wrong, one sentence each; facts)."""
+    proc, sys_, etc = (Path(params[name]) for name in ("proc_root", "sys_root", "etc_root"))
+    wrong = []
+    release = os_release(etc)
+    version = release.get("VERSION_ID", "")
+    if release.get("ID") != "debian" or version not in params["debian_versions"]:
+        wrong.append(
+            f"this host runs {release.get('PRETTY_NAME', 'an unknown system')}, "
+            f"and the testbed supports Debian {' and '.join(params['debian_versions'])}"
+        )
+    if user_id != 0:
+        wrong.append(
+            "the testbed changes kernel settings and needs root: "
+            "run as root, or with sudo and --ask-become-pass"
+        )
+    ksm = sys_ / "kernel/mm/ksm"
+    if not ksm.is_dir():
+        wrong.append("this kernel has no /sys/kernel/mm/ksm: boot one with CONFIG_KSM=y")
+    else:
+        missing = [name for name in NEEDED_KSM_FILES if not (ksm / name).exists()]
+        if missing:
+            wrong.append(
+                f"this kernel's /sys/kernel/mm/ksm lacks {', '.join(missing)}, which the measurement needs"
+            )
+    meminfo = (proc / "meminfo").read_text()
+    if "MemAvailable:" not in meminfo:
+        wrong.append("this kernel's /proc/meminfo has no MemAvailable, which the measurement needs")
+    guests, each_mib = params["guests"], params["guest_memory_mib"]
+    if guests * each_mib > total_mib(meminfo):
+        wrong.append(
+            f"guests is {guests} and guest_memory_mib is {each_mib}: this host has {total_mib(meminfo)} MiB "
+            f"in all, which holds {total_mib(meminfo) // each_mib} such guests at the most"
+        )
+    running = processes(proc)
+    tuners = {tuner[:COMM_CHARACTERS] for tuner in params["rival_tuners"]}
+    rivals = sorted({name for _, name, _ in running if name in tuners})
+    if rivals:
+        wrong.append(
+            f"{', '.join(rivals)} runs on this host and changes KSM's knobs by itself: "
+            "stop it for the experiment"
+        )
+    others = [{"pid": pid, "command": line or name} for pid, name, line in running
+              if f"guest={params['own_prefix']}" not in line and mergeable(proc, pid)]
+    if others and not params["allow_other_mergeable"]:
+        names = ", ".join(f"{other['pid']} ({str(other['command'])[:60]})" for other in others[:5])
+        wrong.append(
+            f"other processes offer memory to KSM and would be merged and unmerged with the guests: {names}; "
+            "end them, or set debian_host_allow_other_mergeable=true"
+        )
+    return wrong, {"debian_version": version, "systemd": (proc / "1/comm").read_text().strip() == "systemd",
+                   "other_mergeable": others}
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "debian_versions": {"type": "list", "elements": "str", "default": ["12", "13"]},
+            "rival_tuners": {"type": "list", "elements": "str", "default": ["ksmtuned"]},
+            "allow_other_mergeable": {"type": "bool", "default": False},
+            "guests": {"type": "int", "default": 0},
+            "guest_memory_mib": {"type": "int", "default": 0},
+            "own_prefix": {"type": "str", "default": "ksm-testbed-"},
+            "proc_root": {"type": "path", "default": "/proc"},
+            "sys_root": {"type": "path", "default": "/sys"},
+            "etc_root": {"type": "path", "default": "/etc"},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        wrong, facts = problems(module.params, os.geteuid())
+    except OSError as error:
+        module.fail_json(msg=f"the preflight can't read this host: {error}")
+    if wrong:
+        module.fail_json(msg="; ".join(wrong), **facts)
+    module.exit_json(changed=False, **facts)
+
+
+if __name__ == "__main__":
+    main()

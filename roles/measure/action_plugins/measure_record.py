@@ -1,0 +1,304 @@
+"""Measure one phase of a cell on a hypervisor and write its record on the controller.
+
+Arguments:
+    phase: off, merge, on, verify or failed.
+    run_id, cell, requested: as in the record (analysis/schema/record.schema.json).
+    provenance: design_digest, image_digest, accelerator and testbed_version; the rest is read from the host.
+    directory: the cell's folder on the controller, absolute; created with mode 0700.
+    domains: guest name to libvirt domain name (off, on).
+    workload: guest name to what filled it (off, on); empty where nothing was filled.
+    verify: guest name to the digests before and after merging (verify).
+    failure: phase, task and message (failed).
+    start_ksm: merge begins with writing 1 to run (default true).
+    until, duration_seconds: what ends merge (converged or seconds), as in the module measure_series.
+    replace: write over a record of this phase (default false; a failed record always replaces its kind).
+    proc_root, sys_root, run_root: the host's trees, for tests.
+
+Returns: record (path), msg (one line), changed (whether the host was changed: only by starting KSM).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleActionFail, AnsibleError
+from ansible.plugins.action import ActionBase
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
+from analysis.module_progress import run_with_progress
+
+SCHEMA_VERSION = 1
+PHASES = ("off", "merge", "on", "verify", "failed")
+# YAML 1.1 reads an unquoted off or on as a truth value.
+YAML_TRUTH = {False: "off", True: "on"}
+PROVENANCE_GIVEN = ("design_digest", "image_digest", "accelerator", "testbed_version")
+PROVENANCE_READ = (
+    "kernel_release",
+    "architecture",
+    "cpu_model",
+    "cpu_count",
+    "page_size_bytes",
+    "memory_total_bytes",
+    "os_release",
+    "qemu_version",
+    "libvirt_version",
+    "thp",
+    "ksm_knobs",
+    "swap_total_bytes",
+)
+NEEDS = {"off": "domains", "on": "domains", "failed": "failure"}
+MERGE_SETUP_SECONDS = 120
+MESSAGE_LIMIT_CHARACTERS = 4000
+MIB = 1 << 20
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """Controller side of the role measure."""
+
+    _supports_check_mode = True
+    _supports_async = False
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Measure, check, write."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        variables = task_vars or {}
+        args = self._arguments()
+        phase = args["phase"]
+        path = Path(args["directory"]) / f"{phase}.json"
+        if self._task.check_mode:
+            return {
+                **result,
+                "changed": False,
+                "record": str(path),
+                "msg": f"would measure {phase} and write {path}",
+            }
+        prepare(path, replace=args["replace"] or phase == "failed")
+
+        if phase == "failed":
+            measured = self._failed(args, variables)
+        elif phase == "merge":
+            measured = self._merge(args, variables)
+        else:
+            measured = self._host(args, variables, args["domains"] if phase in ("off", "on") else {})
+        if measured.get("failed") or measured.get("unreachable"):
+            return {**result, **measured}
+        record = assemble(args, measured, observed(args, measured))
+        check(record)
+        write(path, record)
+        changed = phase == "merge" and args["start_ksm"]
+        return {**result, "changed": changed, "record": str(path), "msg": summary(record)}
+
+    def _arguments(self) -> dict[str, Any]:
+        given = dict(self._task.args)
+        if isinstance(given.get("phase"), bool):
+            given["phase"] = YAML_TRUTH[given["phase"]]
+        self._task.args = given
+        _, args = self.validate_argument_spec(
+            argument_spec={
+                "phase": {"type": "str", "required": True, "choices": list(PHASES)},
+                "run_id": {"type": "str", "required": True},
+                "cell": {"type": "dict", "required": True},
+                "requested": {"type": "dict", "required": True},
+                "provenance": {"type": "dict", "required": True},
+                "directory": {"type": "str", "required": True},
+                "domains": {"type": "dict", "default": {}},
+                "workload": {"type": "dict", "default": {}},
+                "verify": {"type": "dict", "default": {}},
+                "failure": {"type": "dict", "default": {}},
+                "start_ksm": {"type": "bool", "default": True},
+                "until": {"type": "str", "choices": ["converged", "seconds"], "default": "converged"},
+                "duration_seconds": {"type": "float"},
+                "replace": {"type": "bool", "default": False},
+                "proc_root": {"type": "str", "default": "/proc"},
+                "sys_root": {"type": "str", "default": "/sys"},
+                "run_root": {"type": "str", "default": "/run"},
+            },
+            required_if=[("until", "seconds", ["duration_seconds"])],
+        )
+        # Templated values carry Ansible's tags; a record is plain JSON.
+        plain: dict[str, Any] = json.loads(json.dumps(args))
+        needed = NEEDS.get(plain["phase"])
+        if needed and not plain[needed]:
+            raise AnsibleActionFail(f"measure_record: phase {plain['phase']} needs the argument {needed}.")
+        guests = plain["cell"].get("guests")
+        # An idle cell has nothing to verify and no workload; half of the guests is a fault.
+        for name in ("domains", "workload", "verify"):
+            if plain[name] and len(plain[name]) != guests:
+                raise AnsibleActionFail(
+                    f"measure_record: {name} names {len(plain[name])} guests; cell.guests is {guests}."
+                )
+        if not Path(plain["directory"]).is_absolute():
+            raise AnsibleActionFail(
+                f"measure_record: directory is {plain['directory']!r}; it must be an absolute path."
+            )
+        return plain
+
+    def _host(
+        self, args: dict[str, Any], task_vars: dict[str, Any], domains: dict[str, str]
+    ) -> dict[str, Any]:
+        roots = {name: args[name] for name in ("proc_root", "sys_root", "run_root")}
+        measured: dict[str, Any] = self._execute_module(
+            module_name="measure_host", module_args={"domains": domains, **roots}, task_vars=task_vars
+        )
+        return measured
+
+    def _merge(self, args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+        # Before the series: a host that cannot be described is found before the minutes of sampling.
+        host = self._host(args, task_vars, {})
+        if host.get("failed") or host.get("unreachable"):
+            return host
+        convergence = args["requested"]["convergence"]
+        limit = convergence["timeout_seconds"] if args["until"] == "converged" else args["duration_seconds"]
+        progress_path = f"{args['run_root']}/measure_series-{secrets.token_hex(8)}.progress"
+        series = run_with_progress(
+            self,
+            "measure_series",
+            {
+                "start_ksm": args["start_ksm"],
+                "interval_seconds": args["requested"]["sample_interval_seconds"],
+                "until": args["until"],
+                "duration_seconds": args["duration_seconds"],
+                "timeout_seconds": convergence["timeout_seconds"],
+                "min_full_scans": convergence["min_full_scans"],
+                "window_scans": convergence["window_scans"],
+                "threshold_percent": convergence["threshold_percent"],
+                "guests": args["cell"]["guests"],
+                "progress_path": progress_path,
+                "proc_root": args["proc_root"],
+                "sys_root": args["sys_root"],
+            },
+            task_vars,
+            progress_path,
+            float(limit) + MERGE_SETUP_SECONDS,
+        )
+        return series if series.get("failed") else {**series, "provenance": host["provenance"]}
+
+    def _failed(self, args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+        try:
+            measured = self._host(args, task_vars, {})
+        except AnsibleError:
+            measured = {"failed": True}
+        if measured.get("failed") or measured.get("unreachable"):
+            return {
+                "provenance": {},
+                "recorded_at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}",
+                "monotonic_seconds": None,
+            }
+        return measured
+
+
+def observed(args: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """`observed` of a record, whose shape follows the phase."""
+    if args["phase"] == "verify":
+        return {"guests": args["verify"]}
+    if args["phase"] == "failed":
+        return failure(args["failure"])
+    seen: dict[str, Any] = measured["observed"]
+    return seen if args["phase"] == "merge" else {**seen, "workload": args["workload"]}
+
+
+def assemble(args: dict[str, Any], measured: dict[str, Any], seen: dict[str, Any]) -> dict[str, Any]:
+    """The record of the contract from its parts; facts that nobody gave are null."""
+    provenance = {name: args["provenance"].get(name) for name in PROVENANCE_GIVEN}
+    provenance |= {name: measured["provenance"].get(name) for name in PROVENANCE_READ}
+    provenance["guest_memory_bytes"] = args["cell"].get("guest_memory_bytes")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": args["phase"],
+        "run_id": args["run_id"],
+        "recorded_at": measured["recorded_at"],
+        "monotonic_seconds": measured["monotonic_seconds"],
+        "cell": args["cell"],
+        "requested": args["requested"],
+        "provenance": provenance,
+        "observed": seen,
+    }
+
+
+def failure(given: dict[str, Any]) -> dict[str, str]:
+    """What failed, short enough to read; a task's message may be a whole log."""
+    return {
+        "phase": str(given.get("phase", "")),
+        "task": str(given.get("task", "")),
+        "message": str(given.get("message", ""))[:MESSAGE_LIMIT_CHARACTERS],
+    }
+
+
+def check(record: dict[str, Any]) -> None:
+    """AnsibleActionFail with one sentence unless the record fits the schema."""
+    schema = json.loads(files("analysis").joinpath("schema/record.schema.json").read_text(encoding="utf-8"))
+    error = best_match(Draft202012Validator(schema).iter_errors(record))
+    if error is not None:
+        where = error.json_path.removeprefix("$.")
+        raise AnsibleActionFail(
+            f"measure_record: the {record['kind']} record is not valid at {where}: {error.message}"
+        )
+
+
+def prepare(path: Path, *, replace: bool) -> None:
+    """Create the cell's folder before hours of machine time depend on it, and refuse to lose a record."""
+    try:
+        for folder in reversed([path.parent, *path.parent.parents]):
+            if not folder.exists():
+                folder.mkdir(mode=0o700)
+        if path.exists() and not replace:
+            raise AnsibleActionFail(
+                f"measure_record: {path} exists and is kept; choose another run_id or set replace."
+            )
+        probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        probe.unlink()
+    except OSError as error:
+        raise AnsibleActionFail(f"measure_record: cannot write in {path.parent}: {error.strerror}.") from None
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Write all of a record or nothing: a temporary file, synced, then renamed; mode 0600."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                json.dump(record, stream, indent=1, allow_nan=False)
+                stream.write("\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise AnsibleActionFail(f"measure_record: cannot write {path}: {error.strerror}.") from None
+
+
+def summary(record: dict[str, Any]) -> str:
+    """One line for a person; MiB are 2^20 bytes."""
+    seen, kind = record["observed"], record["kind"]
+    if kind in ("off", "on"):
+        available = seen["host"]["meminfo"]["MemAvailable_bytes"]
+        ksm = seen["host"]["ksm"]
+        pages = ksm["pages_sharing"] + (ksm["ksm_zero_pages"] or 0)
+        saved = pages * record["provenance"]["page_size_bytes"]
+        pss = sum(guest["smaps_rollup"]["Pss_bytes"] for guest in seen["guests"].values())
+        return (
+            f"{kind}: {available / MIB:.0f} MiB available, KSM saves {saved / MIB:.0f} MiB, "
+            f"PSS of {len(seen['guests'])} guests {pss / MIB:.0f} MiB"
+        )
+    if kind == "merge":
+        return f"merge: {seen['full_scans']} full scans in {seen['duration_seconds']:.0f} s; {seen['reason']}"
+    if kind == "verify":
+        intact = sum(guest["intact"] for guest in seen["guests"].values())
+        return f"verify: {intact} of {len(seen['guests'])} guests intact"
+    return f"failed: phase {seen['phase']}, task {seen['task']!r}"

@@ -1,0 +1,360 @@
+#!/usr/bin/python3
+"""Sample KSM's counters until the saving has settled."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: measure_series
+short_description: Sample KSM's counters until the saving has settled
+description:
+  - Samples at a fixed cadence until the convergence rule holds, a timeout, or for a given time.
+  - With O(start_ksm) the first act is to write 1 to the file run of KSM, the only write of this module, so
+    that second 0 of the series is the moment of the change that it follows. Else nothing is changed.
+  - On SIGTERM or SIGINT it returns what it has.
+options:
+  start_ksm:
+    description: Write 1 to run at second 0.
+    type: bool
+    default: false
+  interval_seconds:
+    description: Time from sample to sample, 0.1 or more.
+    type: float
+    default: 1.0
+  until:
+    description: What ends the series.
+    type: str
+    choices: [converged, seconds]
+    default: converged
+  duration_seconds:
+    description: Length of the series with O(until=seconds).
+    type: float
+  timeout_seconds:
+    description: With O(until=converged), give up after this time and say so.
+    type: float
+    default: 900
+  min_full_scans:
+    description: Complete scans before anything counts as settled; at least 10 while smart_scan is on.
+    type: int
+    default: 3
+  window_scans:
+    description: Complete scans over which the saving must keep still.
+    type: int
+    default: 2
+  threshold_percent:
+    description: Largest spread of the saved pages in that window, in percent of the saving.
+    type: float
+    default: 0.5
+  guests:
+    description: Number of guests, for the progress lines only.
+    type: int
+    default: 0
+  progress_path:
+    description: File to which progress lines are appended.
+    type: path
+  proc_root:
+    description: The folder /proc, or a recorded one.
+    type: path
+    default: /proc
+  sys_root:
+    description: The folder /sys, or a recorded one.
+    type: path
+    default: /sys
+author: KSM testbed
+"""
+
+EXAMPLES = r"""
+- name: Start merging and follow it until it has settled
+  measure_series:
+    start_ksm: true
+    timeout_seconds: 600
+"""
+
+RETURN = r"""
+observed:
+  description: The series in columns of equal length, whether and when it settled, and what sampling cost.
+  type: dict
+  returned: success
+recorded_at:
+  description: The host's UTC time at the end.
+  type: str
+  returned: success
+monotonic_seconds:
+  description: The host's monotonic clock at the end.
+  type: float
+  returned: success
+"""
+
+import math
+import os
+import re
+import signal
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.ksm_convergence import ConvergenceRule, Verdict, judge, saved_pages
+from ansible.module_utils.ksm_probe import KIB, ProbeError, Roots, find_ksmd, parse_stat, read_optional
+
+KSM_COLUMNS = ("full_scans", "pages_shared", "pages_sharing")
+KSM_OPTIONAL_COLUMNS = (
+    "pages_unshared",
+    "pages_volatile",
+    "pages_scanned",
+    "ksm_zero_pages",
+    "general_profit",
+)
+MEMINFO_COLUMNS = (
+    "MemAvailable",
+    "MemFree",
+    "AnonPages",
+    "AnonHugePages",
+    "Slab",
+    "PageTables",
+    "Cached",
+)
+VMSTAT_COLUMNS = ("pswpin", "pswpout")
+MEMINFO_LINE = re.compile(rf"^({'|'.join(MEMINFO_COLUMNS)}):\s+(\d+) kB$".encode(), re.MULTILINE)
+VMSTAT_LINE = re.compile(rf"^({'|'.join(VMSTAT_COLUMNS)}) (\d+)$".encode(), re.MULTILINE)
+PRESSURE_TOTAL = re.compile(rb"^some .*total=(\d+)$", re.MULTILINE)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+PROGRESS_SECONDS = 2.0
+PROGRESS_QUIET_SECONDS = 10.0
+MIB = 1 << 20
+
+
+class Sampler:
+    """Reads one row at a time through descriptors that stay open, so that a sample costs microseconds."""
+
+    def __init__(self, roots: Roots) -> None:
+        self.descriptors: dict[Path, int] = {}
+        self.run = self._open(roots.ksm / "run")
+        self.ksm = {name: self._open(roots.ksm / name) for name in KSM_COLUMNS}
+        self.ksm_optional = {name: self._open_optional(roots.ksm / name) for name in KSM_OPTIONAL_COLUMNS}
+        self.meminfo = self._open(roots.proc / "meminfo")
+        self.vmstat = self._open(roots.proc / "vmstat")
+        self.ksmd = self._open(find_ksmd(roots))
+        self.pressure = self._open_optional(roots.proc / "pressure/memory")
+
+    def _open(self, path: Path) -> int:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ProbeError(f"{path} cannot be read: {error.strerror}; a series needs it") from None
+
+    def _open_optional(self, path: Path) -> int | None:
+        # psi=0 leaves the file in place and refuses to open or read it.
+        return None if read_optional(path) is None else self._open(path)
+
+    def running(self) -> bool:
+        """Whether ksmd is still told to merge."""
+        return int(os.pread(self.run, 32, 0)) == 1
+
+    def row(self) -> dict[str, Any]:
+        """One sample, all columns but `seconds`."""
+        row: dict[str, Any] = {name: int(os.pread(fd, 32, 0)) for name, fd in self.ksm.items()}
+        row["AnonHugePages_bytes"] = None  # absent on a kernel without huge pages
+        for name, fd in self.ksm_optional.items():
+            row[name] = None if fd is None else int(os.pread(fd, 32, 0))
+        for name, kib in MEMINFO_LINE.findall(os.pread(self.meminfo, 65536, 0)):
+            row[f"{name.decode()}_bytes"] = int(kib) * KIB
+        for name, pages in VMSTAT_LINE.findall(self._whole(self.vmstat)):
+            row[name.decode()] = int(pages)
+        row["ksmd_cpu_seconds"] = parse_stat(
+            os.pread(self.ksmd, 4096, 0).decode(errors="replace")
+        ).cpu_seconds
+        total = None if self.pressure is None else PRESSURE_TOTAL.search(os.pread(self.pressure, 4096, 0))
+        row["memory_some_total_microseconds"] = int(total.group(1)) if total else None
+        return row
+
+    @staticmethod
+    def _whole(fd: int) -> bytes:
+        # vmstat is handed out in pieces of a page.
+        text = b""
+        while piece := os.pread(fd, 65536, len(text)):
+            text += piece
+        return text
+
+
+def check_columns(row: dict[str, Any]) -> None:
+    """ProbeError that names a line of meminfo or vmstat that the kernel does not show."""
+    for name in (*(f"{name}_bytes" for name in MEMINFO_COLUMNS), *VMSTAT_COLUMNS):
+        if name not in row:
+            raise ProbeError(
+                f"{name.removesuffix('_bytes')} is missing from meminfo and vmstat; a series needs it"
+            )
+
+
+def wait_until(deadline: float) -> str | None:
+    """Sleep to a moment of the monotonic clock; the name of a stop signal that came meanwhile, else None."""
+    received = signal.sigtimedwait(STOP_SIGNALS, max(0.0, deadline - time.monotonic()))
+    return None if received is None else signal.Signals(received.si_signo).name
+
+
+class Progress:
+    """Appends lines for a person to a file, each new scan but not more often than a terminal can be read."""
+
+    def __init__(self, path: str | None, guests: int) -> None:
+        self.guests = guests
+        self.page_bytes = os.sysconf("SC_PAGE_SIZE")
+        self.last_scan = -1
+        self.last_seconds = -math.inf
+        self.file = None
+        if path:
+            try:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+                self.file = os.fdopen(os.open(path, flags, 0o600), "a", buffering=1, encoding="utf-8")
+            except OSError as error:
+                raise ProbeError(f"progress_path {path} cannot be written: {error.strerror}") from None
+
+    def show(self, scan: int, saved: int, seconds: float) -> None:
+        """Note a sample."""
+        wait = PROGRESS_SECONDS if scan != self.last_scan else PROGRESS_QUIET_SECONDS
+        if self.file and seconds - self.last_seconds >= wait:
+            mib = saved * self.page_bytes / MIB
+            each = f" ({mib / self.guests:.0f} MiB/VM)" if self.guests else ""
+            self.say(f"scan {scan}, saved {mib:.0f} MiB{each}, {seconds:.0f} s")
+            self.last_scan, self.last_seconds = scan, seconds
+
+    def say(self, line: str) -> None:
+        """Append a line; a full disk must not end a measurement."""
+        if self.file:
+            try:
+                self.file.write(f"{line}\n")
+            except OSError:
+                self.file = None
+
+
+def start(roots: Roots) -> None:
+    """Tell ksmd to merge."""
+    try:
+        (roots.ksm / "run").write_text("1\n", encoding="ascii")
+    except OSError as error:
+        raise ProbeError(f"{roots.ksm / 'run'} refused 1: {error.strerror}") from None
+
+
+class Series:
+    """The samples so far and whether they have settled."""
+
+    def __init__(self, rule: ConvergenceRule, *, smart_scan: bool) -> None:
+        self.rule = rule
+        self.smart_scan = smart_scan
+        self.rows: list[dict[str, Any]] = []
+        self.full_scans: list[int] = []
+        self.saved: list[int] = []
+        self.verdict = Verdict(False, "")
+        self.converged_after_seconds: float | None = None
+
+    @property
+    def complete_scans(self) -> int:
+        """Full scans since the first sample."""
+        return self.full_scans[-1] - self.full_scans[0]
+
+    def add(self, seconds: float, row: dict[str, Any]) -> None:
+        """Take a sample; the first one with which the rule holds is kept as the moment of convergence."""
+        self.rows.append({"seconds": seconds, **row})
+        self.full_scans.append(row["full_scans"])
+        self.saved.append(saved_pages(row["pages_sharing"], row["ksm_zero_pages"]))
+        if self.converged_after_seconds is None:
+            self.verdict = judge(self.full_scans, self.saved, self.rule, smart_scan=self.smart_scan)
+            if self.verdict.settled:
+                self.converged_after_seconds = seconds
+
+    def columns(self) -> dict[str, list[Any]]:
+        """The samples by column."""
+        return {name: [row[name] for row in self.rows] for name in self.rows[0]}
+
+
+def follow(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
+    """Take the series; `observed` of a merge record."""
+    rule = ConvergenceRule(params["min_full_scans"], params["window_scans"], params["threshold_percent"])
+    settles = params["until"] == "converged"
+    limit = params["timeout_seconds"] if settles else params["duration_seconds"]
+    smart_scan = (read_optional(roots.ksm / "smart_scan") or "0").strip() != "0"
+    series = Series(rule, smart_scan=smart_scan)
+    sampler = Sampler(roots)
+    check_columns(sampler.row())
+    progress = Progress(params["progress_path"], params["guests"])
+    # Blocked, so that they end a sleep and never a read.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+    started_at = datetime.now(UTC)
+    begin_cpu = time.process_time()
+    begin = time.monotonic()
+    if params["start_ksm"]:
+        start(roots)
+    elif not sampler.running():
+        raise ProbeError("KSM is not running (run is not 1) and start_ksm is false; nothing would be merged")
+    end = ""
+    while not end:
+        seconds = round(time.monotonic() - begin, 3)
+        series.add(seconds, sampler.row())
+        progress.show(series.complete_scans, series.saved[-1], seconds)
+        if settles and series.verdict.settled:
+            end = "settled"
+        elif seconds >= limit:
+            state = "settled" if series.verdict.settled else "not settled"
+            end = f"{state} when the {limit:g} s were over"
+        elif not sampler.running():
+            end = f"something else on the host stopped KSM after {seconds:.0f} s"
+        else:
+            slot = math.floor((time.monotonic() - begin) / params["interval_seconds"]) + 1
+            received = wait_until(begin + min(slot * params["interval_seconds"], limit))
+            if received:
+                end = f"interrupted by {received} after {time.monotonic() - begin:.0f} s"
+    reason = f"{end}: {series.verdict.reason}"
+    progress.say(f"{reason}, {seconds:.0f} s")
+    return {
+        "started_at": started_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "converged": series.converged_after_seconds is not None,
+        "reason": reason,
+        "converged_after_seconds": series.converged_after_seconds,
+        "full_scans": series.complete_scans,
+        "duration_seconds": seconds,
+        "samples": series.columns(),
+        "sampler_cpu_seconds": round(time.process_time() - begin_cpu, 6),
+    }
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "start_ksm": {"type": "bool", "default": False},
+            "interval_seconds": {"type": "float", "default": 1.0},
+            "until": {"type": "str", "choices": ["converged", "seconds"], "default": "converged"},
+            "duration_seconds": {"type": "float"},
+            "timeout_seconds": {"type": "float", "default": 900},
+            "min_full_scans": {"type": "int", "default": 3},
+            "window_scans": {"type": "int", "default": 2},
+            "threshold_percent": {"type": "float", "default": 0.5},
+            "guests": {"type": "int", "default": 0},
+            "progress_path": {"type": "path"},
+            "proc_root": {"type": "path", "default": "/proc"},
+            "sys_root": {"type": "path", "default": "/sys"},
+        },
+        required_if=[("until", "seconds", ["duration_seconds"])],
+        supports_check_mode=True,
+    )
+    params = module.params
+    for name, least in (("interval_seconds", 0.1), ("duration_seconds", 0.1), ("timeout_seconds", 1)):
+        if params[name] is not None and params[name] < least:
+            module.fail_json(msg=f"{name} is {params[name]:g}; it must be {least:g} or more")
+    if module.check_mode:
+        module.exit_json(changed=params["start_ksm"], msg="would sample KSM's counters")
+    try:
+        observed = follow(params, Roots(proc=Path(params["proc_root"]), sys=Path(params["sys_root"])))
+    except (ProbeError, ValueError) as error:
+        module.fail_json(msg=str(error))
+    now = datetime.now(UTC)
+    module.exit_json(
+        changed=params["start_ksm"],
+        observed=observed,
+        recorded_at=now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        monotonic_seconds=time.monotonic(),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,397 @@
+"""Read-only readings of a KSM host from /proc and /sys, as raw integers with the unit in the name.
+
+Files are probed for, never kernel versions: a required file that is missing is a ProbeError that names it, an
+optional one is None. Sources: Documentation/admin-guide/mm/ksm.rst, Documentation/filesystems/proc.rst.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+KSM_REQUIRED = ("run", "full_scans", "pages_shared", "pages_sharing")
+KSM_OPTIONAL = (
+    "pages_scanned",
+    "pages_unshared",
+    "pages_volatile",
+    "pages_skipped",
+    "ksm_zero_pages",
+    "general_profit",
+    "stable_node_chains",
+    "stable_node_dups",
+)
+KHUGEPAGED_COUNTERS = ("full_scans", "pages_collapsed")
+CPU_FIELDS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal", "guest", "guest_nice")
+CLOCK_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+KTHREADD_PID = 2
+KIB = 1024
+
+
+class ProbeError(Exception):
+    """Something that a measurement needs cannot be read; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Roots:
+    """Where the kernel's trees are; other than the defaults only for recorded trees."""
+
+    proc: Path = Path("/proc")
+    sys: Path = Path("/sys")
+    run: Path = Path("/run")
+
+    @property
+    def ksm(self) -> Path:
+        """The folder of KSM's knobs and counters."""
+        return self.sys / "kernel/mm/ksm"
+
+
+def read_required(path: Path) -> str:
+    """The text of a file without which there is no measurement; ProbeError if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        raise ProbeError(f"{path} is missing; a measurement needs it") from None
+    except PermissionError:
+        raise ProbeError(f"{path} cannot be read; measuring needs root (become: true)") from None
+    except OSError as error:
+        raise ProbeError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def read_optional(path: Path) -> str | None:
+    """The text of a file that not every kernel has; None where it is absent or switched off."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except PermissionError:
+        raise ProbeError(f"{path} cannot be read; measuring needs root (become: true)") from None
+    except OSError:
+        return None
+
+
+def to_int(text: str, path: Path) -> int:
+    """An integer as a kernel file shows it; ProbeError naming the file otherwise."""
+    try:
+        return int(text)
+    except ValueError:
+        raise ProbeError(f"{path} holds {text.strip()!r}; expected an integer") from None
+
+
+def parse_kib_table(text: str, path: Path) -> dict[str, int]:
+    """Lines `Name:  123 kB` as {Name_bytes: 125952}; lines without a unit keep their bare name."""
+    table: dict[str, int] = {}
+    for line in text.splitlines():
+        name, colon, value = line.partition(":")
+        if not colon:
+            continue
+        amount, _, unit = value.strip().partition(" ")
+        if unit.strip() == "kB":
+            table[f"{name}_bytes"] = to_int(amount, path) * KIB
+        else:
+            table[name] = to_int(amount, path)
+    return table
+
+
+def require(table: dict[str, int], names: Iterable[str], path: Path) -> None:
+    """ProbeError that names the first of names that a table read from path lacks."""
+    for name in names:
+        if name not in table:
+            raise ProbeError(f"{path} has no {name.removesuffix('_bytes')}; a measurement needs it")
+
+
+def meminfo(roots: Roots) -> dict[str, int]:
+    """Every line of /proc/meminfo, bytes."""
+    path = roots.proc / "meminfo"
+    table = parse_kib_table(read_required(path), path)
+    require(table, ("MemTotal_bytes", "MemAvailable_bytes", "MemFree_bytes", "SwapTotal_bytes"), path)
+    return table
+
+
+def vmstat(roots: Roots) -> dict[str, int]:
+    """Every line of /proc/vmstat, in the kernel's own units (pages or events)."""
+    path = roots.proc / "vmstat"
+    table = {}
+    for line in read_required(path).splitlines():
+        name, _, value = line.partition(" ")
+        table[name] = to_int(value, path)
+    require(table, ("pswpin", "pswpout"), path)
+    return table
+
+
+def ksm_counters(roots: Roots) -> dict[str, int | None]:
+    """KSM's counters and `run`; None for a counter that this kernel has not."""
+    if not roots.ksm.is_dir():
+        raise ProbeError(f"{roots.ksm} is missing; this kernel is built without KSM (CONFIG_KSM)")
+    counters: dict[str, int | None] = {
+        name: to_int(read_required(roots.ksm / name), roots.ksm / name) for name in KSM_REQUIRED
+    }
+    for name in KSM_OPTIONAL:
+        text = read_optional(roots.ksm / name)
+        counters[name] = None if text is None else to_int(text, roots.ksm / name)
+    return counters
+
+
+def selected(text: str) -> str:
+    """The chosen word of `always [madvise] never`; a text without brackets as it is."""
+    choice = re.search(r"\[([^\]]+)\]", text)
+    return choice.group(1) if choice else text.strip()
+
+
+def ksm_knobs(roots: Roots) -> dict[str, str | int]:
+    """Every knob of KSM as read back; `run` and the counters are not knobs."""
+    knobs: dict[str, str | int] = {}
+    for path in sorted(roots.ksm.iterdir()):
+        writable = path.stat().st_mode & 0o222
+        if not writable or path.name in KSM_REQUIRED or path.name in KSM_OPTIONAL:
+            continue
+        value = selected(read_required(path))
+        knobs[path.name] = int(value) if re.fullmatch(r"-?\d+", value) else value
+    return knobs
+
+
+def thp_settings(roots: Roots) -> dict[str, str]:
+    """Every setting of transparent huge pages, a subfolder's with its name as prefix; no counters."""
+    folder = roots.sys / "kernel/mm/transparent_hugepage"
+    settings = {}
+    patterns = ("*", "khugepaged/*", "hugepages-*/enabled")
+    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
+        if not path.is_file() or path.name in KHUGEPAGED_COUNTERS:
+            continue
+        text = read_optional(path)
+        if text is not None:
+            settings["_".join(path.relative_to(folder).parts)] = selected(text)
+    return settings
+
+
+def pressure(roots: Roots) -> dict[str, dict[str, dict[str, float | int]]] | None:
+    """Pressure stall information by resource and kind; None on a kernel without it or with psi=0."""
+    resources = {}
+    for resource in ("cpu", "memory", "io"):
+        text = read_optional(roots.proc / "pressure" / resource)
+        if text is None:
+            return None
+        kinds: dict[str, dict[str, float | int]] = {}
+        for line in text.splitlines():
+            kind, *pairs = line.split()
+            fields = dict(pair.split("=", 1) for pair in pairs)
+            kinds[kind] = {name: float(fields[name]) for name in ("avg10", "avg60", "avg300")}
+            kinds[kind]["total_microseconds"] = int(fields["total"])
+        resources[resource] = kinds
+    return resources
+
+
+def host_cpu_seconds(roots: Roots) -> dict[str, float]:
+    """The host's CPU time by kind since boot, all CPUs together."""
+    path = roots.proc / "stat"
+    first = read_required(path).splitlines()[0].split()
+    return {
+        name: int(ticks) / CLOCK_TICKS_PER_SECOND for name, ticks in zip(CPU_FIELDS, first[1:], strict=False)
+    }
+
+
+class ProcessStat(NamedTuple):
+    """The fields of /proc/PID/stat that measurements use."""
+
+    command: str
+    parent_pid: int
+    minor_faults: int
+    major_faults: int
+    cpu_seconds: float
+
+
+def parse_stat(text: str) -> ProcessStat:
+    """One /proc/PID/stat; the command may hold blanks and brackets, so fields count from its last bracket."""
+    command = text[text.index("(") + 1 : text.rindex(")")]
+    fields = text[text.rindex(")") + 2 :].split()
+    return ProcessStat(
+        command=command,
+        parent_pid=int(fields[1]),
+        minor_faults=int(fields[7]),
+        major_faults=int(fields[9]),
+        cpu_seconds=(int(fields[11]) + int(fields[12])) / CLOCK_TICKS_PER_SECOND,
+    )
+
+
+def pids(roots: Roots) -> Iterator[int]:
+    """The processes of the host, ascending."""
+    return iter(sorted(int(path.name) for path in roots.proc.iterdir() if path.name.isdigit()))
+
+
+def find_ksmd(roots: Roots) -> Path:
+    """The stat file of the kernel thread ksmd; ProbeError if there is none."""
+    for pid in pids(roots):
+        path = roots.proc / str(pid) / "stat"
+        text = read_optional(path)
+        if text and "(ksmd)" in text and parse_stat(text).parent_pid == KTHREADD_PID:
+            return path
+    raise ProbeError(
+        f"the kernel thread ksmd is not in {roots.proc}; measure on the host, not in a container"
+    )
+
+
+def parse_ksm_stat(text: str) -> dict[str, int | str]:
+    """One /proc/PID/ksm_stat: counters as int, the flags ksm_merge_any and ksm_mergeable as yes or no."""
+    fields: dict[str, int | str] = {}
+    for line in text.splitlines():
+        name, value = line.split(maxsplit=1)
+        fields[name.rstrip(":")] = int(value) if re.fullmatch(r"-?\d+", value.strip()) else value.strip()
+    return fields
+
+
+def mergeable_bytes(smaps: str) -> int:
+    """Address space that is marked for KSM (VmFlags mg: private, neither memfd nor hugetlbfs), bytes."""
+    total = size = 0
+    for line in smaps.splitlines():
+        if line.startswith("Size:"):
+            size = int(line.split()[1]) * KIB
+        elif line.startswith("VmFlags:") and "mg" in line.split():
+            total += size
+    return total
+
+
+def domain_pid(domain: str, roots: Roots) -> int:
+    """The QEMU process of a libvirt domain, checked to be that domain's; ProbeError naming the domain."""
+    path = roots.run / "libvirt/qemu" / f"{domain}.pid"
+    text = read_optional(path)
+    if text is None:
+        raise ProbeError(f"domain {domain} is not running: {path} is missing")
+    pid = to_int(text, path)
+    command_line = read_optional(roots.proc / str(pid) / "cmdline")
+    if not command_line:
+        raise ProbeError(f"domain {domain} is not running: its process {pid} is gone")
+    if not any(argument.split(",")[0] == f"guest={domain}" for argument in command_line.split("\0")):
+        raise ProbeError(f"domain {domain} is not running: process {pid} of {path} is another program")
+    return pid
+
+
+def guest(domain: str, pid: int, roots: Roots) -> dict[str, Any]:
+    """What a QEMU process uses; ProbeError naming the domain if it ends meanwhile."""
+    folder = roots.proc / str(pid)
+    rollup_path = folder / "smaps_rollup"
+    try:
+        stat = parse_stat((folder / "stat").read_text(encoding="utf-8", errors="replace"))
+        rollup = parse_kib_table(rollup_path.read_text(encoding="utf-8"), rollup_path)
+        status = (folder / "status").read_text(encoding="utf-8", errors="replace")
+        smaps = (folder / "smaps").read_text(encoding="utf-8", errors="replace")
+    except PermissionError as error:
+        raise ProbeError(f"{error.filename} cannot be read; measuring needs root (become: true)") from None
+    except (FileNotFoundError, ProcessLookupError) as error:
+        if (folder / "stat").exists():
+            raise ProbeError(f"{error.filename} is missing; measuring domain {domain} needs it") from None
+        raise ProbeError(f"domain {domain} ended while it was measured (process {pid})") from None
+    require(rollup, ("Rss_bytes", "Pss_bytes"), rollup_path)
+    page_tables = re.search(r"^VmPTE:\s+(\d+) kB$", status, re.MULTILINE)
+    if page_tables is None:
+        raise ProbeError(f"{folder / 'status'} has no VmPTE; measuring domain {domain} needs it")
+    ksm_stat = read_optional(folder / "ksm_stat")
+    return {
+        "pid": pid,
+        "cpu_seconds": stat.cpu_seconds,
+        "smaps_rollup": rollup,
+        "page_tables_bytes": int(page_tables.group(1)) * KIB,
+        "mergeable_bytes": mergeable_bytes(smaps),
+        "ksm_stat": None if ksm_stat is None else parse_ksm_stat(ksm_stat),
+        "minor_faults": stat.minor_faults,
+        "major_faults": stat.major_faults,
+    }
+
+
+def per_cpu_free_pages(roots: Roots) -> int | None:
+    """Free pages on the per-CPU lists of all zones, which no line of meminfo counts; None if not told."""
+    text = read_optional(roots.proc / "zoneinfo")
+    if text is None:
+        return None
+    return sum(int(count) for count in re.findall(r"^\s+count:\s+(\d+)$", text, re.MULTILINE))
+
+
+def other_mergeable(guest_pids: Iterable[int], roots: Roots) -> list[dict[str, Any]]:
+    """Processes other than the guests that have merged pages or offer memory to KSM."""
+    ours = set(guest_pids)
+    others = []
+    for pid in pids(roots):
+        folder = roots.proc / str(pid)
+        if pid in ours:
+            continue
+        fields = parse_ksm_stat(read_optional(folder / "ksm_stat") or "")
+        # Kernels before 6.1 have only this file; a kernel thread's is empty.
+        merging = fields.get("ksm_merging_pages", read_optional(folder / "ksm_merging_pages") or 0)
+        merging_pages = int(merging)
+        offers = "yes" in (fields.get("ksm_mergeable"), fields.get("ksm_merge_any"))
+        if merging_pages > 0 or offers or int(fields.get("ksm_rmap_items", 0)) > 0:
+            command = (read_optional(folder / "comm") or "").strip()
+            others.append({"pid": pid, "command": command, "merging_pages": merging_pages})
+    return others
+
+
+def observe(domains: dict[str, str], roots: Roots) -> dict[str, Any]:
+    """The host and each guest at this moment.
+
+    Args:
+        domains: guest name to libvirt domain name; may be empty.
+        roots: the kernel's trees.
+
+    Returns:
+        host, guests and other_mergeable of a record's `observed`.
+
+    Raises:
+        ProbeError: a required counter is missing, or a domain is not running.
+    """
+    guest_pids = {name: domain_pid(domain, roots) for name, domain in domains.items()}
+    host = {
+        "meminfo": meminfo(roots),
+        "vmstat": vmstat(roots),
+        "ksm": ksm_counters(roots),
+        "ksmd_cpu_seconds": parse_stat(read_required(find_ksmd(roots))).cpu_seconds,
+        "cpu_seconds": host_cpu_seconds(roots),
+        "psi": pressure(roots),
+        "per_cpu_free_pages": per_cpu_free_pages(roots),
+    }
+    guests = {name: guest(domains[name], pid, roots) for name, pid in guest_pids.items()}
+    return {"host": host, "guests": guests, "other_mergeable": other_mergeable(guest_pids.values(), roots)}
+
+
+def qemu_version() -> str | None:
+    """QEMU's version as it names itself; None where it is not installed."""
+    try:
+        answer = subprocess.run(
+            ["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    version = re.search(r"version (.+)", answer.stdout)
+    return version.group(1) if version else None
+
+
+def libvirt_version() -> str | None:
+    """The version of libvirt's library; None where its Python bindings are not installed."""
+    try:
+        import libvirt  # noqa: PLC0415 -- optional: Debian's python3-libvirt
+    except ImportError:
+        return None
+    number = int(libvirt.getVersion())
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+
+
+def provenance(roots: Roots) -> dict[str, Any]:
+    """What the host is: kernel, CPU, distribution, QEMU, libvirt, and the settings that change a saving."""
+    cpuinfo = read_required(roots.proc / "cpuinfo")
+    model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    memory = meminfo(roots)
+    return {
+        "kernel_release": read_required(roots.proc / "sys/kernel/osrelease").strip(),
+        "architecture": platform.machine(),
+        "cpu_model": model.group(1).strip() if model else None,
+        "cpu_count": len(re.findall(r"^processor\s*:", cpuinfo, re.MULTILINE)),
+        "page_size_bytes": os.sysconf("SC_PAGE_SIZE"),
+        "memory_total_bytes": memory["MemTotal_bytes"],
+        "os_release": platform.freedesktop_os_release()["PRETTY_NAME"],
+        "qemu_version": qemu_version(),
+        "libvirt_version": libvirt_version(),
+        "thp": thp_settings(roots),
+        "ksm_knobs": ksm_knobs(roots),
+        "swap_total_bytes": memory["SwapTotal_bytes"],
+    }

@@ -1,0 +1,267 @@
+#!/usr/bin/python3
+"""What a guest does: hold memory of a stated content, locked, and prove later that it is intact.
+
+Runs inside the guest, standard library only (an official cloud image has no more).
+
+    testbed-workload barrier                 wait for the end of the boot; print the memory available
+    testbed-workload start SPEC              fill, lock, digest; return when all is in place
+    testbed-workload verify                  digest the same memory again
+    testbed-workload stop                    give the memory back
+
+SPEC is one JSON object:
+    bytes     memory to hold, a multiple of 1 MiB (0: hold nothing)
+    seed      text, distinct in each guest; feeds the content `random`
+    segments  [{"content": "zero" | "constant" | "random" | "shared", "percent": 1..100}, ...], in order,
+              100 in all; empty when bytes is 0
+
+Each command prints one JSON object on standard output. An error is one sentence on standard error and exit
+code 1.
+TESTBED_WORKLOAD_SOCKET names another socket than /run/testbed-workload.sock, for tests.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zlib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # an import of typing costs CPU time in every emulated guest
+    from collections.abc import Callable
+    from typing import Any
+
+CHUNK_BYTES = 1 << 20
+PAGE_BYTES = mmap.PAGESIZE
+SOCKET_PATH = os.environ.get("TESTBED_WORKLOAD_SOCKET", "/run/testbed-workload.sock")
+CONSTANT_BYTE = b"\xa5"
+CONTENTS = ("zero", "constant", "random", "shared")
+
+
+class WorkloadError(Exception):
+    """What the caller asked for can't be done; the text is the message."""
+
+
+def available_bytes() -> int:
+    """Return MemAvailable of this guest in bytes."""
+    with open("/proc/meminfo", encoding="ascii") as meminfo:
+        for line in meminfo:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    raise WorkloadError("/proc/meminfo of this guest has no MemAvailable")
+
+
+def chunk_contents(content: str, seed: str) -> Callable[[int], bytes]:
+    """Return a function: chunk number -> CHUNK_BYTES bytes of that content."""
+    if content == "zero":
+        block = bytes(CHUNK_BYTES)
+        return lambda number: block
+    if content == "constant":
+        block = CONSTANT_BYTE * CHUNK_BYTES
+        return lambda number: block
+    if content == "random":  # differs from page to page and from guest to guest
+        return lambda number: hashlib.shake_128(f"{seed}:{number}".encode()).digest(CHUNK_BYTES)
+    # shared: differs from page to page, the same in every guest
+    return lambda number: hashlib.shake_128(f"shared:{number}".encode()).digest(CHUNK_BYTES)
+
+
+def checked(text: str) -> dict[str, Any]:
+    """Return a SPEC that can be filled, or refuse it in one sentence."""
+    try:
+        spec = json.loads(text)
+    except ValueError:
+        raise WorkloadError(f"SPEC is {text!r}, and must be one JSON object") from None
+    if not isinstance(spec, dict) or set(spec) != {"bytes", "seed", "segments"}:
+        raise WorkloadError(f"SPEC is {text}, and must be an object with bytes, seed and segments")
+    size, seed, segments = spec["bytes"], spec["seed"], spec["segments"]
+    if type(size) is not int or size < 0 or size % CHUNK_BYTES:
+        raise WorkloadError(f"bytes is {size!r}, and must be a multiple of {CHUNK_BYTES}, or 0")
+    if not isinstance(seed, str):
+        raise WorkloadError(f"seed is {seed!r}, and must be text")
+    if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):
+        raise WorkloadError(f"segments is {segments!r}, and must be a list of content and percent")
+    for segment in segments:
+        content, percent = segment.get("content"), segment.get("percent")
+        if content not in CONTENTS:
+            raise WorkloadError(f"content is {content!r}, and must be one of {', '.join(CONTENTS)}")
+        if type(percent) is not int or not 1 <= percent <= 100:
+            raise WorkloadError(f"percent is {percent!r}, and must be a whole number from 1 to 100")
+    if (size or segments) and sum(segment["percent"] for segment in segments) != 100:
+        raise WorkloadError("the segments' percents must add up to 100")
+    return spec
+
+
+def layout(spec: dict[str, Any]) -> list[tuple[str, int, int]]:
+    """Return [(content, first chunk, last chunk + 1), ...] for a checked SPEC."""
+    chunks, parts, first, share = spec["bytes"] // CHUNK_BYTES, [], 0, 0
+    for segment in spec["segments"]:
+        share += segment["percent"]
+        end = chunks * share // 100
+        parts.append((segment["content"], first, end))
+        first = end
+    return parts
+
+
+class Holder:
+    """The memory held: filled chunk by chunk, locked, with one CRC-32 a chunk folded into a digest."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.size: int = spec["bytes"]
+        self.seed: str = spec["seed"]
+        self.parts = layout(spec)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self.memory = mmap.mmap(-1, self.size, flags=flags) if self.size else None
+
+    def fill(self) -> None:
+        if self.memory is None:
+            return
+        for content, first, last in self.parts:
+            make = chunk_contents(content, self.seed)
+            for number in range(first, last):
+                self.memory[number * CHUNK_BYTES:(number + 1) * CHUNK_BYTES] = make(number)
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mlockall.argtypes = [ctypes.c_int]
+        if libc.mlockall(3):  # MCL_CURRENT | MCL_FUTURE
+            raise WorkloadError(f"locking {self.size} bytes failed: {os.strerror(ctypes.get_errno())}")
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all chunks' CRC-32s: 15 emulated guests digest in seconds, not minutes.
+
+        Empty where nothing is held.
+        """
+        if self.memory is None:
+            return ""
+        outer = hashlib.sha256()
+        view = memoryview(self.memory)
+        for start in range(0, self.size, CHUNK_BYTES):
+            outer.update(zlib.crc32(view[start:start + CHUNK_BYTES]).to_bytes(4, "little"))
+        return f"crc32-sha256:{outer.hexdigest()}"
+
+
+def serve(spec: dict[str, Any], report: int) -> None:
+    """Fill, tell `report` (a file descriptor) how it went, then answer verify and stop on the socket."""
+    try:
+        began = time.monotonic()
+        holder = Holder(spec)
+        holder.fill()
+        filled = time.monotonic()
+        digest = holder.digest()
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(SOCKET_PATH)
+        os.chmod(SOCKET_PATH, 0o600)
+        server.listen(1)
+    except (WorkloadError, OSError, MemoryError, OverflowError) as error:
+        reason = f"{spec['bytes']} bytes can't be held: {error or 'no memory'}"
+        os.write(report, json.dumps({"error": reason}).encode())
+        return
+    os.write(report, json.dumps({
+        "filled_bytes": holder.size, "digest": digest, "seed": holder.seed,
+        "fill_seconds": round(filled - began, 3), "digest_seconds": round(time.monotonic() - filled, 3),
+    }).encode())
+    os.close(report)
+    while True:
+        client, _ = server.accept()
+        with client:
+            command = client.recv(16)
+            if command == b"verify":
+                client.sendall(json.dumps({"filled_bytes": holder.size, "digest": holder.digest()}).encode())
+            elif command == b"stop":
+                os.unlink(SOCKET_PATH)
+                client.sendall(b'{"stopped": true}')
+                # The client reads until the kernel closes the socket, which comes after freeing the memory.
+                os._exit(0)
+
+
+def ask(command: str) -> dict[str, Any]:
+    """Send one command to the holder of the memory and return its answer."""
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(SOCKET_PATH)
+        except OSError as error:
+            raise WorkloadError(f"no workload is running in this guest ({error.strerror})") from None
+        client.sendall(command.encode())
+        answer = b""
+        while part := client.recv(65536):
+            answer += part
+    if not answer:
+        raise WorkloadError("the workload ended while it was asked")
+    content: dict[str, Any] = json.loads(answer)
+    return content
+
+
+def end_former() -> None:
+    """Give back the memory of a workload that still runs."""
+    if os.path.exists(SOCKET_PATH):
+        try:
+            ask("stop")
+        except WorkloadError:
+            os.unlink(SOCKET_PATH)
+
+
+def start(spec: dict[str, Any]) -> dict[str, Any]:
+    """Start the holder in the background and return its report once all memory is in place."""
+    end_former()
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        os.close(reader)
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(null, stream)
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as adjust:
+            adjust.write("1000")  # if memory ends, the workload dies and says so, not the guest's sshd
+        serve(spec, writer)
+        os._exit(0)
+    os.close(writer)
+    answer = b""
+    while part := os.read(reader, 65536):
+        answer += part
+    if not answer:
+        raise WorkloadError(
+            "the workload died while it filled memory, most likely for lack of it: raise guest_reserve_mib"
+        )
+    report: dict[str, Any] = json.loads(answer)
+    if "error" in report:
+        raise WorkloadError(report["error"])
+    return report
+
+
+def barrier() -> dict[str, Any]:
+    """End a former workload, wait for the end of the boot, switch swap off; return what memory there is."""
+    end_former()
+    state = subprocess.run(["systemctl", "is-system-running", "--wait"],
+                           stdout=subprocess.PIPE, check=False).stdout.decode().strip()
+    with open("/proc/swaps", encoding="ascii") as swaps:
+        if len(swaps.readlines()) > 1:
+            subprocess.run(["swapoff", "--all"], check=True)
+    return {"system_state": state, "available_bytes": available_bytes()}
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; return the exit code."""
+    try:
+        if arguments == ["barrier"]:
+            answer = barrier()
+        elif len(arguments) == 2 and arguments[0] == "start":
+            answer = start(checked(arguments[1]))
+        elif arguments in (["verify"], ["stop"]):
+            answer = ask(arguments[0])
+        else:
+            raise WorkloadError("usage: testbed-workload barrier | start SPEC | verify | stop")
+    except (WorkloadError, OSError, ValueError, subprocess.CalledProcessError) as error:
+        print(f"testbed-workload: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(answer))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,177 @@
+"""Synthetic cells by a known memory model, and capacity records: no measurement."""
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synthetic import MIB, PAGE, store, synthetic_plan, synthetic_records
+
+from analysis.design import Cell
+
+TOTAL = 24000 * MIB
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The parameters of one workload, in MiB: u, I, D, KSM's own, and what no counter tells."""
+
+    per_guest: float
+    within: float
+    between: float
+    ksm: float = 8.0
+    uncounted: float = 0.0
+
+
+BASE = 700.0
+TRUTH = {
+    "idle": Truth(per_guest=420, within=30, between=110, ksm=4.5, uncounted=15),
+    "constant_fill": Truth(per_guest=640, within=400, between=40),
+    "random_fill": Truth(per_guest=640, within=2, between=40),
+}
+
+
+def used_mib(truth: Truth, guests: int) -> tuple[float, float, float]:
+    """Off, on and gross by the model, the arithmetic written out anew."""
+    off = BASE + guests * truth.per_guest
+    gross = guests * truth.within + truth.between * (guests - 1)
+    return off, off - gross + guests * (truth.ksm - truth.uncounted), gross
+
+
+def shaped(
+    truth: Mapping[str, Truth] = TRUTH,
+    noise: Callable[[Cell], float] = lambda _cell: 0.0,
+    recorded_at: str = "2026-11-23T19:00:00.123456Z",
+) -> Callable[[Cell, dict[str, dict[str, Any]]], None]:
+    """Set the memory of a cell's records to the model's, plus noise in MiB of the on arm."""
+
+    def change(cell: Cell, records: dict[str, dict[str, Any]]) -> None:
+        known = truth[cell.workload]
+        off, on, gross = used_mib(known, cell.guests)
+        sharing = round(gross * MIB / PAGE)
+        for kind, used in (("off", off), ("on", on + noise(cell))):
+            host = records[kind]["observed"]["host"]
+            host["meminfo"]["MemTotal_bytes"] = TOTAL
+            host["meminfo"]["MemAvailable_bytes"] = TOTAL - round(used * MIB)
+            for guest in records[kind]["observed"]["guests"].values():
+                guest["page_tables_bytes"] = MIB
+                pss = known.per_guest - 20 - (0 if kind == "off" else gross / cell.guests)
+                guest["smaps_rollup"]["Pss_Anon_bytes"] = round(pss * MIB)
+        ksm = records["on"]["observed"]["host"]["ksm"]
+        ksm["pages_sharing"] = sharing
+        ksm["general_profit"] = sharing * PAGE - round(cell.guests * known.ksm * MIB)
+        for record in records.values():
+            record["recorded_at"] = recorded_at
+
+    return change
+
+
+def store_numbers(
+    results: Path, numbers: tuple[int, ...], prefix: str = "n", focus: str = "all", **keywords: Any
+) -> None:
+    """A run of every focus for each number of guests."""
+    for guests in numbers:
+        plan = synthetic_plan(run_id=f"{prefix}{guests}", guests=guests, focus=focus)
+        store(results, plan, shaped(**keywords))
+
+
+def capacity_record(**changes: Any) -> dict[str, Any]:
+    """One sound capacity step: 4 idle guests, KSM off, in an envelope of 8 GiB."""
+    plan = synthetic_plan(guests=2)
+    record = copy.deepcopy(synthetic_records(plan, plan.cells[0])["off"])
+    probe = {
+        "write_latency_p50_us": 2.0,
+        "write_latency_p99_us": 20.0,
+        "touch_mib_per_second": 800.0,
+        "cpu_iterations_per_second": 1000.0,
+    }
+    return {
+        "schema_version": 1,
+        "kind": "capacity_step",
+        "run_id": "cap1",
+        "recorded_at": "2026-11-24T19:00:00.000000Z",
+        "hypervisor": "host1",
+        "ksm": "off",
+        "workload": "idle",
+        "guests": 4,
+        "guest_memory_bytes": 512 * MIB,
+        "envelope_bytes": 8192 * MIB,
+        "requested": {"guest_reserve_bytes": 64 * MIB},
+        "provenance": record["provenance"],
+        "observed": {
+            "host": record["observed"]["host"],
+            "envelope": {
+                "usage_bytes": 1700 * MIB,
+                "limit_bytes": 8192 * MIB,
+                "working_set_bytes": 1600 * MIB,
+                "failcnt": 0,
+                "pressure": None,
+            },
+            "converged": None,
+            "probes": {f"guest{n:02d}": dict(probe) for n in range(1, 5)},
+            "window": {
+                "seconds": 10.0,
+                "ksmd_cpu_seconds": 1.0,
+                "steal_seconds": 0.5,
+                "vmstat": {"pgfault": 1000, "pgmajfault": 5, "cow_ksm": 300, "pswpin": 0, "pswpout": 0},
+                "psi_some_microseconds": {"cpu": 0, "memory": 1_000_000, "io": 0},
+            },
+        },
+        "stop": None,
+        **changes,
+    }
+
+
+def step(ksm: str, guests: int, used: float, stop: str = "", slow: float = 1.0) -> dict[str, Any]:
+    """A capacity step that uses so many MiB, its probes slower by a factor."""
+    record = capacity_record(ksm=ksm, guests=guests)
+    observed = record["observed"]
+    observed["envelope"]["working_set_bytes"] = round(used * MIB)
+    observed["converged"] = True if ksm == "on" else None
+    probe = observed["probes"]["guest01"]
+    for name in probe:
+        probe[name] = probe[name] * slow if "latency" in name else probe[name] / slow
+    observed["probes"] = {f"guest{n:02d}": dict(probe) for n in range(1, guests + 1)}
+    if stop:
+        record["stop"] = {"reason": stop, "measure": "envelope_free_bytes", "value": 1.0, "limit": 2.0}
+    return record
+
+
+def divergence_record(saved_mib: list[float], used: list[float], alive: int = 4) -> dict[str, Any]:
+    """Merged guests that write from second 2 on; one sample a second."""
+    n = len(saved_mib)
+    record = capacity_record(kind="divergence", ksm="on")
+    plan = synthetic_plan(guests=2)
+    samples = synthetic_records(plan, plan.cells[0])["merge"]["observed"]["samples"]
+    columns = {name: [column[0]] * n for name, column in samples.items()}
+    columns |= {
+        "seconds": [float(second) for second in range(n)],
+        "pages_sharing": [round(value * MIB / PAGE) for value in saved_mib],
+        "cow_ksm": [100 * second for second in range(n)],
+        "envelope_working_set_bytes": [round(value * MIB) for value in used],
+    }
+    probes = record["observed"]["probes"]
+    slow = {name: {**probe, "write_latency_p99_us": 500.0} for name, probe in probes.items()}
+    record["observed"] = {
+        "write": {
+            "started_seconds": 2.0,
+            "finished_seconds": n - 2.0,
+            "written_bytes": dict.fromkeys(probes, 300 * MIB),
+        },
+        "samples": columns,
+        "probes_before": probes,
+        "probes_during": slow,
+        "guests_alive": alive,
+        "oom_kills": 0,
+    }
+    return record
+
+
+def store_capacity(results: Path, records: list[dict[str, Any]]) -> None:
+    for record in records:
+        name = f"{record['kind']}-{record['ksm']}-{record['guests']:02d}.json"
+        path = results / "capacity" / record["run_id"] / record["hypervisor"] / record["workload"] / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record))

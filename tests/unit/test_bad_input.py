@@ -1,0 +1,101 @@
+"""What a user may get wrong on the command line of the experiment: one sentence, and nothing is changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from role_modules import ROOT
+
+KSM = Path("/sys/kernel/mm/ksm")
+# All that may run before a refusal: they only look. The KSM task runs in check mode.
+CHECKS = {
+    "Refuse more guests than the inventory has",
+    "Check each variable",
+    "Check the KSM knobs against the kernel",
+    "ksm : Set the KSM knobs and the THP mode",
+    "debian_host : Refuse a host that can't measure",
+}
+NEEDS_HOST = pytest.mark.skipif(
+    os.geteuid() != 0 or not KSM.is_dir(), reason="asks this host's kernel, as root"
+)
+
+CASES = [
+    (
+        "focus=4",
+        "focus is '4': allowed is 1, 2, 3, some of them once each with commas between (1,3), or all.",
+    ),
+    ("focus=", "focus is '': allowed is 1, 2, 3, some of them once each with commas between (1,3), or all."),
+    ("guests=0", "guests is '0': allowed is a whole number from 1 to 999."),
+    ("guests=abc", "guests is 'abc': allowed is a whole number from 1 to 999."),
+    (
+        "guests=65",
+        "guests is 65: the inventory has 64 for localhost, so lower guests or name more in its group guests.",
+    ),
+    ("guest_memory_mib=127", "guest_memory_mib is '127': allowed is a whole number from 128 to 1048576."),
+    ("thp_enabled=sometimes", "thp_enabled is 'sometimes': allowed is keep or always or madvise or never."),
+    ("accelerator=xen", "accelerator is 'xen': allowed is auto or kvm or tcg."),
+    ("repetitions=twice", "repetitions is 'twice': allowed is a whole number from 1 to 1000."),
+    pytest.param(
+        'ksm_knobs={"page_to_scan": 1}',
+        re.compile(r"knob page_to_scan does not exist on this kernel, whose knobs are .*, pages_to_scan, .*"),
+        marks=NEEDS_HOST,
+    ),
+    pytest.param(
+        "guest_memory_mib=1048576",
+        re.compile(
+            r"(.*; )?guests is 15 and guest_memory_mib is 1048576: this host has \d+ MiB in all, "
+            r"which holds 0 such guests at the most(; .*)?"
+        ),
+        marks=NEEDS_HOST,
+    ),
+]
+
+
+def playbook(results: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the experiment; variables arrive as text, as with -e name=value."""
+    return subprocess.run(
+        [
+            Path(sys.executable).with_name("ansible-playbook"),
+            "playbooks/experiment.yml",
+            *arguments,
+            "-e",
+            json.dumps({**variables, "results_directory": str(results)}),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_CALLBACK_RESULT_FORMAT": "json", "ANSIBLE_NOCOLOR": "1"},
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(("given", "said"), CASES)
+def test_it_is_refused_in_one_sentence_before_anything_is_changed(
+    results: Path, given: str, said: str | re.Pattern[str]
+) -> None:
+    name, _, value = given.partition("=")
+    done = playbook(results, **{name: value})
+    assert done.returncode == 2, done.stdout + done.stderr
+    (failure,) = re.findall(r"^fatal: \[localhost\]: FAILED! => (\{.*?^\}|\{.*\})$", done.stdout, re.M | re.S)
+    message = json.loads(failure)["msg"]
+    assert re.fullmatch(said, message) if isinstance(said, re.Pattern) else message == said
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not results.exists()
+    ran = re.findall(r"^TASK \[(.*)\] \**$", done.stdout, re.M)
+    assert {task for task in ran if "Validating arguments" not in task} <= CHECKS
+
+
+@NEEDS_HOST
+def test_what_is_allowed_passes_the_same_checks(results: Path) -> None:
+    allowed = {"focus": "1,3", "guests": "64", "ksm_knobs": '{"pages_to_scan": 1}', "thp_enabled": "never"}
+    done = playbook(results, "--tags", "nothing-but-the-checks", **allowed)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not results.exists()

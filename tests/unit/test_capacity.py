@@ -1,0 +1,229 @@
+"""Capacity records: the schema's faults, the actual limit, saving against performance, divergence."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic import MIB
+from synthetic_capacity import capacity_record, divergence_record, step, store_capacity
+
+from analysis.__main__ import main
+from analysis.capacity import (
+    CapacityRecord,
+    CapacityRun,
+    actual_limit,
+    breach,
+    divergence,
+    load_capacity,
+    relation,
+    steps_table,
+)
+from analysis.forecast_figures import capacity_figure, divergence_figure, performance_figure
+from analysis.records import RecordError
+
+GIB = 1 << 30
+
+
+def load(results: Path, records: list[dict[str, Any]]) -> CapacityRun:
+    store_capacity(results, records)
+    (run,) = load_capacity(results)
+    return run
+
+
+def both_arms() -> list[dict[str, Any]]:
+    off = [step("off", 2, 1000), step("off", 4, 2000, slow=2), step("off", 5, 2400, stop="PSI above 20 %")]
+    on = [step("on", 2, 900, slow=1.25), step("on", 4, 1500, slow=4), step("on", 6, 1900)]
+    return [*off, *on]
+
+
+def test_sound_records_fit() -> None:
+    assert breach(capacity_record(), "capacity") is None
+    assert breach(divergence_record([9.0, 8.0, 7.0, 7.0], [1.0, 2.0, 3.0, 3.0]), "capacity") is None
+    assert breach(capacity_record(workload="idle=2,random_fill=2"), "capacity") is None
+    without = capacity_record(envelope_bytes=None)
+    without["observed"]["envelope"] = None
+    assert breach(without, "capacity") is None
+
+
+def put(*keys: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(content: dict[str, Any]) -> None:
+        inner = content
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = value
+
+    return change
+
+
+BAD_STEPS = [
+    put("kind", value="step"),
+    put("ksm", value="maybe"),
+    put("workload", value="idle=2"),
+    put("guests", value=-1),
+    put("recorded_at", value="now"),
+    put("stop", value={"reason": "x"}),
+    put("observed", "envelope", value=None),
+    put("observed", "envelope", "usage_bytes", value=None),
+    put("observed", "host", "meminfo", value={}),
+    put("observed", "probes", "guest01", value={"write_latency_p50_us": 1}),
+    put("observed", "window", "seconds", value=0),
+    put("observed", "window", "vmstat", value={"pgfault": 1}),
+    put("observed", "window", "psi_some_microseconds", value={"memory": 1}),
+    put("provenance", "ksm_knobs", value=None),
+    put("requested", value={}),
+    put("extra", value=1),
+]
+
+
+@pytest.mark.parametrize("number", range(len(BAD_STEPS)))
+def test_a_step_with_one_fault_is_refused(number: int) -> None:
+    content = capacity_record()
+    BAD_STEPS[number](content)
+    assert breach(content, "capacity") is not None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("ksm", value="off"),
+        put("observed", "samples", "seconds", value=[0.0]),
+        put("observed", "samples", "pages_sharing", value=[None, 1]),
+        put("observed", "write", value={}),
+        put("observed", "guests_alive", value=None),
+    ],
+)
+def test_a_divergence_with_one_fault_is_refused(change: Callable[[dict[str, Any]], None]) -> None:
+    content = divergence_record([9.0, 8.0, 7.0], [1.0, 2.0, 3.0])
+    change(content)
+    assert breach(content, "capacity") is not None
+
+
+def test_the_actual_limit_is_the_last_step_without_a_stop(results: Path) -> None:
+    run = load(results, both_arms())
+    off, on = actual_limit(run.arms["off"]), actual_limit(run.arms["on"])
+    assert (off.guests, off.reached, off.reason) == (4, True, "PSI above 20 %")
+    assert (on.guests, on.reached) == (6, False)
+
+
+def test_the_steps_are_tabled_by_the_guests_medians(results: Path) -> None:
+    records = both_arms()
+    # One guest of four is ten times as slow, one silent: the median is of the three that answered.
+    probes = records[1]["observed"]["probes"]
+    probes["guest01"]["write_latency_p99_us"] = 4000.0
+    probes["guest02"] = None
+    table = steps_table(load(results, records)).set_index(["ksm", "guests"])
+    row = table.loc[("off", 4)]
+    assert row["write_latency_p99_us"] == 40
+    assert row["silent_guests"] == 1
+    assert row["used_bytes"] == 2000 * MIB
+    assert row["psi_memory_percent"] == pytest.approx(10)
+    assert row["ksmd_percent"] == pytest.approx(10)
+    assert row["steal_percent"] == pytest.approx(2.5)
+    assert row["cow_ksm_per_second"] == pytest.approx(30)
+    assert table.loc[("off", 5)]["stop"] == "PSI above 20 %"
+
+
+def test_memory_saved_against_performance_lost(results: Path) -> None:
+    both = relation(steps_table(load(results, both_arms()))).set_index("guests")
+    assert list(both.index) == [2, 4]
+    assert both["saved_bytes"].tolist() == [100 * MIB, 500 * MIB]
+    assert both["touch_lost_percent"].tolist() == pytest.approx([20, 50])
+    assert both["cpu_lost_percent"].tolist() == pytest.approx([20, 50])
+    assert both["p99_added_percent"].tolist() == pytest.approx([25, 100])
+
+
+def test_the_host_counts_without_an_envelope(results: Path) -> None:
+    record = capacity_record(envelope_bytes=None)
+    record["observed"]["envelope"] = None
+    run = load(results, [record])
+    assert steps_table(run)["used_bytes"].tolist() == [8000 * MIB]
+    assert run.capacity_bytes == 24000 * MIB
+
+
+def test_two_records_of_one_step_are_refused(results: Path) -> None:
+    store_capacity(results, [capacity_record()])
+    copied = results / "capacity/again.json"
+    copied.write_text(next(results.rglob("capacity_step*.json")).read_text())
+    with pytest.raises(RecordError, match="both the step to 4 guests with KSM off: a run has one"):
+        load_capacity(results)
+
+
+def test_a_damaged_record_is_named(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store_capacity(results, [capacity_record()])
+    path = next(results.rglob("capacity_step*.json"))
+    path.write_text("{")
+    assert main(["report", "--results", str(results)]) == 2
+    assert "capacity_step-off-04.json cannot be read" in capsys.readouterr().err
+    path.write_text("{}")
+    assert main(["report", "--results", str(results)]) == 2
+    assert "capacity_step-off-04.json breaks the schema at $" in capsys.readouterr().err
+
+
+def storm(alive: int = 4) -> CapacityRecord:
+    saved = [1000.0, 1000, 1000, 900, 700, 400, 200, 200, 200]
+    content = divergence_record(saved, [3000 - value for value in saved], alive)
+    return CapacityRecord(Path("divergence.json"), "", content)
+
+
+def test_divergence_by_hand() -> None:
+    seen = divergence(storm(), 2900.0 * MIB)
+    assert seen.regained_bytes == 800 * MIB
+    assert seen.peak_rate == pytest.approx(300 * MIB)
+    # 95 % of 800 is gone at second 6; writing began at 2.
+    assert seen.mean_rate == pytest.approx(190 * MIB)
+    assert seen.peak_used_bytes == 2800 * MIB
+    assert seen.cow_ksm == 800
+    assert (seen.p99_before_us, seen.p99_during_us) == (20, 500)
+    assert seen.safe_holds is True
+
+
+def test_the_safe_limit_does_not_hold_when_more_is_used_or_a_guest_died() -> None:
+    assert divergence(storm(), 2700.0 * MIB).safe_holds is False
+    assert divergence(storm(alive=3), 2900.0 * MIB).safe_holds is False
+    killed = copy.deepcopy(storm())
+    killed.content["observed"]["oom_kills"] = 1
+    assert divergence(killed, 2900.0 * MIB).safe_holds is False
+    assert divergence(storm(), None).safe_holds is None
+
+
+def test_columns_of_different_lengths_are_refused() -> None:
+    record = storm()
+    record.content["observed"]["samples"]["seconds"].pop()
+    with pytest.raises(RecordError, match="samples of different lengths"):
+        divergence(record, None)
+
+
+def test_the_figures_draw_the_measurements(results: Path) -> None:
+    run = load(results, both_arms())
+    (axes,) = capacity_figure(run, None).axes
+    drawn = {str(line.get_label()): line for line in axes.lines}
+    assert list(drawn["KSM off, measured"].get_xdata()) == [2, 4, 5]
+    assert list(drawn["KSM on, measured"].get_ydata()) == pytest.approx(
+        [n * MIB / GIB for n in (900, 1500, 1900)]
+    )
+    touch = performance_figure(run).axes[0]
+    assert list(touch.lines[0].get_ydata()) == pytest.approx([800, 400, 800])
+    (axes,) = divergence_figure(storm().content, divergence(storm(), None)).axes
+    assert max(float(value) for value in axes.lines[0].get_ydata()) == pytest.approx(2800 * MIB / GIB)
+
+
+def test_the_report_of_a_run_without_a_forecast(
+    results: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    store_capacity(results, [*both_arms(), storm().content])
+    assert main(["report", "--results", str(results), "--figures", str(tmp_path / "drawn")]) == 0
+    text = capsys.readouterr().out
+    assert "stopped: PSI above 20 %" in text
+    assert "KSM off: actual 4 (PSI above 20 %)" in text
+    assert "800 MiB regained by the guests, 190 MiB/s on average, 300 MiB/s at the peak" in " ".join(
+        text.split()
+    )
+    assert max(map(len, text.splitlines())) <= 110
+    names = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    assert names == [
+        "capacity-cap1-host1-idle.png",
+        "divergence-cap1-host1-idle-1.png",
+        "performance-cap1-host1-idle.png",
+    ]

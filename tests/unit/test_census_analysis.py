@@ -1,0 +1,226 @@
+"""The pure functions of a census against brute force over page lists, and its text and command."""
+
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+from itertools import combinations, pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+from synthetic_census import census_record
+
+from analysis import census_command
+from analysis.__main__ import main
+from analysis.census import Census, from_record, read_census
+
+PAGE_BYTES = 4096
+
+
+def guests_of(seed: int, number: int, *, contents: int = 40, pages: int = 60) -> dict[str, list[int]]:
+    source = random.Random(seed)  # noqa: S311 -- reproducible
+    return {
+        f"guest{n:02d}": [source.randrange(contents) for _ in range(source.randrange(1, pages))]
+        for n in range(1, number + 1)
+    }
+
+
+def census_of(guests: dict[str, list[int]], **knobs: Any) -> Census:
+    return from_record(census_record(guests, **knobs))
+
+
+def kept_of(chosen: Sequence[Sequence[int]], max_page_sharing: int, use_zero_pages: int) -> int:
+    """Physical pages by the definition: each content needs one page for so many copies."""
+    copies = Counter(content for guest in chosen for content in guest)
+    if use_zero_pages:
+        copies.pop(0, None)
+    return sum(-(-number // max_page_sharing) for number in copies.values())
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(("max_page_sharing", "use_zero_pages"), [(256, 0), (256, 1), (2, 0), (3, 1)])
+def test_the_ideal_saving_against_brute_force(seed: int, max_page_sharing: int, use_zero_pages: int) -> None:
+    guests = guests_of(seed, 5)
+    counted = census_of(guests, max_page_sharing=max_page_sharing, use_zero_pages=use_zero_pages)
+    saving = counted.saving()
+    resident = sum(map(len, guests.values()))
+    assert saving.ideal_pages == resident - kept_of(list(guests.values()), max_page_sharing, use_zero_pages)
+    parts = (saving.kept_pages, saving.zero_pages, saving.within_pages, saving.between_pages)
+    assert sum(parts) == resident == counted.resident_pages
+    assert saving.kept_pages + saving.limited_pages == counted.kept(5).low
+
+
+def test_the_parts_by_hand() -> None:
+    counted = census_of({"a": [0, 0, 1, 1, 1, 2], "b": [0, 1, 2, 3]})
+    saving = counted.saving()
+    # Kept 0 1 2 3; zero: 3 less the kept one; within: 1 twice in a; between: 1 and 2 once.
+    assert (saving.kept_pages, saving.zero_pages, saving.within_pages, saving.between_pages) == (4, 2, 2, 2)
+    assert saving.limited_pages == 0
+    assert census_of({"a": [5] * 257}).saving().limited_pages == 1
+    assert census_of({"a": [5] * 256}).saving().limited_pages == 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rarefaction_is_the_mean_over_all_choices_of_guests(seed: int) -> None:
+    guests = guests_of(seed, 6)
+    counted = census_of(guests)
+    for k in range(1, 7):
+        chosen = [[guests[name] for name in names] for names in combinations(guests, k)]
+        distinct = fmean(len(set().union(*group) - {0}) for group in chosen)
+        assert counted.distinct(k).low == counted.distinct(k).high == pytest.approx(distinct, rel=1e-12)
+        assert counted.kept(k).low == pytest.approx(fmean(kept_of(g, 10**9, 0) for g in chosen), rel=1e-12)
+        resident = fmean(sum(map(len, group)) for group in chosen)
+        saved = (resident - fmean(kept_of(group, 256, 0) for group in chosen)) * PAGE_BYTES
+        assert counted.saved_bytes(k) == pytest.approx(saved, rel=1e-9, abs=1e-6)
+
+
+def test_the_tolerance_would_catch_drawing_with_replacement() -> None:
+    guests = guests_of(0, 6)
+    counted = census_of(guests)
+    wrong = sum(kind.contents * (1 - (1 - kind.guests / 6) ** 3) for kind in counted.contents)
+    assert counted.distinct(3).low != pytest.approx(wrong, rel=1e-12)
+
+
+@pytest.mark.parametrize("use_zero_pages", [0, 1])
+def test_rarefaction_with_max_page_sharing_where_copies_are_spread_evenly(use_zero_pages: int) -> None:
+    # Each guest that holds content c holds it c times, two hold no zero page.
+    holders = {1: (1, 2, 3, 4, 5), 2: (1, 2), 7: (2, 3, 5), 0: (1, 4, 5), 9: (4,)}
+    guests = {
+        f"guest{n}": [c for c, who in holders.items() if n in who for _ in range(max(c, 4))]
+        for n in range(1, 6)
+    }
+    counted = census_of(guests, max_page_sharing=3, use_zero_pages=use_zero_pages)
+    for k in range(1, 6):
+        kept = fmean(
+            kept_of([guests[name] for name in names], 3, use_zero_pages) for names in combinations(guests, k)
+        )
+        assert counted.kept(k).low == counted.kept(k).high == pytest.approx(kept, rel=1e-12)
+
+
+def test_beyond_the_guests_counted_the_truth_lies_between_the_bounds() -> None:
+    # Common contents, a pool that each guest draws from, contents of its own; 8 of 16 counted, many times.
+    source = random.Random(1)  # noqa: S311 -- reproducible
+    everybody = {
+        f"guest{n:02d}": [
+            *range(1, 300),
+            *(source.randrange(1000, 3000) for _ in range(200)),
+            *range(10_000 * n, 10_000 * n + 100),
+        ]
+        for n in range(1, 17)
+    }
+    chosen = [source.sample(sorted(everybody), 8) for _ in range(40)]
+    eights = [census_of({name: everybody[name] for name in names}) for names in chosen]
+    eight = fmean(one.distinct(8).low for one in eights)
+    truth = census_of(everybody)
+    for number in (9, 12, 16):
+        low = fmean(one.distinct(number).low for one in eights) - eight
+        high = fmean(one.distinct(number).high for one in eights) - eight
+        gain = truth.distinct(number).low - truth.distinct(8).low
+        assert low < gain < high
+        # In proportion, which forgets that guests share, would be far outside of the bounds.
+        assert high < eight * (number - 8) / 8
+
+
+def test_the_bounds_of_the_two_extreme_kinds() -> None:
+    alike = census_of({f"g{n}": [1, 2, 3] for n in range(4)})
+    assert alike.distinct(100).low == alike.distinct(100).high == 3
+    alone = census_of({f"g{n}": list(range(1000 * n + 1, 1000 * n + 101)) for n in range(4)})
+    assert alone.distinct(8).high == 800
+    assert alone.distinct(8).low == pytest.approx(800, rel=0.02)
+    assert alone.distinct(8).low != pytest.approx(800, rel=0.0001)
+    single = census_of({"g": [1, 2, 2]})
+    assert (single.distinct(3).low, single.distinct(3).high) == (2, 6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_bounds_join_the_exact_curve_and_never_cross(seed: int) -> None:
+    counted = census_of(guests_of(seed, 5, contents=150), max_page_sharing=3)
+    for quantity in (counted.distinct, counted.kept):
+        gains = [quantity(k + 1).high - quantity(k).high for k in range(1, 12)]
+        assert all(quantity(k).low <= quantity(k).high for k in range(1, 13))
+        assert all(gain > -1e-9 for gain in gains)
+    distinct = [counted.distinct(k + 1).high - counted.distinct(k).high for k in range(1, 12)]
+    assert all(later <= earlier + 1e-9 for earlier, later in pairwise(distinct))
+    assert math.isclose(distinct[4], distinct[3])
+
+
+def test_efficiency() -> None:
+    guests = {"a": [0, 0, 1, 1, 1, 2], "b": [0, 1, 2, 3]}
+    assert census_of(guests, pages_sharing=3).efficiency == 3 / 6
+    assert census_of(guests, pages_sharing=3, ksm_zero_pages=None).efficiency == 3 / 6
+    assert census_of(guests, use_zero_pages=1, pages_sharing=4, ksm_zero_pages=3).efficiency == 1
+    assert census_of(guests, use_zero_pages=1, pages_sharing=4, ksm_zero_pages=None).efficiency is None
+    assert census_of(guests).efficiency is None
+    assert census_of({"a": [1, 2]}, pages_sharing=3).efficiency is None
+
+
+def stored(tmp_path: Path, record: dict[str, Any]) -> Path:
+    path = tmp_path / "census.json"
+    path.write_text(json.dumps(record))
+    return path
+
+
+def test_the_text_is_one_screen(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    guests = guests_of(3, 15, contents=5000, pages=4000)
+    path = stored(tmp_path, census_record(guests, pages_sharing=9000))
+    assert main(["census", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 110
+    assert len(lines) <= 50
+    text = "\n".join(lines)
+    ideal = read_census(path)[0].saving().ideal_pages
+    assert f"{9000 / ideal:.1%}" in text
+    assert "1.00 GB read in 1.00 s (1.0 GB/s, 2 processes), guests paused for 1.25 s" in " ".join(
+        text.split()
+    )
+    assert "guest15" in text
+
+
+@pytest.mark.parametrize("number", [1, 2, 16])
+def test_the_text_of_few_and_many_guests(number: int) -> None:
+    record = census_record(guests_of(3, number))
+    text = census_command.census_text(from_record(record), record)
+    assert "KSM saved nothing at that moment" in text
+    assert ("One guest" in text) == (number == 1)
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_what_is_no_census_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    good = census_record({"a": [1, 1, 2], "b": [2, 3]})
+    cases: list[tuple[Any, str]] = [
+        ({**good, "kind": "on"}, "is no census: at $.kind"),
+        (
+            {**good, "observed": {**good["observed"], "shared_contents": []}},
+            "its guests of the matrix are 0, and 2",
+        ),
+    ]
+    damaged = json.loads(json.dumps(good))
+    damaged["observed"]["guests"]["a"]["resident_pages"] = 4
+    cases.append((damaged, "is damaged: its copies are 5, and 6"))
+    for record, sentence in cases:
+        assert main(["census", str(stored(tmp_path, record))]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert sentence in error
+    assert main(["census", str(tmp_path / "none.json")]) == 2
+    assert "none.json cannot be read" in capsys.readouterr().err
+
+
+def test_the_command_takes_a_census_and_prints_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def play(campaign: Any, playbook: Path, _progress: Any) -> tuple[str, int]:
+        assert playbook == Path("playbooks/census.yml")
+        folder = Path(campaign.variables["results_directory"]) / campaign.run_id / "host1"
+        folder.mkdir(parents=True)
+        stored(folder, census_record({"a": [1, 1, 2], "b": [2, 3]}))
+        return "successful", 0
+
+    monkeypatch.setattr(census_command, "play", play)
+    assert main(["census", "--results", str(tmp_path)]) == 0
+    assert "Census of 2 guests" in capsys.readouterr().out
+    monkeypatch.setattr(census_command, "play", lambda *_arguments: ("failed", 4))
+    assert main(["census", "--results", str(tmp_path)]) == 4

@@ -1,0 +1,428 @@
+"""The module census on real processes with known pages; libvirt is a stand-in, pausing is real (SIGSTOP)."""
+
+import ctypes
+import json
+import mmap
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ansible.module_utils
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROLE = ROOT / "roles/census"
+FIXTURES = ROOT / "tests/fixtures/census"
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+ansible.module_utils.__path__.append(str(ROLE / "module_utils"))
+
+from ansible.module_utils import page_census  # noqa: E402
+from ansible.module_utils.page_census import (  # noqa: E402
+    Area,
+    CensusError,
+    Layout,
+    Reader,
+    parse_smaps,
+    tally,
+)
+
+
+class Host:
+    """Guests as processes, and the module run against them."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.guests: dict[str, subprocess.Popen[bytes]] = {}
+        (run / "libvirt/qemu").mkdir(parents=True)
+        (run / "events.log").touch()
+
+    def start(self, name: str, *words: str, prefix: str = "ksm-testbed-") -> None:
+        path = self.run / "libvirt/qemu" / f"{prefix}{name}.pid"
+        command = [
+            sys.executable,
+            FIXTURES / "guest.py",
+            f"guest={prefix}{name},debug-threads=on",
+            path,
+            *words,
+        ]
+        self.guests[name] = subprocess.Popen(command)
+        deadline = time.monotonic() + 20
+        while not (path.exists() and path.read_text()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def await_running(self, names: list[str]) -> None:
+        """SIGCONT takes effect when the process is next scheduled, on a busy machine not at once."""
+        deadline = time.monotonic() + 10
+        while any(self.state(name) == "T" for name in names) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def state(self, name: str) -> str:
+        return Path(f"/proc/{self.guests[name].pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    def events(self) -> list[str]:
+        return (self.run / "events.log").read_text().splitlines()
+
+    def module(self, **arguments: Any) -> subprocess.Popen[str]:
+        wrapper = (
+            "import runpy, sys, ansible.module_utils;"
+            f"ansible.module_utils.__path__.append({str(ROLE / 'module_utils')!r});"
+            f"sys.argv = ['module', {str(self.run / 'arguments.json')!r}];"
+            f"runpy.run_path({str(ROLE / 'library/census.py')!r}, run_name='__main__')"
+        )
+        given = {"run_root": str(self.run), **arguments}
+        (self.run / "arguments.json").write_text(json.dumps({"ANSIBLE_MODULE_ARGS": given}))
+        environment = {**os.environ, "PYTHONPATH": str(FIXTURES), "RUN_ROOT": str(self.run)}
+        return subprocess.Popen(
+            [sys.executable, "-c", wrapper],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def take(self, **arguments: Any) -> dict[str, Any]:
+        output, _ = self.module(**arguments).communicate(timeout=60)
+        result: dict[str, Any] = json.loads(output)
+        return result
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    made = Host(tmp_path)
+    yield made
+    for guest in made.guests.values():
+        guest.kill()
+        guest.wait()
+
+
+def three(host: Host) -> None:
+    # Contents 7 and 8 in all three, 100 and 101 in two, the rest of one guest alone.
+    host.start("guest01", "5x0", "3x7", "1x8", "2*100", "40*1000", "6xu", "4xr")
+    host.start("guest02", "2x0", "1x7", "9x8", "2*100", "30*2000")
+    host.start("guest03", "1x7", "2x8", "1xu", "1x8", "20*3000")
+
+
+def numbers(seen: dict[str, Any]) -> dict[str, int]:
+    return {name: value for name, value in seen.items() if name.endswith("_pages")}
+
+
+def test_known_pages_give_exactly_these_numbers(host: Host) -> None:
+    three(host)
+    result = host.take()
+    observed = result["observed"]
+    assert result["changed"] is False
+    assert list(observed["guests"]) == ["guest01", "guest02", "guest03"]
+    assert numbers(observed["guests"]["guest01"]) == {
+        "resident_pages": 51,
+        "zero_pages": 5,
+        "zero_mapped_pages": 4,
+        "distinct_pages": 44,
+        "swapped_pages": 0,
+    }
+    assert numbers(observed["guests"]["guest02"]) == {
+        "resident_pages": 44,
+        "zero_pages": 2,
+        "zero_mapped_pages": 0,
+        "distinct_pages": 34,
+        "swapped_pages": 0,
+    }
+    assert observed["guests"]["guest03"]["resident_pages"] == 24
+    assert observed["guests"]["guest01"]["mergeable_bytes"] == 61 * PAGE_BYTES
+    assert observed["shared_contents"] == [[44, 4, 2], [4, 34, 2], [2, 2, 22]]
+    # Alone: 40 + 30 + 20. In two guests, two copies: 100, 101. In three: 7 in 5 copies, 8 in 13.
+    assert observed["contents"] == {
+        "guests": [1, 2, 3, 3],
+        "copies": [1, 2, 5, 13],
+        "contents": [90, 2, 1, 1],
+    }
+    # What was read and never written is present too, and read.
+    assert observed["bytes_read"] == (51 + 4 + 44 + 24) * PAGE_BYTES
+
+
+def test_a_census_twice_gives_the_same_and_stores_no_hash(host: Host) -> None:
+    three(host)
+    first, second = host.take()["observed"], host.take(processes=1)["observed"]
+    assert second["processes"] == 1
+    for name in ("guests", "contents", "shared_contents", "bytes_read"):
+        assert first[name] == second[name]
+    biggest = max(number for column in first["contents"].values() for number in column)
+    assert biggest < 1000
+
+
+def test_all_are_paused_before_the_first_is_read_and_run_again(host: Host) -> None:
+    three(host)
+    host.take()
+    names = [f"ksm-testbed-guest0{number}" for number in (1, 2, 3)]
+    assert host.events() == [*(f"suspend {name}" for name in names), *(f"resume {name}" for name in names)]
+
+
+def test_a_paused_guest_stays_paused(host: Host) -> None:
+    three(host)
+    host.guests["guest02"].send_signal(signal.SIGSTOP)
+    seen = host.take()["observed"]["guests"]
+    assert [seen[name]["was_paused"] for name in sorted(seen)] == [False, True, False]
+    assert host.state("guest02") == "T"
+    assert "suspend ksm-testbed-guest02" not in host.events()
+    host.await_running(["guest01", "guest03"])
+    assert [host.state(name) for name in ("guest01", "guest03")] == ["S", "S"]
+
+
+def test_only_the_named_or_this_testbeds_guests(host: Host) -> None:
+    host.start("guest01", "3x7")
+    host.start("other", "5x9", prefix="")
+    assert list(host.take()["observed"]["guests"]) == ["guest01"]
+    assert list(host.take(domains={"mine": "other"})["observed"]["guests"]) == ["mine"]
+
+
+def test_faults_are_one_sentence(host: Host) -> None:
+    assert host.take()["msg"].startswith(
+        "no guest of this testbed runs: start some that stay, with `ansible-"
+    )
+    assert "libvirt does not answer at qemu:///nowhere" in host.take(uri="qemu:///nowhere")["msg"]
+    host.start("guest01", "3x7")
+    assert "domain nobody is not running" in host.take(domains={"guest09": "nobody"})["msg"]
+    assert "processes is -1: allowed is 0" in host.take(processes=-1)["msg"]
+    assert host.state("guest01") == "S"
+
+
+def test_a_guest_without_mergeable_memory_is_named(host: Host) -> None:
+    path = host.run / "libvirt/qemu/ksm-testbed-guest01.pid"
+    command = [sys.executable, "-c", "import time; time.sleep(60)", "guest=ksm-testbed-guest01"]
+    host.guests["guest01"] = subprocess.Popen(command)
+    path.write_text(str(host.guests["guest01"].pid))
+    assert "domain ksm-testbed-guest01 has no memory that KSM may merge" in host.take()["msg"]
+
+
+def test_when_one_cannot_be_paused_the_others_run_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    three(host)
+    monkeypatch.setenv("REFUSE_TO_SUSPEND", "ksm-testbed-guest02")
+    assert "cannot acquire state change lock" in host.take()["msg"]
+    host.await_running(list(host.guests))
+    assert [host.state(name) for name in host.guests] == ["S", "S", "S"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
+def test_the_guests_run_again_whatever_ends_the_module(host: Host, number: signal.Signals) -> None:
+    host.start("guest01", "100000*1000")
+    host.start("guest02", "100000*1000")
+    running = host.module(processes=1)
+    deadline = time.monotonic() + 30
+    while host.state("guest02") != "T":
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    # The whole process group, as Ansible ends a module.
+    os.killpg(running.pid, number)
+    output, _ = running.communicate(timeout=30)
+    deadline = time.monotonic() + 20
+    while "T" in (host.state("guest01"), host.state("guest02")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert [event for event in host.events() if event.startswith("suspend")]
+    if number != signal.SIGKILL:
+        assert json.loads(output)["msg"] == f"stopped by {number.name}; the guests run again"
+
+
+def test_it_writes_nothing_but_progress(host: Host) -> None:
+    host.start("guest01", "3x7")
+    host.take(progress_path=str(host.run / "progress"))
+    assert re.fullmatch(
+        r"1 guests run again after a pause of \d+\.\d s\n", (host.run / "progress").read_text()
+    )
+    assert {path.name for path in host.run.iterdir()} == {
+        "libvirt",
+        "events.log",
+        "progress",
+        "arguments.json",
+    }
+
+
+def test_a_check_pauses_nobody(host: Host) -> None:
+    three(host)
+    assert "would pause the guests" in host.take(_ansible_check_mode=True)["msg"]
+    assert host.events() == []
+
+
+class Child:
+    """A forked child whose memory is its parent's pages, shared until one writes, as merged pages are."""
+
+    def __init__(self, pages: int) -> None:
+        self.memory = mmap.mmap(-1, pages * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.memory.madvise(mmap.MADV_NOHUGEPAGE)
+        for page in range(pages):
+            self.memory[page * PAGE_BYTES] = 1 + page % 200
+        held = ctypes.c_char.from_buffer(self.memory)
+        self.area = Area(ctypes.addressof(held), ctypes.addressof(held) + pages * PAGE_BYTES)
+        self.pid = os.fork()
+        if self.pid == 0:
+            signal.pause()
+            os._exit(0)
+
+    def shared_bytes(self) -> int:
+        smaps = Path(f"/proc/{self.pid}/smaps").read_text()
+        mine = smaps[smaps.index(f"{self.area.start:x}-{self.area.end:x} ") :]
+        found = re.search(r"Shared_Dirty:\s+(\d+) kB", mine)
+        assert found
+        return int(found[1]) * 1024
+
+    def end(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+def test_reading_leaves_shared_pages_shared() -> None:
+    child = Child(1000)
+    try:
+        before = child.shared_bytes()
+        with Reader([child.pid], [Layout((child.area,), 0)], processes=1, close=None) as reader:
+            reading = reader.read(lambda _bytes: None)
+        assert len(reading.counted[0].hashes) == 1000
+        assert before == child.shared_bytes() == 1000 * PAGE_BYTES
+        if process_vm_readv_unshares(child):
+            assert child.shared_bytes() == 0
+    finally:
+        child.end()
+
+
+def process_vm_readv_unshares(child: Child) -> bool:
+    """Read all by process_vm_readv; True where the kernel copies pages for that (5.19 and later)."""
+
+    class Piece(ctypes.Structure):
+        _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+    length = child.area.bytes
+    into = ctypes.create_string_buffer(length)
+    local, remote = Piece(ctypes.addressof(into), length), Piece(child.area.start, length)
+    got = ctypes.CDLL(None).process_vm_readv(child.pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+    assert got == length
+    return tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (5, 19)
+
+
+def test_a_process_that_ended_is_one_sentence() -> None:
+    child = Child(10)
+    area, pid = child.area, child.pid
+    with Reader([pid], [Layout((area,), 0)], processes=1, close=None) as reader:
+        child.end()
+        with pytest.raises(CensusError, match=f"process {pid}"):
+            reader.read(lambda _bytes: None)
+
+
+def die(_task: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_one_sentence_and_no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = Child(10)
+    try:
+        monkeypatch.setattr(page_census, "_hash_task", die)
+        with (
+            pytest.raises(CensusError, match="a worker of the census was killed"),
+            Reader([child.pid], [Layout((child.area,), 0)], processes=1, close=None) as reader,
+        ):
+            reader.read(lambda _bytes: None)
+    finally:
+        child.end()
+
+
+def test_a_layout_is_read_from_recorded_smaps() -> None:
+    smaps = ROOT / "tests/fixtures/host/linux-6.18/proc/28619/smaps"
+    layout = parse_smaps(smaps.read_text())
+    # Independently: awk over the same file.
+    program = (
+        "/^Size:/ {size = $2} /^Anonymous:/ {held = $2}"
+        "/^VmFlags:.* mg/ {sizes += size; sum += held; n++} END {print n, sizes, sum}"
+    )
+    answer = subprocess.run(["awk", program, smaps], capture_output=True, text=True, check=True)
+    areas, size_kib, anonymous_kib = map(int, answer.stdout.split())
+    assert len(layout.areas) == areas > 0
+    assert layout.mergeable_bytes == size_kib * 1024
+    assert layout.anonymous_bytes == anonymous_kib * 1024
+
+
+def brute(guests: Sequence[Sequence[int]]) -> tuple[list[int], list[tuple[int, int, int]], list[list[int]]]:
+    sets = [set(guest) - {0} for guest in guests]
+    kinds: dict[tuple[int, int], int] = {}
+    for content in set().union(*sets):
+        kind = (sum(content in held for held in sets), sum(list(guest).count(content) for guest in guests))
+        kinds[kind] = kinds.get(kind, 0) + 1
+    return (
+        [len(held) for held in sets],
+        sorted((held, copies, number) for (held, copies), number in kinds.items()),
+        [[len(one & other) for other in sets] for one in sets],
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_tally_against_brute_force(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_census, "MATRIX_ROWS", 7)
+    random = np.random.default_rng(seed)
+    guests = [random.integers(0, 60, random.integers(0, 90)).tolist() for _ in range(random.integers(1, 7))]
+    salted = [
+        np.array([(content * 0x9E3779B97F4A7C15) % 2**64 for content in guest], np.uint64) for guest in guests
+    ]
+    seen = tally(salted, 0)
+    distinct, contents, shared = brute(guests)
+    assert seen.zero_pages == tuple(guest.count(0) for guest in guests)
+    assert list(seen.distinct_pages) == distinct
+    assert list(seen.contents) == contents
+    assert [list(row) for row in seen.shared] == shared
+
+
+def play(host: Host, *options: str, **arguments: Any) -> str:
+    task = {
+        "run_id": "run",
+        "directory": str(host.run / "results/run/host1"),
+        "run_root": str(host.run),
+        **arguments,
+    }
+    plays = [{"hosts": "all", "gather_facts": False, "tasks": [{"name": "Take", "census_record": task}]}]
+    (host.run / "play.yml").write_text(json.dumps(plays))
+    (host.run / "ansible.cfg").touch()
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(FIXTURES),
+        "RUN_ROOT": str(host.run),
+        "ANSIBLE_LIBRARY": str(ROLE / "library"),
+        "ANSIBLE_MODULE_UTILS": str(ROLE / "module_utils"),
+        "ANSIBLE_ACTION_PLUGINS": str(ROLE / "action_plugins"),
+        "ANSIBLE_LOCAL_TEMP": str(host.run / "local"),
+        "ANSIBLE_REMOTE_TEMP": str(host.run / "remote"),
+        "ANSIBLE_ASYNC_DIR": str(host.run / "async"),
+        "ANSIBLE_CONFIG": str(host.run / "ansible.cfg"),
+        "ANSIBLE_NOCOLOR": "1",
+    }
+    command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "localhost,", "-c", "local"]
+    command += ["-e", f"ansible_python_interpreter={sys.executable}", *options, str(host.run / "play.yml")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    return done.stdout + done.stderr
+
+
+def test_the_record_fits_the_schema_is_private_and_never_written_over(host: Host) -> None:
+    three(host)
+    path = host.run / "results/run/host1/census.json"
+    assert "would take a census" in play(host, "--check", "-v")
+    assert not path.parent.exists()
+    output = play(host)
+    assert "3 guests run again after a pause" in output
+    record = json.loads(path.read_text())
+    assert (record["kind"], record["run_id"], record["cell"]) == ("census", "run", None)
+    assert record["provenance"]["image_digest"] is None
+    assert record["provenance"]["page_size_bytes"] == PAGE_BYTES
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in (path.parent, path.parents[1])} == {0o700}
+    assert "census.json exists and is kept; choose another run_id" in play(host)
+    assert json.loads(path.read_text()) == record
+    assert host.events().count("suspend ksm-testbed-guest01") == 1
+
+
+def test_a_relative_directory_is_refused(host: Host) -> None:
+    assert "directory is 'results'; it must be an absolute path" in play(host, directory="results")

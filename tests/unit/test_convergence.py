@@ -1,0 +1,155 @@
+"""The convergence rule: each series that settles has a companion that must not."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from analysis import convergence
+from analysis.convergence import ConvergenceRule, Verdict, judge, saved_pages
+
+RULE = ConvergenceRule(min_full_scans=3, window_scans=2, threshold_percent=0.5)
+
+
+def settled_at(
+    saved: Sequence[int], full_scans: Sequence[int], rule: ConvergenceRule = RULE, *, smart_scan: bool = False
+) -> int | None:
+    """The first sample at which a sampler that judges each sample would stop."""
+    for end in range(1, len(saved) + 1):
+        if judge(full_scans[:end], saved[:end], rule, smart_scan=smart_scan).settled:
+            return end - 1
+    return None
+
+
+def test_a_flat_series_settles_with_the_third_scan_and_not_before() -> None:
+    assert settled_at([700] * 5, [0, 1, 2, 3, 4]) == 3
+    assert settled_at([700] * 3, [0, 1, 2]) is None
+
+
+def test_scans_before_the_start_do_not_count() -> None:
+    assert settled_at([700] * 4, [50, 51, 52, 53]) == 3
+    assert not judge([53], [700], RULE, smart_scan=False).settled
+
+
+def test_a_slow_rise_settles_only_under_the_threshold() -> None:
+    # 0.2 % for each scan is 0.4 % over two scans; 0.3 % is 0.6 %.
+    slow = [round(100_000 * 1.002**scan) for scan in range(8)]
+    less_slow = [round(100_000 * 1.003**scan) for scan in range(8)]
+    assert settled_at(slow, range(8)) == 3
+    assert settled_at(less_slow, range(8)) is None
+
+
+def test_the_threshold_itself_still_counts_as_settled() -> None:
+    assert judge([0, 1, 2, 3], [0, 995, 1000, 1000], RULE, smart_scan=False).settled
+    assert not judge([0, 1, 2, 3], [0, 994, 1000, 1000], RULE, smart_scan=False).settled
+
+
+def test_an_oscillation_whose_ends_are_equal_is_not_settled() -> None:
+    # The first and last value of every window of two scans are equal.
+    assert settled_at([1000, 900] * 5, range(10)) is None
+    assert settled_at([1000, 998] * 5, range(10)) == 3
+
+
+def test_an_oscillation_between_scans_is_seen() -> None:
+    scans = [scan for scan in range(6) for _ in range(3)]
+    assert settled_at([1000, 900, 1000] * 6, scans) is None
+    assert settled_at([1000] * 18, scans) == 9
+
+
+def test_a_fall_is_not_settled() -> None:
+    assert settled_at([10_000 - 100 * scan for scan in range(10)], range(10)) is None
+    assert settled_at([10_000 - 1 * scan for scan in range(10)], range(10)) == 3
+
+
+def test_a_rise_at_the_end_is_not_settled() -> None:
+    flat_then_rise = [1000, 1000, 1000, 1100]
+    assert not judge([0, 1, 2, 3], flat_then_rise, RULE, smart_scan=False).settled
+    assert not judge([0, 1, 2, 3, 4], [*flat_then_rise, 1100], RULE, smart_scan=False).settled
+    assert judge([0, 1, 2, 3, 4, 5], [*flat_then_rise, 1100, 1100], RULE, smart_scan=False).settled
+
+
+def test_scans_faster_than_samples_widen_the_window_to_the_sample_before() -> None:
+    # Both samples lie past the boundary of two scans: one sample alone would look flat.
+    assert not judge([0, 5, 10], [0, 500, 1000], RULE, smart_scan=False).settled
+    assert judge([0, 5, 10], [0, 1000, 1000], RULE, smart_scan=False).settled
+
+
+def test_smart_scan_asks_for_ten_scans() -> None:
+    assert settled_at([700] * 12, range(12), smart_scan=True) == 10
+    assert settled_at([700] * 12, range(12), smart_scan=False) == 3
+    more = ConvergenceRule(min_full_scans=11)
+    assert settled_at([700] * 13, range(13), more, smart_scan=True) == 11
+
+
+def test_nothing_saved_and_nothing_moving_is_settled_and_one_page_is_not() -> None:
+    assert judge([0, 1, 2, 3], [0, 0, 0, 0], RULE, smart_scan=False).settled
+    assert not judge([0, 1, 2, 3], [0, 0, 1, 0], RULE, smart_scan=False).settled
+
+
+def test_a_window_longer_than_the_minimum_is_waited_for() -> None:
+    rule = ConvergenceRule(min_full_scans=1, window_scans=4)
+    assert settled_at([700] * 6, range(6), rule) == 4
+
+
+def test_reasons_name_what_is_missing() -> None:
+    assert judge([0, 1], [5, 5], RULE, smart_scan=False) == Verdict(
+        False, "only 1 of the 3 full scans are complete"
+    )
+    assert (
+        "only 1 of the 10 full scans that smart_scan asks for"
+        in judge([0, 1], [5, 5], RULE, smart_scan=True).reason
+    )
+    assert judge([0, 1, 2, 3], [0, 900, 1000, 1000], RULE, smart_scan=False).reason == (
+        "the saved pages moved by 10.00 % (limit 0.5 %) over the last 2 of 3 full scans"
+    )
+
+
+def test_zero_pages_are_saved_pages_and_an_absent_counter_adds_nothing() -> None:
+    assert saved_pages(10, 5) == 15
+    assert saved_pages(10, None) == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("min_full_scans", 0), ("window_scans", 0), ("threshold_percent", -0.1), ("threshold_percent", 101)],
+)
+def test_a_rule_out_of_range_is_refused_by_name(name: str, value: float) -> None:
+    values: dict[str, float] = {"min_full_scans": 3, "window_scans": 2, "threshold_percent": 0.5, name: value}
+    with pytest.raises(ValueError, match=name):
+        ConvergenceRule(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("full_scans", "saved"), [([], []), ([1, 2], [5]), ([5, 4], [1, 1])], ids=["empty", "uneven", "reset"]
+)
+def test_a_broken_series_is_refused(full_scans: list[int], saved: list[int]) -> None:
+    with pytest.raises(ValueError, match="full_scans"):
+        judge(full_scans, saved, RULE, smart_scan=False)
+
+
+def test_judging_agrees_with_a_plain_search_of_the_window() -> None:
+    """Every short series of small steps, against the rule spelt out without bisection."""
+    compared = 0
+    for steps in itertools.product((0, 1, 3), repeat=4):
+        full_scans = [0, *itertools.accumulate(steps)]
+        for saved in itertools.product((1000, 1004, 1100), repeat=5):
+            boundary = full_scans[-1] - RULE.window_scans
+            before = [index for index, scans in enumerate(full_scans) if scans < boundary]
+            on = [index for index, scans in enumerate(full_scans) if scans == boundary]
+            start = on[0] if on else (before[-1] if before else None)
+            expected = (
+                full_scans[-1] >= RULE.min_full_scans
+                and start is not None
+                and max(saved[start:]) - min(saved[start:]) <= 0.005 * saved[-1]
+            )
+            assert judge(full_scans, saved, RULE, smart_scan=False).settled == expected
+            compared += 1
+    assert compared == 81 * 243
+
+
+def test_the_host_module_imports_this_very_file() -> None:
+    root = Path(convergence.__file__).parents[1]
+    shipped = root / "roles/measure/module_utils/ksm_convergence.py"
+    assert shipped.is_symlink()
+    assert shipped.resolve() == Path(convergence.__file__).resolve()

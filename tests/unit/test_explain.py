@@ -1,0 +1,119 @@
+"""The explanation of a run: one screen, each figure from the records, outliers by name."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from synthetic import MIB, store, synthetic_failure, synthetic_plan
+
+from analysis.design import Cell
+from analysis.explain import explain_run, explanation_text
+from analysis.guests import contributions, outliers, robust_z
+from analysis.records import load_run
+
+Records = dict[str, dict[str, Any]]
+
+
+def test_robust_z_against_a_hand_worked_case() -> None:
+    # Median 3, deviations 2 1 0 1 97, MAD 1.
+    seen = robust_z(pd.Series([1.0, 2.0, 3.0, 4.0, 100.0]))
+    assert list(seen) == pytest.approx([-1.349, -0.6745, 0, 0.6745, 0.6745 * 97])
+
+
+def test_robust_z_where_most_values_are_equal() -> None:
+    # MAD 0; mean absolute deviation 10 / 5 = 2.
+    assert robust_z(pd.Series([5.0, 5.0, 5.0, 5.0, 15.0])).iloc[4] == pytest.approx(10 / (1.253314 * 2))
+    assert list(robust_z(pd.Series([5.0, 5.0]))) == [0, 0]
+
+
+def drop(results: Path, mib: dict[int, float]) -> pd.DataFrame:
+    def change(_cell: Cell, records: Records) -> None:
+        for number, more in mib.items():
+            smaps = records["on"]["observed"]["guests"][f"guest{number:02d}"]["smaps_rollup"]
+            smaps["Pss_bytes"] -= int(more * MIB)
+
+    return contributions(load_run(store(results, synthetic_plan(), change)).cells[0])
+
+
+def test_contributions_by_guest(results: Path) -> None:
+    frame = drop(results, {2: 5})
+    assert len(frame) == 15
+    assert frame.loc["guest02", "pss_drop_bytes"] == 105 * MIB
+    assert frame.loc["guest01", "pss_drop_bytes"] == 100 * MIB
+    assert frame.loc["guest01", "merging_pages"] == 25600
+    assert frame.loc["guest01", "rmap_items"] == 131072
+
+
+def test_an_outlier_is_named(results: Path) -> None:
+    assert list(outliers(drop(results, {n: n % 3 / 10 for n in range(1, 15)} | {7: -30})).index) == [
+        "guest07"
+    ]
+
+
+def test_guests_alike_have_no_outlier(results: Path) -> None:
+    assert outliers(drop(results, {n: n % 3 / 10 for n in range(1, 15)})).empty
+
+
+def test_a_tiny_deviation_from_equal_guests_is_no_outlier(results: Path) -> None:
+    assert outliers(drop(results, {7: 0.5})).empty
+
+
+def test_costs_that_the_kernel_does_not_tell_stay_unknown(results: Path) -> None:
+    def change(_cell: Cell, records: Records) -> None:
+        for guest in records["on"]["observed"]["guests"].values():
+            guest["ksm_stat"] = None
+
+    frame = contributions(load_run(store(results, synthetic_plan(), change)).cells[0])
+    assert frame["merging_pages"].isna().all()
+
+
+def text(results: Path, change: Any = None, **design: Any) -> str:
+    run = load_run(store(results, synthetic_plan(**design), change))
+    return explanation_text(run, explain_run(run))
+
+
+def test_one_screen_with_the_measures_the_ledger_and_the_burndown(results: Path) -> None:
+    found = text(results, focus="all", repetitions=2, orders="abba")
+    assert len(found.splitlines()) <= 60
+    assert max(map(len, found.splitlines())) <= 110
+    rows = {line[:50].strip(): line[50:].split() for line in found.splitlines()}
+    assert rows["(b) gross counters"] == ["100.0"] * 3
+    assert rows["KSM's rmap_items"] == ["-8.0"] * 3
+    assert rows["(a) MemAvailable"] == ["92.0"] * 3
+    assert rows["the paper"] == ["50.6", "440.3", "31.6"]
+    assert rows["(a) less the paper"] == ["+41.4", "-348.3", "+60.4"]
+    assert rows["50 % of the final saving, after seconds"] == ["3.0"] * 3
+    assert "guest memory swapped out" not in rows
+    flowing = " ".join(found.split())
+    assert "The unexplained rest is +0.0 % of the change, within 5 %." in flowing
+    assert "max_page_sharing 256 at most 374.5" in flowing
+    assert "none stands out" in flowing
+
+
+def test_a_large_rest_is_said_with_its_size(results: Path) -> None:
+    def change(_cell: Cell, records: Records) -> None:
+        memory = records["on"]["observed"]["host"]["meminfo"]
+        memory["MemFree_bytes"] += 200 * MIB
+        memory["MemAvailable_bytes"] += 200 * MIB
+
+    found = " ".join(text(results, change).split())
+    assert (
+        "! The unexplained rest is above 5 % of the host's change in 1 of 1 repetitions, at most +200 MiB"
+        in found
+    )
+
+
+def test_what_was_left_out_is_said(results: Path) -> None:
+    def change(cell: Cell, records: Records) -> None:
+        if cell.focus == 2:
+            records["failed"] = synthetic_failure(records)
+
+    found = " ".join(text(results, change, focus="1,2").split())
+    assert "! focus 2, repetition 1: failed, left out of the mean: failed in merge" in found
+    assert "Focus 1, idle: the host used" in found
+
+
+def test_a_run_without_a_usable_cell_explains_nothing(results: Path) -> None:
+    run = load_run(store(results, synthetic_plan(), lambda _cell, records: records.clear()))
+    assert explain_run(run) == []

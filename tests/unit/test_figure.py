@@ -1,0 +1,88 @@
+"""Figures: the bars are the means, the files are what their suffixes say, refusals are clear."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.container import BarContainer
+from synthetic import MIB, store, synthetic_plan
+
+from analysis import figures
+from analysis.ledger import ledger
+from analysis.records import Run, load_run
+from analysis.statistics import summarise
+from analysis.table import tidy
+
+
+@pytest.fixture
+def run(results: Path) -> Run:
+    plan = synthetic_plan(focus="all", repetitions=2)
+    return load_run(
+        store(results, plan, None, lambda cell: {1: 60, 2: 430, 3: 40}[cell.focus] + cell.repetition)
+    )
+
+
+def bars(axes: Any) -> dict[str, list[float]]:
+    groups = [container for container in axes.containers if isinstance(container, BarContainer)]
+    return {
+        str(group.get_label()): [round(patch.get_height(), 3) for patch in group.patches] for group in groups
+    }
+
+
+def test_figure_2_shows_our_means_and_the_papers_savings(run: Run) -> None:
+    left, right = figures.figure_2(summarise(tidy([run]))).axes
+    assert bars(left) == {"KSM off": [8000] * 3, "KSM on": [7197.5, 1647.5, 7497.5]}
+    assert bars(right) == {"this testbed": [53.5, 423.5, 33.5], "the paper": [50.6, 440.3, 31.6]}
+
+
+@pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
+def test_the_format_follows_the_suffix(run: Run, tmp_path: Path, suffix: str, start: bytes) -> None:
+    path = tmp_path / f"figure{suffix}"
+    figures.save(figures.figure_2(summarise(tidy([run]))), path)
+    assert path.read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize("name", ["figure", "figure.txt", "missing/figure.png"])
+def test_a_file_that_cannot_be_is_refused(run: Run, tmp_path: Path, name: str) -> None:
+    with pytest.raises(figures.FigureError, match=r"suffix must be|cannot be written"):
+        figures.save(figures.figure_2(summarise(tidy([run]))), tmp_path / name)
+
+
+def test_svg_of_the_same_data_is_the_same(run: Run) -> None:
+    first, second = (figures.svg_text(figures.figure_2(summarise(tidy([run])))) for _ in range(2))
+    assert first == second
+
+
+def test_nothing_measured_is_refused(results: Path) -> None:
+    empty = load_run(store(results, synthetic_plan(), lambda _cell, records: records.clear()))
+    with pytest.raises(figures.FigureError, match="nothing to draw"):
+        figures.figure_2(summarise(tidy([empty])))
+    with pytest.raises(figures.FigureError, match="nothing to draw"):
+        figures.burndown_figure([])
+    with pytest.raises(figures.FigureError, match="nothing to draw"):
+        figures.ledger_figure([])
+
+
+def test_two_hosts_are_not_drawn_as_one(results: Path) -> None:
+    both = load_run(store(results, synthetic_plan(hosts=("a", "b"))))
+    with pytest.raises(figures.FigureError, match="one host and one size of guests"):
+        figures.figure_2(summarise(tidy([both])))
+
+
+def test_the_waterfall_ends_where_its_steps_lead(run: Run) -> None:
+    book = ledger(run.cells[0])
+    (axes,) = figures.ledger_figure([("focus 1", book)]).axes
+    patches = list(axes.patches)
+    level = patches[0].get_width() + sum(patch.get_width() for patch in patches[1:-1])
+    assert level == pytest.approx(patches[-1].get_width())
+    assert patches[-1].get_width() == pytest.approx(book.available.end_bytes / 15 / MIB)
+
+
+def test_the_burndown_draws_the_samples(run: Run) -> None:
+    (axes,) = figures.burndown_figure([run.cells[0]]).axes
+    line = axes.lines[0]
+    samples = json.loads((run.cells[0].directory / "merge.json").read_text())["observed"]["samples"]
+    assert list(line.get_xdata()) == samples["seconds"]
+    expected = [pages * 4096 / 15 / MIB for pages in samples["pages_sharing"]]
+    assert list(line.get_ydata()) == pytest.approx(expected)

@@ -1,0 +1,373 @@
+"""The forecast: known parameters come back, noise beyond the tolerance does not, limits, refusals."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from synthetic import MIB, PAGE, store, synthetic_plan
+from synthetic_capacity import (
+    BASE,
+    TOTAL,
+    TRUTH,
+    capacity_record,
+    shaped,
+    store_capacity,
+    store_numbers,
+    used_mib,
+)
+
+from analysis.__main__ import main
+from analysis.design import Cell
+from analysis.forecast_figures import forecast_figure
+from analysis.sharing import (
+    HOST,
+    Model,
+    Sample,
+    SharingError,
+    fit,
+    limits,
+    mix_text,
+    naive,
+    predict,
+    scaled,
+)
+
+NUMBERS = (2, 4, 6)
+
+
+def samples(
+    workloads: tuple[str, ...] = tuple(TRUTH),
+    numbers: tuple[int, ...] = NUMBERS,
+    noise: Callable[[str, int], float] = lambda _workload, _guests: 0.0,
+) -> list[Sample]:
+    found = []
+    for workload in workloads:
+        for guests in numbers:
+            off, on, gross = used_mib(TRUTH[workload], guests)
+            on += noise(workload, guests)
+            rmap = guests * TRUTH[workload].ksm
+            found.append(Sample(workload, guests, off * MIB, on * MIB, gross * MIB, rmap * MIB))
+    return found
+
+
+def model(cells: list[Sample] | None = None, **changes: Any) -> Model:
+    settings: dict[str, Any] = {
+        "scope": HOST,
+        "guest_memory_bytes": 512 * MIB,
+        "page_size_bytes": PAGE,
+        "max_page_sharing": 256,
+        **changes,
+    }
+    return fit(samples() if cells is None else cells, **settings)
+
+
+def zigzag(_workload: str, guests: int) -> float:
+    return {2: 12.0, 4: -24.0, 6: 12.0}[guests]
+
+
+@pytest.mark.parametrize("workload", list(TRUTH))
+@pytest.mark.parametrize("guests", [1, 10, 15, 20, 100])
+def test_known_parameters_are_recovered(workload: str, guests: int) -> None:
+    seen = predict(model(), {workload: guests})
+    off, on, gross = used_mib(TRUTH[workload], guests)
+    assert seen.off.mean_bytes / MIB == pytest.approx(off, rel=1e-6)
+    assert seen.on.mean_bytes / MIB == pytest.approx(on, rel=1e-6)
+    assert seen.gross.mean_bytes / MIB == pytest.approx(gross, rel=1e-6)
+    parts = model().breakdown(workload)
+    assert parts.within_bytes == pytest.approx(TRUTH[workload].within * MIB, rel=1e-6)
+    assert parts.between_bytes == pytest.approx(TRUTH[workload].between * MIB, rel=1e-6)
+    assert parts.ksm_bytes == pytest.approx(TRUTH[workload].ksm * MIB)
+    assert parts.uncounted_bytes == pytest.approx(TRUTH[workload].uncounted * MIB, abs=10)
+    assert model().base_bytes / MIB == pytest.approx(BASE, rel=1e-6)
+
+
+def test_noise_beyond_the_tolerance_is_not_recovered() -> None:
+    noisy = model(samples(noise=lambda _workload, guests: 60.0 * guests))
+    _off, on, _gross = used_mib(TRUTH["idle"], 15)
+    assert predict(noisy, {"idle": 15}).on.mean_bytes / MIB != pytest.approx(on, rel=0.02)
+
+
+def test_the_parts_of_a_guest_sum_to_what_it_uses() -> None:
+    parts = model().breakdown("idle")
+    assert parts.unmergeable_bytes is not None
+    assert parts.outside_bytes is not None
+    assert parts.within_bytes is not None
+    assert parts.between_bytes is not None
+    total = parts.within_bytes + parts.between_bytes + parts.unmergeable_bytes + parts.outside_bytes
+    assert total / MIB == pytest.approx(420)
+    # 4.5 MiB of rmap_items are 288 MiB of scanned pages.
+    assert (total - parts.outside_bytes) / MIB == pytest.approx(288)
+
+
+def test_an_interval_by_hand() -> None:
+    # One workload off, exact line but the middle: residuals 12, -24, 12 of 3 cells and 2 terms.
+    cells = samples(("idle",))
+    bent = [replace(c, off_bytes=c.off_bytes + zigzag("", c.guests) * MIB) for c in cells]
+    seen = predict(model(bent), {"idle": 10}).off
+    # sqrt(864 x (1 + 1/3 + 36/8)) x t(0.975, 1) = 70.99 x 12.706
+    assert seen.half_width_bytes is not None
+    assert seen.half_width_bytes / MIB == pytest.approx(902.0, rel=1e-3)
+    assert seen.mean_bytes / MIB == pytest.approx(BASE + 4200, rel=1e-6)
+
+
+def test_more_noise_widens_the_interval_and_distance_too() -> None:
+    quiet, loud = (model(samples(noise=lambda w, n, f=factor: f * zigzag(w, n))) for factor in (0.1, 1.0))
+    widths = [predict(m, {"idle": n}).on.half_width_bytes or 0 for m in (quiet, loud) for n in (8, 20)]
+    assert 0 < widths[0] < widths[1]
+    assert widths[2] == pytest.approx(10 * widths[0], rel=1e-3)
+    assert widths[2] < widths[3]
+
+
+def test_the_interval_covers_what_it_promises() -> None:
+    # Noise of 10 MiB on both arms and 5 on the counters: 95 % of new cells lie in their interval.
+    rng = np.random.default_rng(7)
+
+    def noisy(cell: Sample) -> Sample:
+        off, on, gross = (rng.normal(0, deviation) * MIB for deviation in (10, 10, 5))
+        return replace(
+            cell,
+            off_bytes=cell.off_bytes + off,
+            on_bytes=cell.on_bytes + on - gross,
+            gross_bytes=cell.gross_bytes + gross,
+        )
+
+    inside = {"off": 0, "on": 0}
+    for _trial in range(300):
+        seen = predict(model([noisy(cell) for cell in samples()]), {"idle": 12})
+        cell = noisy(samples(("idle",), (12,))[0])
+        for name, interval, value in (("off", seen.off, cell.off_bytes), ("on", seen.on, cell.on_bytes)):
+            inside[name] += abs(value - interval.mean_bytes) <= (interval.half_width_bytes or 0)
+    assert 0.90 <= inside["off"] / 300 <= 0.99
+    assert inside["on"] / 300 >= 0.90
+
+
+def test_two_numbers_of_guests_give_no_interval() -> None:
+    seen = predict(model(samples(numbers=(2, 6))), {"idle": 15})
+    assert seen.on.half_width_bytes is None
+    assert seen.on.low_bytes is None
+
+
+def test_one_number_of_guests_is_refused() -> None:
+    with pytest.raises(SharingError, match="idle was measured at 4 guests only"):
+        model(samples(("idle",), (4,)))
+    with pytest.raises(SharingError, match="no measured cell"):
+        model([])
+
+
+def test_a_census_carries_the_curve_from_one_number_of_guests() -> None:
+    # Content that each guest has with probability 1/2: the saving is not I + D (N - 1)/N.
+    def curve(guests: int) -> float:
+        return 100 * MIB * (guests * 0.5 - 1 + 0.5**guests)
+
+    cells = [Sample("idle", 4, 2000 * MIB, (2000 - 1.1 * curve(4) / MIB) * MIB, 1.1 * curve(4), None)]
+    seen = predict(model(cells, shapes={"idle": curve}, bases_bytes=[300 * MIB]), {"idle": 12})
+    assert seen.gross.mean_bytes == pytest.approx(1.1 * curve(12))
+    assert seen.off.mean_bytes / MIB == pytest.approx(300 + 12 * 425)
+    assert model(cells, shapes={"idle": curve}, bases_bytes=[0]).breakdown("idle").between_bytes is None
+    with pytest.raises(SharingError, match="with no guest cannot be told"):
+        model(cells, shapes={"idle": curve})
+
+
+def test_parameters_are_never_negative() -> None:
+    # Counters that fall short of D = 0 from 2 to 6 guests.
+    cells = [Sample("idle", n, (700 + 400 * n) * MIB, 700 * MIB, (10 * n + 4) * MIB, None) for n in NUMBERS]
+    parts = model(cells).breakdown("idle")
+    assert parts.between_bytes == 0
+    assert (parts.within_bytes or 0) > 0
+
+
+def test_the_cap_of_max_page_sharing() -> None:
+    # With 4 a page, 8 guests keep 2 copies of what they share.
+    capped = [
+        Sample("idle", n, (700 + 400 * n) * MIB, 0, 110 * MIB * (n - -(-n // 4)), None) for n in (2, 3, 6)
+    ]
+    seen = predict(model(capped, max_page_sharing=4), {"idle": 8})
+    assert seen.gross.mean_bytes / MIB == pytest.approx(110 * 6)
+
+
+def test_a_mix_shares_the_smaller_common_part() -> None:
+    seen = predict(model(), {"idle": 5, "random_fill": 10})
+    # 40 are in all 15 guests, 70 more in the 5 idle ones.
+    gross = 5 * 30 + 10 * 2 + 40 * 14 + 70 * 4
+    assert seen.gross.mean_bytes / MIB == pytest.approx(gross)
+    own = 5 * (4.5 - 15) + 10 * 8
+    assert seen.off.mean_bytes / MIB == pytest.approx(BASE + 5 * 420 + 10 * 640)
+    assert seen.on.mean_bytes / MIB == pytest.approx(BASE + 5 * 420 + 10 * 640 - gross + own)
+    # Apart: 40 x 9 and 110 x 4, so one common copy of 40 more is kept.
+    assert (seen.on_apart_bytes - seen.on.mean_bytes) / MIB == pytest.approx(40)
+
+
+def test_a_mix_of_one_is_the_workload() -> None:
+    pure, mixed = (predict(model(), mix) for mix in ({"idle": 7}, {"idle": 7, "random_fill": 0}))
+    assert pure == mixed
+    assert mix_text({"random_fill": 2, "idle": 1}) == "idle=1,random_fill=2"
+    assert scaled({"idle": 5, "random_fill": 10}, 4) == {"idle": 1, "random_fill": 3}
+
+
+def test_the_limits_are_the_last_guests_that_fit() -> None:
+    found = limits(model(), {"idle": 1}, 8192 * MIB)
+    assert found.off == int((8192 - BASE) // 420)
+    slope = 420 - 30 - 110 + 4.5 - 15
+    assert found.on == int((8192 - BASE - 110) // slope)
+    # 512 of guest memory, 8 of rmap_items, outside: 640 - 512 of the fills, 420 - 288 idle.
+    assert model().safe_guest_bytes / MIB == pytest.approx(512 + 8 + 132)
+    assert found.safe == int((8192 - BASE) // 652)
+    assert found.on is not None
+    assert found.at_risk_bytes is not None
+    assert found.at_risk_bytes / MIB == pytest.approx(BASE + found.on * 652 - 8192)
+    nothing = limits(model(), {"idle": 1}, 1)
+    assert (nothing.off, nothing.on, nothing.safe) == (0, 0, 0)
+
+
+def test_the_limits_widen_with_the_interval() -> None:
+    found = limits(model(samples(noise=zigzag)), {"idle": 1}, 8192 * MIB)
+    assert None not in (found.on_low, found.on, found.on_high)
+    assert (found.on_low or 0) < (found.on or 0) < (found.on_high or 0)
+
+
+def test_the_naive_answers_by_hand() -> None:
+    seen = naive(model(), {"idle": 15})
+    off, on, gross = used_mib(TRUTH["idle"], 6)
+    assert seen.constant_saving / MIB == pytest.approx(BASE + 15 * 420 - 15 * (off - on) / 6)
+    assert seen.sharing_ratio / MIB == pytest.approx(BASE + 15 * 512 * (1 - gross / (6 * 512)))
+    assert seen.nominal / MIB == pytest.approx(BASE + 15 * 512)
+
+
+def run(capsys: pytest.CaptureFixture[str], results: Path, *words: str) -> str:
+    assert main(["forecast", "--results", str(results), *words]) == 0
+    return capsys.readouterr().out
+
+
+def content(capsys: pytest.CaptureFixture[str], results: Path, *words: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run(capsys, results, *words, "--json"))
+    return found
+
+
+def test_the_command_prints_both_limits_and_its_assumptions(
+    capsys: pytest.CaptureFixture[str], results: Path
+) -> None:
+    store_numbers(results, NUMBERS)
+    text = run(capsys, results, "--guests", "16", "--workload", "idle")
+    off, on, _gross = used_mib(TRUTH["idle"], 16)
+    (line,) = [line for line in text.splitlines() if line.startswith("idle") and " 16 " in line]
+    assert line.split()[2::2][:2] == [f"{off:.0f}", f"{on:.0f}"]
+    assert "safe" in text
+    assert "expected" in text
+    assert "what guests share, all of them share" in " ".join(text.split())
+    assert f"Host with no guest: {BASE:.0f} MiB" in text
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_what_is_predicted_is_never_read(capsys: pytest.CaptureFixture[str], results: Path) -> None:
+    store_numbers(results, NUMBERS)
+    before = content(capsys, results, "--guests", "15")["predicted"]
+    store_numbers(results, (15,), noise=lambda _cell: 900.0)
+    after = content(capsys, results, "--guests", "15")
+    assert after["predicted"] == before
+    assert {cell["guests"] for cell in after["calibration"]["cells"]} == set(NUMBERS)
+    assert "it is what is predicted" in run(capsys, results, "--guests", "15")
+
+
+def test_a_cell_that_failed_is_left_out_and_named(capsys: pytest.CaptureFixture[str], results: Path) -> None:
+    store_numbers(results, NUMBERS)
+    plan = synthetic_plan(run_id="bad", guests=8)
+
+    def change(cell: Cell, records: dict[str, dict[str, Any]]) -> None:
+        shaped()(cell, records)
+        del records["on"]
+
+    store(results, plan, change)
+    text = run(capsys, results, "--guests", "15")
+    assert "! not used: run bad, focus1-idle-guests8-rep1: missing" in text
+
+
+def test_the_envelope_has_no_base(capsys: pytest.CaptureFixture[str], results: Path) -> None:
+    store_numbers(results, NUMBERS)
+    found = content(capsys, results, "--guests", "15", "--workload", "idle", "--envelope-mib", "8192")
+    assert found["base_bytes"] == 0
+    # 400 of Pss_Anon and 1 of page tables a guest, less the gross.
+    gross = 15 * 30 + 14 * 110
+    assert found["predicted"][0]["used_off"]["mean_bytes"] / MIB == pytest.approx(15 * 401)
+    assert found["predicted"][0]["used_on"]["mean_bytes"] / MIB == pytest.approx(15 * 401 - gross, rel=1e-4)
+    assert found["loads"][0]["limits"]["off"] == 8192 // 401
+
+
+def test_the_base_is_read_where_it_was_measured(capsys: pytest.CaptureFixture[str], results: Path) -> None:
+    store_numbers(results, NUMBERS)
+    empty = capacity_record(guests=0)
+    meminfo = empty["observed"]["host"]["meminfo"]
+    empty["observed"]["probes"] = {}
+    meminfo["MemTotal_bytes"], meminfo["MemAvailable_bytes"] = TOTAL, TOTAL - round(BASE * MIB)
+    store_capacity(results, [empty])
+    found = content(capsys, results, "--guests", "15")
+    assert len(found["calibration"]["bases"]) == 1
+    assert found["base_bytes"] / MIB == pytest.approx(BASE)
+    empty["provenance"]["kernel_release"] = "another"
+    store_capacity(results, [empty])
+    assert content(capsys, results, "--guests", "15")["calibration"]["bases"] == []
+
+
+def test_a_mix_on_the_command_line(capsys: pytest.CaptureFixture[str], results: Path, tmp_path: Path) -> None:
+    store_numbers(results, NUMBERS)
+    path = tmp_path / "mix.svg"
+    text = run(capsys, results, "--mix", "random_fill=10,idle=5", "--fit", "--figure", str(path))
+    assert "idle=5,random_fill=10" in text
+    assert "nothing shared across workloads" in text
+    assert path.read_text().count("<svg") == 1
+
+
+def test_the_figure_draws_the_curve(capsys: pytest.CaptureFixture[str], results: Path) -> None:
+    store_numbers(results, NUMBERS)
+    found = content(capsys, results, "--fit", "--workload", "idle", "--host-memory-mib", "8192")
+    (axes,) = forecast_figure(found).axes
+    curves = {str(line.get_label()): line for line in axes.lines}
+    guests = list(curves["KSM on"].get_xdata())
+    drawn = [float(value) for value in curves["KSM on"].get_ydata()]  # type: ignore[arg-type]
+    assert drawn == pytest.approx([used_mib(TRUTH["idle"], int(n))[1] / 1024 for n in guests])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "nothing is asked: give --guests N"),
+        (["--guests", "0"], "--guests is '0': allowed is a whole number from 1 to 9999"),
+        (["--guests", "many"], "--guests is 'many'"),
+        (["--guests", "15", "--workload", "web"], "--workload is 'web': measured, and so allowed, is const"),
+        (["--mix", "idle"], "--mix is 'idle': allowed is each workload once"),
+        (["--mix", "idle=0"], "--mix is 'idle=0'"),
+        (["--mix", "idle=1,idle=2"], "allowed is each workload once"),
+        (["--mix", "web=2,idle=1"], "workload 'web' was not measured: allowed is"),
+        (["--mix", "idle=2,random_fill=1", "--guests", "9"], "leave --guests out"),
+        (["--guests", "15", "--run", "n2"], "was measured at 2 guests only"),
+        (["--guests", "15", "--run", "never"], "run 'never' is not under"),
+        (["--guests", "15", "--hypervisor", "moon"], "there is no complete cell to forecast from"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], results: Path, words: list[str], sentence: str
+) -> None:
+    store_numbers(results, NUMBERS)
+    assert main(["forecast", "--results", str(results), *words]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+
+
+def test_cells_of_different_conditions_are_not_fitted_together(
+    capsys: pytest.CaptureFixture[str], results: Path
+) -> None:
+    store_numbers(results, (2, 4))
+    plan = synthetic_plan(run_id="other", guests=6)
+
+    def change(cell: Cell, records: dict[str, dict[str, Any]]) -> None:
+        shaped()(cell, records)
+        for record in records.values():
+            record["provenance"]["kernel_release"] = "6.1.0"
+
+    store(results, plan, change)
+    assert main(["forecast", "--results", str(results), "--guests", "15"]) == 2
+    assert "kernel_release: 6.1.0 / 6.18.0-synthetic" in capsys.readouterr().err

@@ -1,0 +1,236 @@
+"""The module guest_image: its cache, and taking a tiny image by path, file URL and HTTP."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from role_modules import load, run
+
+MODULE = "roles/guest_image/library/guest_image.py"
+guest_image = load(MODULE)
+BUILD = {
+    "source": "build",
+    "checksum": "",
+    "suite": "bookworm",
+    "packages": ["python3", "lz4"],
+    "customize": "true\n",
+    "disk_mib": 1536,
+}
+DIGITS = "ab" * 64
+
+
+class Image:
+    """A tiny qcow2 image and the call that takes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "tiny.qcow2"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", self.path, "1M"], check=True)
+        self.checksum = hashlib.sha512(self.path.read_bytes()).hexdigest()
+        self.images = folder / "images"
+
+    def take(self, *, check: bool = False, **changes: Any) -> dict[str, Any]:
+        arguments = {"source": str(self.path), "checksum": self.checksum, "directory": str(self.images)}
+        return run(MODULE, check=check, **{**arguments, **changes})
+
+    def refusal(self, **changes: Any) -> str:
+        result = self.take(**changes)
+        assert result.get("failed"), result
+        message = str(result["msg"])
+        assert "\n" not in message and "Traceback" not in message
+        assert self.kept() == []
+        return message
+
+    def kept(self) -> list[str]:
+        return sorted(path.name for path in self.images.iterdir()) if self.images.exists() else []
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Image:
+    return Image(tmp_path)
+
+
+@pytest.fixture
+def web(image: Image) -> Iterator[str]:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_arguments: Any) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(image.folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"suite": "trixie"},
+        {"packages": ["python3"]},
+        {"packages": ["lz4", "python3"]},
+        {"customize": "false\n"},
+        {"disk_mib": 2048},
+        {"source": "/a.qcow2", "checksum": DIGITS},
+    ],
+)
+def test_every_input_of_a_built_image_changes_its_key(change: dict[str, Any]) -> None:
+    assert guest_image.cache_key({**BUILD, **change}) != guest_image.cache_key(BUILD)
+
+
+def test_nothing_else_changes_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = guest_image.cache_key(BUILD)
+    assert key.startswith("bookworm-")
+    assert (
+        guest_image.cache_key({**BUILD, "directory": "/elsewhere", "progress_path": "/p", "checksum": "x"})
+        == key
+    )
+    fetched = guest_image.cache_key({**BUILD, "source": "/a.qcow2", "checksum": DIGITS})
+    other = {
+        "source": "https://b.example/c.qcow2",
+        "checksum": f"sha512:{DIGITS}",
+        "suite": "trixie",
+        "packages": [],
+    }
+    assert guest_image.cache_key({**BUILD, **other}) == fetched
+    monkeypatch.setattr(guest_image, "FORMAT", guest_image.FORMAT + 1)
+    assert guest_image.cache_key(BUILD) != key
+
+
+def test_an_image_by_path_is_taken_once(image: Image) -> None:
+    foreseen = image.take(check=True)
+    assert foreseen["changed"] and image.kept() == []
+    taken = image.take()
+    assert taken["changed"]
+    made = taken["image"]
+    disk = Path(made["disk"])
+    assert made["digest"] == "sha256:" + hashlib.sha256(disk.read_bytes()).hexdigest()
+    assert made["kernel"] is None and made["initrd"] is None
+    assert sorted(path.name for path in disk.parent.iterdir()) == ["disk.qcow2", "image.json"]
+    again = image.take(checksum=f"SHA512:{image.checksum.upper()}")
+    assert not again["changed"] and again["image"] == made
+
+
+@pytest.mark.parametrize("scheme", ["file", "http"])
+def test_an_image_by_url_is_taken(image: Image, web: str, scheme: str) -> None:
+    url = image.path.as_uri() if scheme == "file" else f"{web}/tiny.qcow2"
+    taken = image.take(source=url)
+    assert taken["changed"] and taken["image"]["source"] == url
+    assert not image.take()["changed"]  # the same content by path
+
+
+def test_an_image_that_was_cut_off_is_made_anew(image: Image) -> None:
+    disk = Path(image.take()["image"]["disk"])
+    disk.write_bytes(b"short")
+    assert image.take()["changed"]
+    assert disk.stat().st_size > 100_000
+
+
+def test_what_a_killed_run_left_is_cleared_away(image: Image) -> None:
+    left = image.images / ".making-killed"
+    (left / "root").mkdir(parents=True)
+    assert image.take()["changed"]
+    assert not left.exists()
+    assert len(image.kept()) == 1
+
+
+def test_content_that_does_not_fit_its_checksum_is_refused(image: Image) -> None:
+    message = image.refusal(checksum=DIGITS)
+    assert message == (
+        f"image_checksum does not fit {str(image.path)!r}: wanted {DIGITS}, got sha512:{image.checksum}"
+    )
+
+
+@pytest.mark.parametrize("checksum", ["", "sha256:" + "0" * 64, "0" * 127, "xyz"])
+def test_an_image_without_its_sha512_is_refused(image: Image, checksum: str) -> None:
+    assert image.refusal(checksum=checksum).endswith(
+        "an image by path or URL needs sha512: and 128 hexadecimal digits"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("/nowhere/a.qcow2", "it is neither `build`, nor a URL, nor a file on this host"),
+        ("ftp://a.example/b.qcow2", "of URLs only https, http and file are taken"),
+        ("file:///nowhere/a.qcow2", "can't be fetched: "),
+        ("http://127.0.0.1:1/a.qcow2", "can't be fetched: "),
+        ("http://a b/", "can't be fetched: "),
+        ("http://", "can't be fetched: "),
+    ],
+)
+def test_a_source_that_cannot_be_had_is_refused(image: Image, source: str, said: str) -> None:
+    message = image.refusal(source=source)
+    assert message.startswith("image_source ") and repr(source) in message and said in message
+
+
+def test_a_missing_page_is_refused(image: Image, web: str) -> None:
+    assert "HTTP Error 404" in image.refusal(source=f"{web}/nothing.qcow2")
+
+
+def test_an_image_on_a_backing_file_is_refused(image: Image) -> None:
+    overlay = image.folder / "overlay.qcow2"
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image.path, overlay], check=True
+    )
+    checksum = hashlib.sha512(overlay.read_bytes()).hexdigest()
+    message = image.refusal(source=str(overlay), checksum=checksum)
+    assert f"stands on another file, {image.path}: give a whole image" in message
+
+
+def test_too_little_space_is_refused(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = {**BUILD, "source": str(image.path), "checksum": image.checksum}
+    free = guest_image.NEEDED_BYTES - 1
+    monkeypatch.setattr(guest_image.shutil, "disk_usage", lambda _path: SimpleNamespace(free=free))
+    with pytest.raises(guest_image.ImageError, match="has 4095 MiB free, and making an image needs 4096 MiB"):
+        guest_image.make(params, image.images / "key", print)
+    assert image.kept() == []
+
+
+def test_a_build_that_fails_leaves_nothing(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(command: list[str]) -> str:
+        if command[0] == "mmdebstrap":
+            raise guest_image.ImageError("mmdebstrap failed with exit code 25: no mirror")
+        return ""
+
+    monkeypatch.setattr(guest_image, "run", fail)
+    with pytest.raises(guest_image.ImageError, match="no mirror"):
+        guest_image.make(BUILD, image.images / "key", lambda _line: None)
+    assert image.kept() == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "mirror"),
+    [
+        (
+            "https://m.example/debian|trixie|Debian|main\nhttps://m.example/debian|bookworm|Debian|main\n"
+            "https://s.example/security|bookworm-security|Debian|main\n",
+            "https://m.example/debian",
+        ),
+        (
+            "https://s.example/security|trixie-security|Debian|main\nhttps://d.example/docker|bookworm|Docker|stable\n"
+            "https://n.example/debian|trixie|Debian|main\n",
+            "https://n.example/debian",
+        ),
+    ],
+)
+def test_a_built_image_comes_from_the_mirror_of_the_host(
+    monkeypatch: pytest.MonkeyPatch, lines: str, mirror: str
+) -> None:
+    monkeypatch.setattr(guest_image, "run", lambda _command: lines)
+    assert guest_image.mirror_of_host("bookworm") == mirror
+
+
+def test_a_host_without_a_debian_mirror_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest_image, "run", lambda _command: "https://d.example/docker|bookworm|Docker|stable\n")
+    with pytest.raises(guest_image.ImageError, match="knows no mirror"):
+        guest_image.mirror_of_host("bookworm")

@@ -1,0 +1,174 @@
+"""The module host_preflight against trees of hosts that can't measure."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from role_modules import ROOT, load, run
+
+MODULE = "roles/debian_host/library/host_preflight.py"
+preflight = load(MODULE)
+GOOD = {
+    "debian_versions": ["12", "13"],
+    "rival_tuners": ["ksmtuned", "a-tuner-of-a-long-name"],
+    "allow_other_mergeable": False,
+    "guests": 15,
+    "guest_memory_mib": 512,
+    "own_prefix": "ksm-testbed-",
+}
+OFFERS = "ksm_rmap_items 8\nksm_mergeable: yes\nksm_merge_any: no\n"
+
+
+class Host:
+    """A tree with /proc, /sys and /etc of a host that can measure."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        recorded = ROOT / "tests/fixtures/sysfs/linux-6.18/ksm"
+        shutil.copytree(recorded, root / "sys/kernel/mm/ksm")
+        self.write(
+            "etc/os-release", 'PRETTY_NAME="Debian GNU/Linux 13 (trixie)"\nID=debian\nVERSION_ID="13"\n'
+        )
+        self.write("proc/meminfo", "MemTotal:       25165824 kB\nMemAvailable:   20000000 kB\n")
+        self.process(1, "systemd", "/sbin/init")
+
+    def write(self, name: str, text: str) -> None:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def process(self, pid: int, comm: str, command: str, ksm_stat: str | None = "ksm_rmap_items 0\n") -> None:
+        self.write(f"proc/{pid}/comm", f"{comm}\n")
+        self.write(f"proc/{pid}/cmdline", command.replace(" ", "\0"))
+        if ksm_stat is not None:
+            self.write(f"proc/{pid}/ksm_stat", ksm_stat)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {**GOOD, **{f"{name}_root": str(self.root / name) for name in ("proc", "sys", "etc")}}
+
+    def faults(self, user_id: int = 0, **changes: Any) -> list[str]:
+        wrong, _facts = preflight.problems({**self.arguments, **changes}, user_id)
+        assert all("\n" not in sentence for sentence in wrong)
+        found: list[str] = wrong
+        return found
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def test_a_host_that_can_measure_has_no_fault(host: Host) -> None:
+    wrong, facts = preflight.problems(host.arguments, 0)
+    assert wrong == []
+    assert facts == {"debian_version": "13", "systemd": True, "other_mergeable": []}
+
+
+def test_a_host_without_systemd_is_told_apart(host: Host) -> None:
+    host.process(1, "tini", "tini -- sleep")
+    assert preflight.problems(host.arguments, 0)[1]["systemd"] is False
+
+
+@pytest.mark.parametrize(
+    ("release", "shown"),
+    [
+        (
+            'PRETTY_NAME="Debian GNU/Linux 11 (bullseye)"\nID=debian\nVERSION_ID="11"\n',
+            "Debian GNU/Linux 11 (bullseye)",
+        ),
+        ('PRETTY_NAME="Ubuntu 24.04 LTS"\nID=ubuntu\nVERSION_ID="24.04"\n', "Ubuntu 24.04 LTS"),
+        ('PRETTY_NAME="Twelve"\nID=other\nVERSION_ID="12"\n', "Twelve"),
+        ('PRETTY_NAME="Debian GNU/Linux forky/sid"\nID=debian\n', "Debian GNU/Linux forky/sid"),
+        ("", "an unknown system"),
+    ],
+)
+def test_another_system_is_refused_by_its_name(host: Host, release: str, shown: str) -> None:
+    host.write("etc/os-release", release)
+    assert host.faults() == [f"this host runs {shown}, and the testbed supports Debian 12 and 13"]
+
+
+def test_a_user_other_than_root_is_refused(host: Host) -> None:
+    (fault,) = host.faults(user_id=1000)
+    assert "needs root" in fault
+
+
+def test_a_kernel_without_ksm_is_refused(host: Host) -> None:
+    shutil.rmtree(host.root / "sys/kernel/mm/ksm")
+    assert host.faults() == ["this kernel has no /sys/kernel/mm/ksm: boot one with CONFIG_KSM=y"]
+
+
+def test_missing_counters_are_named(host: Host) -> None:
+    for name in ("full_scans", "pages_sharing"):
+        (host.root / "sys/kernel/mm/ksm" / name).unlink()
+    (fault,) = host.faults()
+    assert "lacks full_scans, pages_sharing," in fault
+
+
+def test_an_optional_counter_may_be_missing(host: Host) -> None:
+    (host.root / "sys/kernel/mm/ksm/general_profit").unlink()
+    assert host.faults() == []
+
+
+def test_a_kernel_without_mem_available_is_refused(host: Host) -> None:
+    host.write("proc/meminfo", "MemTotal:       25165824 kB\n")
+    (fault,) = host.faults()
+    assert "MemAvailable" in fault
+
+
+def test_guests_that_the_host_could_never_hold_are_refused_with_how_many_it_could(host: Host) -> None:
+    assert host.faults(guests=48) == []  # 48 x 512 MiB are all of the 24 GiB
+    assert host.faults(guests=49) == [
+        "guests is 49 and guest_memory_mib is 512: this host has 24576 MiB in all, "
+        "which holds 48 such guests at the most"
+    ]
+
+
+@pytest.mark.parametrize("comm", ["ksmtuned", "a-tuner-of-a-long-name"[:15]])
+def test_a_rival_tuner_is_refused_by_name(host: Host, comm: str) -> None:
+    host.process(77, comm, f"/bin/bash /usr/sbin/{comm}")
+    (fault,) = host.faults()
+    assert fault.startswith(f"{comm} runs on this host")
+
+
+@pytest.mark.parametrize(
+    "stat", [OFFERS, "ksm_rmap_items 0\nksm_mergeable: no\nksm_merge_any: yes\n", "ksm_rmap_items 3\n"]
+)
+def test_other_processes_that_offer_memory_are_named(host: Host, stat: str) -> None:
+    host.process(42, "qemu", "qemu-system-x86_64 -name guest=web\n01", stat)
+    (fault,) = host.faults()
+    assert "42 (qemu-system-x86_64 -name guest=web 01)" in fault
+    assert "debian_host_allow_other_mergeable=true" in fault
+    assert host.faults(allow_other_mergeable=True) == []
+
+
+def test_before_ksm_stat_the_merged_pages_tell(host: Host) -> None:
+    host.process(42, "qemu", "qemu", ksm_stat=None)
+    host.write("proc/42/ksm_merging_pages", "0\n")
+    assert host.faults() == []
+    host.write("proc/42/ksm_merging_pages", "7\n")
+    assert len(host.faults()) == 1
+
+
+def test_the_own_guests_may_offer_memory(host: Host) -> None:
+    host.process(43, "qemu", "qemu-system-x86_64 -name guest=ksm-testbed-guest01,debug-threads=on", OFFERS)
+    assert host.faults() == []
+
+
+def test_all_faults_come_in_one_message(host: Host) -> None:
+    host.process(77, "ksmtuned", "ksmtuned")
+    (host.root / "sys/kernel/mm/ksm/run").unlink()
+    result = run(MODULE, **host.arguments)
+    assert result["failed"]
+    assert "ksmtuned runs" in result["msg"] and "lacks run," in result["msg"]
+    assert ("needs root" in result["msg"]) == (os.geteuid() != 0)
+
+
+def test_a_tree_that_cannot_be_read_is_no_traceback(host: Host) -> None:
+    (host.root / "etc/os-release").unlink()
+    result = run(MODULE, **host.arguments)
+    assert result["failed"] and result["msg"].startswith("the preflight can't read this host: ")

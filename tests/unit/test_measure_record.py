@@ -1,0 +1,310 @@
+"""The action measure_record, run by ansible-playbook against a recorded tree, and its file handling."""
+
+import errno
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleActionFail
+from jsonschema import Draft202012Validator
+
+ROOT = Path(__file__).parents[2]
+ROLE = ROOT / "roles/measure"
+RECORDED = ROOT / "tests/fixtures/host/linux-6.18"
+SCHEMA = json.loads((ROOT / "analysis/schema/record.schema.json").read_text())
+DIGEST = "sha256:" + "a" * 64
+CELL = {
+    "hypervisor": "localhost",
+    "cell_id": "focus2-constant_fill-guests2-rep1",
+    "focus": 2,
+    "workload": "constant_fill",
+    "guests": 2,
+    "guest_memory_bytes": 64 << 20,
+    "repetition": 1,
+    "order": "off-on",
+}
+REQUESTED = {
+    "ksm_knobs": {"pages_to_scan": 100},
+    "thp_enabled": "keep",
+    "accelerator": "auto",
+    "guest_reserve_bytes": 0,
+    "convergence": {"min_full_scans": 3, "window_scans": 2, "threshold_percent": 0.5, "timeout_seconds": 2},
+    "sample_interval_seconds": 0.5,
+}
+WORKLOAD = {"filled_bytes": 4096, "digest": "d", "fill_seconds": 1.5, "seed": "run:1:guest01"}
+VERIFIED = {"filled_bytes": 4096, "digest_before": "d", "digest_after": "d", "intact": True}
+
+
+def load_action() -> Any:
+    spec = importlib.util.spec_from_file_location("measure_record", ROLE / "action_plugins/measure_record.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Play:
+    """One ansible-playbook run of several measure_record tasks, each allowed to fail."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tree = folder / "host"
+        self.cell = folder / "results/run/localhost/cell"
+        shutil.copytree(RECORDED, self.tree)
+
+    def arguments(self, phase: str | bool, **changes: Any) -> dict[str, Any]:
+        return {
+            "phase": phase,
+            "run_id": "run",
+            "cell": CELL,
+            "requested": REQUESTED,
+            "provenance": {
+                "design_digest": DIGEST,
+                "image_digest": DIGEST,
+                "accelerator": "tcg",
+                "testbed_version": "0.1.0",
+            },
+            "directory": str(self.cell),
+            **{f"{name}_root": str(self.tree / name) for name in ("proc", "sys", "run")},
+            **changes,
+        }
+
+    def command(self, tasks: list[dict[str, Any]], *options: str) -> tuple[list[str], dict[str, str]]:
+        plays = [
+            {
+                "hosts": "all",
+                "gather_facts": False,
+                "tasks": [
+                    {"name": f"Task {number}", "ignore_errors": True, "measure_record": arguments}
+                    for number, arguments in enumerate(tasks)
+                ],
+            }
+        ]
+        (self.folder / "play.yml").write_text(json.dumps(plays))
+        (self.folder / "ansible.cfg").touch()
+        environment = {
+            **os.environ,
+            "ANSIBLE_LIBRARY": str(ROLE / "library"),
+            "ANSIBLE_MODULE_UTILS": str(ROLE / "module_utils"),
+            "ANSIBLE_ACTION_PLUGINS": str(ROLE / "action_plugins"),
+            "ANSIBLE_LOCAL_TEMP": str(self.folder / "local"),
+            "ANSIBLE_REMOTE_TEMP": str(self.folder / "remote"),
+            "ANSIBLE_ASYNC_DIR": str(self.folder / "async"),
+            "ANSIBLE_CONFIG": str(self.folder / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+        }
+        command = [
+            str(Path(sys.executable).with_name("ansible-playbook")),
+            "-i",
+            "localhost,",
+            "-c",
+            "local",
+            "-e",
+            f"ansible_python_interpreter={sys.executable}",
+            *options,
+            str(self.folder / "play.yml"),
+        ]
+        return command, environment
+
+    def run(self, tasks: list[dict[str, Any]], *options: str) -> str:
+        command, environment = self.command(tasks, *options)
+        answer = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=120
+        )
+        return answer.stdout + answer.stderr
+
+    def record(self, phase: str) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads((self.cell / f"{phase}.json").read_text())
+        return record
+
+
+GUESTS = ("guest01", "guest02")
+DOMAINS = {"guest01": "ksm-guest01", "guest02": "ksm-guest02"}
+
+
+@pytest.fixture(scope="module")
+def cell(tmp_path_factory: pytest.TempPathFactory) -> tuple[Play, str]:
+    """All phases of one cell; off and on unquoted, as YAML hands them over."""
+    play = Play(tmp_path_factory.mktemp("cell"))
+    (play.tree / "sys/kernel/mm/ksm/smart_scan").write_text("0\n")
+    output = play.run(
+        [
+            play.arguments(False, domains=DOMAINS, workload=dict.fromkeys(GUESTS, WORKLOAD)),
+            play.arguments("merge"),
+            play.arguments(True, domains=DOMAINS, workload=dict.fromkeys(GUESTS, WORKLOAD)),
+            play.arguments("verify", verify=dict.fromkeys(GUESTS, VERIFIED)),
+            play.arguments("failed", failure={"phase": "verify", "task": "Read", "message": "guest02 died"}),
+        ]
+    )
+    return play, output
+
+
+@pytest.mark.parametrize("phase", ["off", "merge", "on", "verify", "failed"])
+def test_every_phase_leaves_a_valid_private_record(cell: tuple[Play, str], phase: str) -> None:
+    play, output = cell
+    record = play.record(phase)
+    assert [error.message for error in Draft202012Validator(SCHEMA).iter_errors(record)] == [], output
+    assert record["kind"] == phase
+    assert record["cell"] == CELL
+    assert record["requested"] == REQUESTED
+    assert record["provenance"]["memory_total_bytes"] == 24684084 * 1024
+    assert record["provenance"]["guest_memory_bytes"] == 64 << 20
+    assert stat.S_IMODE((play.cell / f"{phase}.json").stat().st_mode) == 0o600
+
+
+def test_every_directory_is_private_and_nothing_else_is_left(cell: tuple[Play, str]) -> None:
+    play, _ = cell
+    for folder in (play.cell, play.cell.parent, play.cell.parents[1], play.cell.parents[2]):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert sorted(path.name for path in play.cell.iterdir()) == [
+        "failed.json",
+        "merge.json",
+        "off.json",
+        "on.json",
+        "verify.json",
+    ]
+    assert list((play.tree / "run").glob("*.progress")) == []
+    assert list((play.folder / "async").iterdir()) == []
+
+
+def test_off_holds_the_guests_and_the_workload(cell: tuple[Play, str]) -> None:
+    observed = cell[0].record("off")["observed"]
+    assert observed["guests"]["guest01"]["smaps_rollup"]["Pss_bytes"] == 19923 * 1024
+    assert observed["workload"]["guest02"] == WORKLOAD
+
+
+def test_merge_shows_progress_and_says_that_it_did_not_settle(cell: tuple[Play, str]) -> None:
+    play, output = cell
+    observed = play.record("merge")["observed"]
+    assert observed["converged"] is False
+    assert observed["samples"]["seconds"] == pytest.approx([0, 0.5, 1, 1.5, 2], abs=0.1)
+    assert "    [localhost] scan 0, saved 0 MiB (0 MiB/VM), 0 s\n" in output
+    assert "    [localhost] not settled when the 2 s were over: only 0 of the 3 full scans" in output
+
+
+def test_what_cannot_be_measured_is_one_sentence_and_no_record(tmp_path: Path) -> None:
+    play = Play(tmp_path)
+    (tmp_path / "file").write_text("")
+    bad_requested = {**REQUESTED, "convergence": {**REQUESTED["convergence"], "window_scans": 0}}  # type: ignore[dict-item]
+    output = play.run(
+        [
+            play.arguments("off", domains={"guest01": "ksm-guest01", "guest02": "ksm-guest09"}),
+            play.arguments("off", domains={"guest01": "ksm-guest01"}),
+            play.arguments("off"),
+            play.arguments("off", domains=DOMAINS, directory=str(tmp_path / "file/cell")),
+            play.arguments("off", domains=DOMAINS, directory="results/cell"),
+            play.arguments("merge", requested=bad_requested),
+            play.arguments("lunch"),
+            play.arguments("off", domains=DOMAINS, cell={**CELL, "focus": 4}),
+        ]
+    )
+    for sentence in (
+        "domain ksm-guest09 is not running: ",
+        "domains names 1 guests; cell.guests is 2.",
+        "phase off needs the argument domains.",
+        f"cannot write in {tmp_path}/file/cell: Not a directory.",
+        "directory is 'results/cell'; it must be an absolute path.",
+        "window_scans is 0; it must be 1 or more",
+        "value of phase must be one of: off, merge, on, verify, failed, got: lunch",
+        "the off record is not valid at cell.focus: 4 is not one of [1, 2, 3]",
+    ):
+        assert sentence in output
+    assert "Traceback" not in output
+    assert list(play.cell.iterdir()) == []
+
+
+def test_a_record_is_not_written_over_unless_asked(tmp_path: Path) -> None:
+    play = Play(tmp_path)
+    verify = dict.fromkeys(GUESTS, VERIFIED)
+    play.run([play.arguments("verify", verify=verify)])
+    first = play.record("verify")["recorded_at"]
+    output = play.run([play.arguments("verify", verify=verify)])
+    assert "verify.json exists and is kept" in output
+    assert play.record("verify")["recorded_at"] == first
+    play.run([play.arguments("verify", verify=verify, replace=True)])
+    assert play.record("verify")["recorded_at"] > first
+
+
+def test_check_mode_says_what_it_would_do_and_does_nothing(tmp_path: Path) -> None:
+    play = Play(tmp_path)
+    output = play.run([play.arguments("merge"), play.arguments("off", domains=DOMAINS)], "--check", "-v")
+    assert f"would measure merge and write {play.cell}/merge.json" in output
+    assert not play.cell.exists()
+    assert (play.tree / "sys/kernel/mm/ksm/run").read_text() == "0\n"
+
+
+def test_a_failure_is_recorded_even_where_the_host_tells_nothing(tmp_path: Path) -> None:
+    play = Play(tmp_path)
+    failure = {"phase": "boot", "task": "Wait", "message": "x" * 10_000}
+    play.run([play.arguments("failed", failure=failure, provenance={}, proc_root=str(tmp_path / "absent"))])
+    record = play.record("failed")
+    assert [error.message for error in Draft202012Validator(SCHEMA).iter_errors(record)] == []
+    assert record["provenance"]["kernel_release"] is None
+    assert record["observed"] == {"phase": "boot", "task": "Wait", "message": "x" * 4000}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_the_sampler_ends_with_the_controller(tmp_path: Path, number: signal.Signals) -> None:
+    play = Play(tmp_path)
+    (play.tree / "sys/kernel/mm/ksm/smart_scan").write_text("0\n")
+    requested = {**REQUESTED, "convergence": {**REQUESTED["convergence"], "timeout_seconds": 120}}  # type: ignore[dict-item]
+    command, environment = play.command([play.arguments("merge", requested=requested)])
+    controller = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+
+    def sampling() -> bool:
+        answer = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True)
+        return any(
+            f"{tmp_path}/remote" in line and line.endswith("AnsiballZ_measure_series.py")
+            for line in answer.stdout.splitlines()
+        )
+
+    def wait_for(state: bool, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while sampling() is not state and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return sampling() is state
+
+    try:
+        assert wait_for(True, 30)
+        time.sleep(2)
+        controller.send_signal(number)
+        assert controller.wait(timeout=10) != 0
+        assert wait_for(False, 10)
+    finally:
+        controller.kill()
+    assert not (play.cell / "merge.json").exists()
+    assert list((play.tree / "run").glob("*.progress")) == []
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    action = load_action()
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(action.os, "fsync", full)
+    with pytest.raises(AnsibleActionFail, match=r"cannot write .*/off\.json: No space left on device\."):
+        action.write(tmp_path / "off.json", {"kind": "off"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_replaces_the_former_one_whole(tmp_path: Path) -> None:
+    action = load_action()
+    action.write(tmp_path / "failed.json", {"kind": "failed", "long": "x" * 10_000})
+    action.write(tmp_path / "failed.json", {"kind": "failed"})
+    assert json.loads((tmp_path / "failed.json").read_text()) == {"kind": "failed"}
+    assert [path.name for path in tmp_path.iterdir()] == ["failed.json"]

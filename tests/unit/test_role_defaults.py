@@ -1,0 +1,77 @@
+"""Every role: its defaults against its argument_specs, its variables' names, its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from role_modules import ROOT, load
+
+ROLES = sorted(path.parent for path in (ROOT / "roles").glob("*/tasks"))
+NAMES = [role.name for role in ROLES]
+
+
+def contents(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+def entries(role: Path) -> dict[str, dict[str, Any]]:
+    specs = contents(role / "meta/argument_specs.yml")["argument_specs"]
+    return {name: spec.get("options", {}) for name, spec in specs.items()}
+
+
+def test_all_roles_are_here() -> None:
+    assert {"debian_host", "guest_image", "guests", "ksm", "kvm_host", "measure", "workload"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("role", ROLES, ids=NAMES)
+def test_the_defaults_are_those_of_the_argument_specs(role: Path) -> None:
+    stated: dict[str, Any] = {}
+    required = set()
+    for options in entries(role).values():
+        for name, option in options.items():
+            if option.get("required"):
+                required.add(name)
+                assert "default" not in option
+            else:
+                assert stated.setdefault(name, option["default"]) == option["default"]
+    assert contents(role / "defaults/main.yml") == stated
+    assert not required & stated.keys()
+
+
+@pytest.mark.parametrize("role", ROLES, ids=NAMES)
+def test_each_entry_point_has_its_specs_and_its_variables_the_roles_prefix(role: Path) -> None:
+    specs = entries(role)
+    assert set(specs) == {path.stem for path in (role / "tasks").glob("*.yml")}
+    for options in specs.values():
+        for name, option in options.items():
+            assert name.startswith(f"{role.name}_")
+            assert option["type"] and option["description"].endswith(".")
+
+
+@pytest.mark.parametrize("role", ROLES, ids=NAMES)
+def test_each_role_has_a_readme_a_license_and_a_scenario(role: Path) -> None:
+    readme = (role / "README.md").read_text()
+    assert readme.startswith(f"# {role.name}\n")
+    variables = {name for options in entries(role).values() for name in options}
+    assert "meta/argument_specs.yml" in readme or all(f"`{name}`" in readme for name in variables)
+    assert contents(role / "meta/main.yml")["galaxy_info"]["license"] == "Apache-2.0"
+    assert (role / "molecule/default/verify.yml").is_file()
+
+
+def test_the_workloads_are_the_files_and_each_can_be_filled() -> None:
+    folder = ROOT / "roles/workload/files/workloads"
+    options = entries(ROOT / "roles/workload")
+    names = sorted(path.stem for path in folder.glob("*.yml"))
+    assert (
+        options["main"]["workload_name"]["choices"] == names == options["verify"]["workload_name"]["choices"]
+    )
+    program = load("roles/workload/files/testbed_workload.py")
+    for name in names:
+        workload = contents(folder / f"{name}.yml")
+        assert set(workload) == {"description", "fill", "segments"}
+        assert workload["fill"] is bool(workload["segments"])
+        assert sum(segment["percent"] for segment in workload["segments"]) == (100 if workload["fill"] else 0)
+        assert {segment["content"] for segment in workload["segments"]} <= set(program.CONTENTS)

@@ -1,0 +1,215 @@
+"""Campaigns through the real ansible-runner, on a small project whose playbook stores synthetic records."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic import store, synthetic_failure, synthetic_plan, variables
+
+from analysis.__main__ import parser
+from analysis.design import DesignError, open_run
+from analysis.runner import Campaign, Progress, _variables, drive
+
+RUN_ID = "synthetic"
+PLAYBOOK = """
+- name: Measure
+  hosts: localhost
+  gather_facts: false
+  tasks:
+    - name: Copy what was prepared
+      ansible.builtin.command: cp -r {source} {results}
+      changed_when: true
+    - name: Say who is asked
+      ansible.builtin.debug:
+        msg: "focus {{{{ focus }}}} of {{{{ run_id }}}}"
+{more}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "project" / "playbooks").mkdir(parents=True)
+    (tmp_path / "project" / "ansible.cfg").write_text(
+        "[defaults]\ninventory = hosts.yml\nlocalhost_warning = false\n"
+    )
+    (tmp_path / "project" / "hosts.yml").write_text(
+        "all:\n  hosts:\n    localhost:\n      ansible_connection: local\n"
+        f"      ansible_python_interpreter: {sys.executable}\n"
+    )
+    (tmp_path / "project" / "results").mkdir()
+    write_playbook(
+        tmp_path / "project", "teardown", "- name: Put right\n  hosts: localhost\n  gather_facts: false\n"
+    )
+    return tmp_path / "project"
+
+
+def write_playbook(project: Path, name: str, text: str) -> None:
+    (project / "playbooks" / f"{name}.yml").write_text(text)
+
+
+def prepare(project: Path, tmp_path: Path, change: Any = None, more: str = "", **design: Any) -> None:
+    """A playbook that brings these records into being, and then does what ``more`` says."""
+    source = store(tmp_path / "prepared", synthetic_plan(run_id=RUN_ID, **design), change)
+    text = PLAYBOOK.format(source=source, results=project / "results", more=textwrap.indent(more, "    "))
+    write_playbook(project, "experiment", text)
+
+
+def run(project: Path) -> tuple[int, str]:
+    out = io.StringIO()
+    campaign = Campaign(project, project / "results", None, {"focus": "1,2"}, RUN_ID)
+    return drive(campaign, out), out.getvalue()
+
+
+def private_directories() -> set[Path]:
+    return set(Path(os.environ.get("TMPDIR", "/tmp")).glob("ksm-testbed-*"))  # noqa: S108
+
+
+def test_progress_and_proof_of_a_whole_campaign(project: Path, tmp_path: Path) -> None:
+    prepare(project, tmp_path, focus="1,2")
+    before = private_directories()
+    code, out = run(project)
+    assert code == 0
+    assert "] == Measure\n" in out
+    assert "] Copy what was prepared\n" in out
+    assert "localhost: done in" in out
+    assert f"every planned record of run {RUN_ID} exists" in out
+    assert private_directories() == before
+
+
+def test_a_missing_record_is_named_though_the_playbook_ended_well(project: Path, tmp_path: Path) -> None:
+    def change(cell: Any, records: dict[str, Any]) -> None:
+        if cell.focus == 2:
+            del records["verify"]
+
+    prepare(project, tmp_path, change, focus="1,2")
+    code, out = run(project)
+    assert code == 1
+    assert "1 planned cells are not complete" in out
+    assert "host1 focus2-constant_fill-guests15-rep1: not measured: no verify record" in out
+    assert f"go on with: python -m analysis run --resume {RUN_ID}" in out
+
+
+def test_a_failing_playbook_passes_its_exit_code_on_and_is_quoted(project: Path, tmp_path: Path) -> None:
+    def change(_cell: Any, records: dict[str, Any]) -> None:
+        records["failed"] = synthetic_failure(records)
+
+    fail = "- name: Merge\n  ansible.builtin.fail:\n    msg: guest03 died\n"
+    prepare(project, tmp_path, change, fail)
+    code, out = run(project)
+    assert code == 2
+    assert "localhost: FAILED in 'Merge': guest03 died" in out
+    assert "failed in merge, task 'Sample while KSM merges': guest03 died" in out
+
+
+def test_a_playbook_that_ansible_refuses_says_why(project: Path) -> None:
+    write_playbook(project, "experiment", "- hosts: localhost\n  task: []\n")
+    code, out = run(project)
+    assert code != 0
+    assert "'task' is not a valid attribute" in out
+    assert "no cell was planned" in out
+
+
+def test_an_ending_without_a_plan_is_no_success(project: Path) -> None:
+    write_playbook(project, "experiment", "- name: Nothing\n  hosts: localhost\n  gather_facts: false\n")
+    code, out = run(project)
+    assert code == 1
+    assert "no cell was planned" in out
+
+
+def test_ctrl_c_tears_down_and_says_how_to_go_on(project: Path, tmp_path: Path) -> None:
+    wait = "- name: Merge for long\n  ansible.builtin.wait_for:\n    timeout: 120\n"
+    prepare(project, tmp_path, lambda _cell, records: records.pop("verify"), wait)
+    mark = tmp_path / "torn-down"
+    leave_mark = f"""
+- name: Put right
+  hosts: localhost
+  gather_facts: false
+  tasks:
+    - name: Leave a mark
+      ansible.builtin.copy:
+        content: "{{{{ run_id }}}}"
+        dest: {mark}
+        mode: "0600"
+"""
+    write_playbook(project, "teardown", leave_mark)
+    code = (
+        "import sys; from pathlib import Path; from analysis.runner import Campaign, drive;"
+        f"project = Path({str(project)!r});"
+        f"campaign = Campaign(project, project / 'results', None, {{'focus': '1'}}, {RUN_ID!r});"
+        "sys.exit(drive(campaign, sys.stdout))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "Merge for long" in line:
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    out = "".join(lines)
+    assert "interrupted: putting the host right" in out
+    assert mark.read_text() == RUN_ID
+    assert f"go on with: python -m analysis run --resume {RUN_ID}" in out
+
+
+def test_the_lines_of_long_tasks_are_printed_as_they_come() -> None:
+    out = io.StringIO()
+    progress = Progress(out)
+    progress.event({"event": "verbose", "stdout": "guest01 is up\n\nguest02 is up"})
+    progress.event({"event": "runner_on_start", "stdout": "not shown"})
+    ignored = {"host": "h", "task": "t", "ignore_errors": True, "res": {"msg": "no matter"}}
+    progress.event({"event": "runner_on_failed", "event_data": ignored})
+    unreachable = {"host": "guest02", "task": "Ping", "res": {"msg": "no route"}}
+    progress.event({"event": "runner_on_unreachable", "event_data": unreachable})
+    assert [line.split("] ", 1)[1].strip() for line in out.getvalue().splitlines()] == [
+        "guest01 is up",
+        "guest02 is up",
+        "guest02: FAILED in 'Ping': no route",
+    ]
+
+
+def given(*words: str) -> dict[str, Any]:
+    return _variables(parser().parse_args(["run", *words]))
+
+
+def test_variables_of_the_command_line() -> None:
+    assert given() == {}
+    assert given("--focus", "all", "--guests", "4", "-e", 'ksm_knobs={"smart_scan": "0"}') == {
+        "focus": "1,2,3",
+        "guests": 4,
+        "ksm_knobs": {"smart_scan": 0},
+    }
+
+
+def test_a_resumed_campaign_has_the_variables_of_its_plan(
+    monkeypatch: pytest.MonkeyPatch, results: Path
+) -> None:
+    open_run(results, synthetic_plan(run_id="former", focus="1,3", guests=4, ksm_knobs={"smart_scan": 0}))
+    seen: list[Campaign] = []
+    monkeypatch.setattr("analysis.runner.RESULTS", results)
+    monkeypatch.setattr("analysis.runner.drive", lambda campaign, _out: seen.append(campaign) or 0)
+    from analysis.runner import run as run_command
+
+    assert run_command(parser().parse_args(["run", "--resume", "former", "-e", "keep_guests=true"])) == 0
+    (campaign,) = seen
+    assert campaign.run_id == "former"
+    expected = variables(focus="1,3", guests=4, ksm_knobs={"smart_scan": 0}, keep_guests=True)
+    assert campaign.variables == expected
+    assert json.dumps(dict(campaign.variables))
+
+
+def test_resuming_what_is_no_run_is_refused(monkeypatch: pytest.MonkeyPatch, results: Path) -> None:
+    monkeypatch.setattr("analysis.runner.RESULTS", results)
+    from analysis.runner import run as run_command
+
+    with pytest.raises(DesignError, match="is not a run"):
+        run_command(parser().parse_args(["run", "--resume", "never-was"]))

@@ -1,0 +1,161 @@
+"""The summary: its table, its notes, JSON, CSV and the page, and which runs it covers."""
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from synthetic import store, synthetic_failure, synthetic_plan
+
+from analysis.__main__ import main
+from analysis.design import Cell
+
+Records = dict[str, dict[str, Any]]
+
+
+@pytest.fixture
+def summarize(results: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    def call(*words: str) -> str:
+        assert main(["summarize", "--results", str(results), *words]) == 0
+        return capsys.readouterr().out
+
+    return call
+
+
+def flowing(text: str) -> str:
+    return " ".join(text.split())
+
+
+def row(text: str, label: str) -> str:
+    return flowing(next(line for line in text.splitlines() if line.startswith(label)).removeprefix(label))
+
+
+def test_the_table_of_three_foci(results: Path, summarize: Any) -> None:
+    plan = synthetic_plan(focus="all", repetitions=2)
+    store(results, plan, None, lambda cell: {1: 60, 2: 430, 3: 40}[cell.focus] + cell.repetition)
+    text = summarize()
+    # Gross means 61.5, 431.5 and 41.5; 8 less by MemAvailable and profit; 15 guests of 8000 MiB used.
+    assert row(text, "1 idle") == "2/2 8000 7198 53.5 61.5 53.5 61.5 50.6 +2.9 12.0 6.0"
+    assert row(text, "2 constant fill") == "2/2 8000 1648 423.5 431.5 423.5 431.5 440.3 -16.8 12.0 6.0"
+    assert row(text, "3 random fill") == "2/2 8000 7498 33.5 41.5 33.5 41.5 31.6 +1.9 12.0 6.0"
+    # t(0.975, 1) x 0.7071 / sqrt(2) = 6.35.
+    assert "±6.4" in text
+    assert "CoV" in text
+    assert "MB means MiB (2^20 bytes)" in text
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_one_repetition_says_that_there_is_no_interval(results: Path, summarize: Any) -> None:
+    store(results, synthetic_plan())
+    text = summarize()
+    assert "One repetition: no interval." in text
+    assert "±" not in text
+
+
+def test_cells_left_out_are_counted_and_named(results: Path, summarize: Any) -> None:
+    def change(cell: Cell, records: Records) -> None:
+        merge = records["merge"]["observed"]
+        if (cell.focus, cell.repetition) == (3, 2):
+            merge.update(converged=False, converged_after_seconds=None, reason="time was up after 900 s")
+        if (cell.focus, cell.repetition) == (2, 1):
+            records["failed"] = synthetic_failure(records)
+        if (cell.focus, cell.repetition) == (2, 2):
+            records.clear()
+
+    store(results, synthetic_plan(focus="2,3", repetitions=2), change)
+    text = summarize()
+    assert row(text, "2 constant fill") == "0/2 - - - - - - 440.3 - - -"
+    assert row(text, "3 random fill").startswith("1/2 8000 6620 92.0 100.0 ")
+    notes = flowing(text)
+    assert (
+        "! focus 3, repetition 2: unconverged, left out of the mean: not converged: time was up after"
+        in notes
+    )
+    assert "(92.0 MB/VM by MemAvailable when it ended)" in notes
+    assert "! focus 2, repetition 1: failed, left out of the mean: failed in merge" in notes
+    assert "! focus 2, repetition 2: missing, left out of the mean: not measured" in notes
+
+
+def test_refused_pooling_shows_each_repetition(results: Path, summarize: Any) -> None:
+    def change(cell: Cell, records: Records) -> None:
+        if cell.repetition == 2:
+            records["on"]["provenance"]["ksm_knobs"]["pages_to_scan"] = 100
+
+    store(results, synthetic_plan(repetitions=2), change)
+    text = summarize()
+    assert row(text, "1 idle") == "2/2 - - - - - - 50.6 - - -"
+    assert "ksm_knobs.pages_to_scan: 100 / 20000" in flowing(text)
+    assert "synthetic repetition 1 92.0 MB/VM, synthetic repetition 2 92.0 MB/VM" in flowing(text)
+
+
+def test_the_newest_run_is_the_default_and_the_others_are_named(results: Path, summarize: Any) -> None:
+    for run_id, saved in (("first", 100.0), ("second", 200.0)):
+        store(results, synthetic_plan(run_id=run_id), None, lambda _cell, saved=saved: saved)
+    assert row(summarize(), "1 idle").split()[4] == "200.0"
+    assert "Other runs: first (choose with --run RUN_ID or --all)." in summarize()
+    assert row(summarize("--run", "first"), "1 idle").split()[4] == "100.0"
+    everything = summarize("--all")
+    assert row(everything, "1 idle").split()[0] == "2/2"
+    assert row(everything, "1 idle").split()[4] == "150.0"
+
+
+def test_json_holds_numbers_and_null(results: Path, summarize: Any) -> None:
+    def change(cell: Cell, records: Records) -> None:
+        if cell.focus == 2:
+            records.clear()
+
+    store(results, synthetic_plan(focus="1,2"), change)
+    content = json.loads(summarize("--json"))
+    first, second = content["summaries"]
+    assert content["run_ids"] == ["synthetic"]
+    assert first["estimates"]["saved_gross_mib_per_vm"] == {
+        "n": 1,
+        "mean": 100.0,
+        "half_width": None,
+        "cov": None,
+    }
+    assert first["paper"]["paper"] == 50.6
+    assert second["estimates"]["saved_gross_mib_per_vm"] is None
+    assert second["repetitions"][0]["status"] == "missing"
+
+
+def test_csv_is_the_tidy_table(results: Path, summarize: Any) -> None:
+    def change(cell: Cell, records: Records) -> None:
+        if cell.focus == 2:
+            records.clear()
+
+    store(results, synthetic_plan(focus="1,2"), change)
+    table = pd.read_csv(io.StringIO(summarize("--csv")))
+    assert list(table["saved_gross_mib_per_vm"].fillna(-1)) == [100.0, -1.0]
+    assert list(table["status"]) == ["complete", "missing"]
+
+
+def test_the_page_needs_nothing_else(results: Path, summarize: Any, tmp_path: Path) -> None:
+    def change(cell: Cell, records: Records) -> None:
+        if cell.focus == 3:
+            records["failed"] = synthetic_failure(records)
+            records["failed"]["observed"]["message"] = "<script>alert(1)</script>"
+
+    store(results, synthetic_plan(focus="all"), change)
+    path = tmp_path / "page.html"
+    summarize("--html", str(path))
+    page = path.read_text()
+    assert page.count("<svg") == 3
+    assert "<script>" not in page
+    assert "<td>2 constant fill</td>" in page
+    assert not re.search(r'(?:src|href)="(?!#)', page.replace('xlink:href="#', 'href="#'))
+
+
+def test_the_page_of_a_cell_without_a_ledger_says_so(results: Path, summarize: Any, tmp_path: Path) -> None:
+    def change(_cell: Cell, records: Records) -> None:
+        for kind in ("off", "on"):
+            del records[kind]["observed"]["host"]["meminfo"]["SUnreclaim_bytes"]
+
+    store(results, synthetic_plan(), change)
+    path = tmp_path / "page.html"
+    summarize("--html", str(path))
+    assert "its records lack SUnreclaim" in path.read_text()
+    assert path.read_text().count("<svg") == 2

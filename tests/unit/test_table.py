@@ -1,0 +1,118 @@
+"""The tidy table against sums worked out by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from synthetic import MIB, PAGE, store, synthetic_failure, synthetic_plan
+
+from analysis.design import Cell
+from analysis.records import load_run
+from analysis.table import gross_bytes, tidy
+
+Records = dict[str, dict[str, Any]]
+
+
+def row(results: Path, change: Any = None, **design: Any) -> pd.Series:
+    return tidy([load_run(store(results, synthetic_plan(**design), change))]).iloc[0]
+
+
+def test_the_four_measures_in_bytes_and_per_vm(results: Path) -> None:
+    def change(_cell: Cell, records: Records) -> None:
+        off, on = records["off"]["observed"], records["on"]["observed"]
+        off["host"]["meminfo"].update(MemAvailable_bytes=1000 * MIB)
+        on["host"]["meminfo"].update(MemAvailable_bytes=1090 * MIB)
+        off["host"]["ksm"].update(pages_sharing=512, ksm_zero_pages=0)
+        on["host"]["ksm"].update(pages_sharing=25_600, ksm_zero_pages=1024, general_profit=70 * MIB)
+        for seen, pss in ((off, 300), (on, 250)):
+            for guest in seen["guests"].values():
+                guest["smaps_rollup"]["Pss_bytes"] = pss * MIB
+
+    seen = row(results, change, guests=2)
+    assert seen["host_used_off_bytes"] == (24000 - 1000) * MIB
+    assert seen["host_used_on_bytes"] == (24000 - 1090) * MIB
+    assert seen["saved_mem_available_bytes"] == 90 * MIB
+    assert seen["saved_gross_bytes"] == (25_600 + 1024 - 512) * PAGE
+    assert seen["saved_general_profit_bytes"] == 70 * MIB
+    assert seen["saved_pss_bytes"] == 100 * MIB
+    assert seen["saved_gross_mib_per_vm"] == 51.0
+    assert seen["saved_pss_mib_per_vm"] == 50.0
+
+
+def test_merging_verification_and_provenance_have_columns(results: Path) -> None:
+    seen = row(results, focus="3")
+    assert (seen["status"], seen["problem"]) == ("complete", "")
+    assert seen["converged_after_seconds"] == 12.0
+    assert seen["ksmd_cpu_seconds"] == 6.0
+    assert bool(seen["digests_intact"])
+    assert seen["provenance.kernel_release"] == "6.18.0-synthetic"
+    assert seen["provenance.ksm_knobs.max_page_sharing"] == 256
+    assert seen["provenance.thp.enabled"] == "madvise"
+    assert "provenance.ksm_knobs.run" not in seen
+    assert "provenance.design_digest" not in seen
+
+
+def test_the_advisors_own_setting_is_no_provenance(results: Path) -> None:
+    def change(_cell: Cell, records: Records) -> None:
+        records["on"]["provenance"]["ksm_knobs"]["advisor_mode"] = "scan-time"
+
+    assert "provenance.ksm_knobs.pages_to_scan" not in row(results, change)
+
+
+def test_a_missing_counter_stays_unknown(results: Path) -> None:
+    def change(_cell: Cell, records: Records) -> None:
+        for kind in ("off", "on"):
+            records[kind]["observed"]["host"]["ksm"].update(general_profit=None, ksm_zero_pages=None)
+
+    seen = row(results, change)
+    assert pd.isna(seen["saved_general_profit_bytes"])
+    assert pd.isna(seen["saved_general_profit_mib_per_vm"])
+    assert seen["saved_gross_mib_per_vm"] == 100.0
+
+
+def test_zero_pages_used_but_not_counted_leave_the_gross_unknown() -> None:
+    arm = {"host": {"ksm": {"pages_sharing": 10, "ksm_zero_pages": None}}}
+    assert gross_bytes(arm, {"use_zero_pages": 1}, PAGE) is None
+    assert gross_bytes(arm, {"use_zero_pages": 0}, PAGE) == 10 * PAGE
+
+
+def test_cells_that_were_not_measured_keep_their_row_without_numbers(results: Path) -> None:
+    def change(cell: Cell, records: Records) -> None:
+        if cell.focus == 1:
+            records["failed"] = synthetic_failure(records)
+
+    table = tidy([load_run(store(results, synthetic_plan(focus="1,2"), change))])
+    assert list(table["status"]) == ["failed", "complete"]
+    assert pd.isna(table.loc[0, "saved_gross_bytes"])
+    assert table.loc[1, "saved_gross_mib_per_vm"] == 100.0
+
+
+def test_a_table_of_nothing_measured_has_the_same_columns(results: Path) -> None:
+    table = tidy([load_run(store(results, synthetic_plan(), lambda _cell, records: records.clear()))])
+    assert list(table["status"]) == ["missing"]
+    assert table["saved_mem_available_mib_per_vm"].isna().all()
+
+
+def test_unsettled_and_damaged_cells_are_not_complete(results: Path) -> None:
+    def change(cell: Cell, records: Records) -> None:
+        merge, verify = records["merge"]["observed"], records["verify"]["observed"]
+        if cell.repetition == 1:
+            merge.update(converged=False, converged_after_seconds=None, reason="it oscillated")
+        if cell.repetition == 2:
+            verify["guests"]["guest02"]["intact"] = False
+        if cell.repetition == 3:
+            merge["samples"]["pages_sharing"][-8:] = [1000 * (1 + n % 2) for n in range(8)]
+
+    table = tidy([load_run(store(results, synthetic_plan(focus="2", repetitions=4), change))])
+    assert list(table["status"]) == ["unconverged", "damaged", "unconverged", "complete"]
+    assert table.loc[0, "problem"] == "not converged: it oscillated"
+    assert table.loc[1, "problem"] == "the content of guest02 changed while it was merged"
+    assert table.loc[2, "converged"]
+    assert pd.isna(table.loc[0, "converged_after_seconds"])
+
+
+def test_the_same_cell_twice_is_refused(results: Path) -> None:
+    run = load_run(store(results, synthetic_plan()))
+    with pytest.raises(pd.errors.MergeError):
+        tidy([run, run])

@@ -1,0 +1,92 @@
+"""The filters over what the guests answered: one size for all, reports and verdicts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from role_modules import load
+
+workload = load("roles/workload/filter_plugins/workload.py")
+MIB = 1 << 20
+GUESTS = ["guest01", "guest02"]
+
+
+def barrier(*available_bytes: int) -> dict[str, Any]:
+    return {
+        name: {"workload_barrier": {"stdout": json.dumps({"available_bytes": size})}}
+        for name, size in zip(GUESTS, available_bytes, strict=True)
+    }
+
+
+def report(digest: str) -> dict[str, str]:
+    return {
+        "stdout": json.dumps(
+            {"filled_bytes": MIB, "digest": digest, "fill_seconds": 0.5, "digest_seconds": 0.1, "seed": "s"}
+        )
+    }
+
+
+def test_the_fill_is_what_the_smallest_guest_has_less_the_reserve_in_whole_mib() -> None:
+    hosts = barrier(400 * MIB + 5, 390 * MIB + MIB - 1)
+    assert workload.workload_fill_bytes(hosts, GUESTS, 32) == 358 * MIB
+    assert workload.workload_fill_bytes(hosts, ["guest01"], 32) == 368 * MIB
+
+
+@pytest.mark.parametrize("least_bytes", [33 * MIB - 1, 0])
+def test_a_fill_of_nothing_is_refused_by_the_guests_name(least_bytes: int) -> None:
+    assert workload.workload_fill_bytes(barrier(400 * MIB, 33 * MIB), GUESTS, 32) == MIB
+    with pytest.raises(
+        AnsibleFilterError, match=r"^guest_reserve_mib is 32, and guest02 has only \d+ MiB available"
+    ):
+        workload.workload_fill_bytes(barrier(400 * MIB, least_bytes), GUESTS, 32)
+
+
+def test_a_guest_that_is_not_at_the_barrier_is_named() -> None:
+    hosts = barrier(400 * MIB, 400 * MIB)
+    hosts["guest02"] = {"workload_barrier": {"unreachable": True}}
+    with pytest.raises(AnsibleFilterError, match=r"^guest02 did not come to the barrier"):
+        workload.workload_fill_bytes(hosts, GUESTS, 32)
+
+
+def test_no_guests_are_refused() -> None:
+    with pytest.raises(AnsibleFilterError, match=r"^workload_guests is empty"):
+        workload.workload_fill_bytes({}, [], 32)
+
+
+def test_an_answer_that_is_no_json_is_shown_with_its_guest() -> None:
+    hosts = {"guest01": {"workload_barrier": {"stdout": "Segmentation fault"}}}
+    with pytest.raises(AnsibleFilterError, match="guest01 answered 'Segmentation fault'"):
+        workload.workload_fill_bytes(hosts, ["guest01"], 32)
+
+
+def test_reports_and_verdicts() -> None:
+    hosts = {
+        "guest01": {"workload_start": report("d1"), "workload_verify": report("d1")},
+        "guest02": {"workload_start": report("d2"), "workload_verify": report("other")},
+    }
+    assert workload.workload_reports(hosts, GUESTS)["guest01"] == {
+        "filled_bytes": MIB,
+        "digest": "d1",
+        "fill_seconds": 0.5,
+        "seed": "s",
+    }
+    verdicts = workload.workload_verdicts(hosts, GUESTS)
+    assert verdicts["guest01"] == {
+        "filled_bytes": MIB,
+        "digest_before": "d1",
+        "digest_after": "d1",
+        "intact": True,
+    }
+    assert verdicts["guest02"]["intact"] is False
+
+
+def test_an_idle_guest_has_neither() -> None:
+    hosts = {
+        name: {"workload_start": {"skipped": True}, "workload_verify": {"skipped": True}} for name in GUESTS
+    }
+    assert workload.workload_reports(hosts, GUESTS) == {}
+    assert workload.workload_verdicts(hosts, GUESTS) == {}
+    assert workload.workload_verdicts({name: {} for name in GUESTS}, GUESTS) == {}

@@ -1,0 +1,248 @@
+"""The program that a guest runs, run here for real with a few MiB: contents, locking, digests, refusals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import socket
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from role_modules import ROOT
+
+PROGRAM = ROOT / "roles/workload/files/testbed_workload.py"
+MIB = 1 << 20
+SIZE = 3 * MIB
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="locks memory, which needs root as in a guest")
+
+
+class Guest:
+    def __init__(self, folder: Path) -> None:
+        self.socket = folder / "workload.sock"
+
+    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, PROGRAM, *arguments],
+            env={"TESTBED_WORKLOAD_SOCKET": str(self.socket), "PATH": os.environ["PATH"]},
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def answer(self, *arguments: str) -> dict[str, Any]:
+        done = self.call(*arguments)
+        assert done.returncode == 0, done.stderr
+        content: dict[str, Any] = json.loads(done.stdout)
+        return content
+
+    def refusal(self, *arguments: str) -> str:
+        done = self.call(*arguments)
+        assert done.returncode == 1 and not done.stdout
+        assert done.stderr.count("\n") == 1 and done.stderr.startswith("testbed-workload: ")
+        return done.stderr.removeprefix("testbed-workload: ").strip()
+
+    def start(
+        self, *contents: str | tuple[str, int], size: int = SIZE, seed: str = "run:guest01"
+    ) -> dict[str, Any]:
+        parts = [content if isinstance(content, tuple) else (content, 100) for content in contents]
+        segments = [{"content": content, "percent": percent} for content, percent in parts]
+        return self.answer("start", json.dumps({"bytes": size, "seed": seed, "segments": segments}))
+
+    @property
+    def pid(self) -> int:
+        """The process that holds the memory."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(self.socket))
+            credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        return int(struct.unpack("3i", credentials)[0])
+
+    def find(self, block: bytes) -> list[int]:
+        """Addresses of a block in the holder's own large mappings."""
+        found = []
+        with Path(f"/proc/{self.pid}/mem").open("rb") as memory:
+            for line in Path(f"/proc/{self.pid}/maps").read_text().splitlines():
+                span, mode, *rest = line.split(maxsplit=5)
+                first, last = (int(part, 16) for part in span.split("-"))
+                if mode.startswith("rw") and last - first >= MIB and not rest[-1].startswith("/"):
+                    memory.seek(first)
+                    content = memory.read(last - first)
+                    found += [first + match.start() for match in re.finditer(re.escape(block), content)]
+        return found
+
+    def overwrite(self, address: int, value: bytes) -> None:
+        with Path(f"/proc/{self.pid}/mem").open("r+b", buffering=0) as memory:
+            memory.seek(address)
+            memory.write(value)
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Iterator[Guest]:
+    guest = Guest(tmp_path)
+    yield guest
+    if guest.socket.exists():
+        guest.answer("stop")
+
+
+def digest_of(chunks: list[bytes]) -> str:
+    """The digest, worked out here from the contents that the docstring states."""
+    crcs = b"".join(zlib.crc32(chunk).to_bytes(4, "little") for chunk in chunks)
+    return f"crc32-sha256:{hashlib.sha256(crcs).hexdigest()}"
+
+
+def stream(seed: str, number: int) -> bytes:
+    return hashlib.shake_128(f"{seed}:{number}".encode()).digest(MIB)
+
+
+@pytest.mark.parametrize(
+    ("content", "chunks"),
+    [
+        ("zero", [bytes(MIB)] * 3),
+        ("constant", [b"\xa5" * MIB] * 3),
+        ("random", [stream("run:guest01", number) for number in range(3)]),
+        ("shared", [stream("shared", number) for number in range(3)]),
+    ],
+)
+def test_each_content_is_what_it_says(guest: Guest, content: str, chunks: list[bytes]) -> None:
+    report = guest.start(content)
+    assert report["filled_bytes"] == SIZE
+    assert report["digest"] == digest_of(chunks)
+    assert report["seed"] == "run:guest01"
+    assert report["fill_seconds"] >= 0
+    assert guest.answer("verify") == {"filled_bytes": SIZE, "digest": report["digest"]}
+
+
+def test_the_pages_of_random_content_are_distinct_and_those_of_constant_are_not(guest: Guest) -> None:
+    page = stream("run:guest01", 1)[:4096]
+    guest.start("random")
+    assert len(guest.find(page)) == 1
+    guest.start("constant")
+    assert guest.find(page) == []
+    assert len(guest.find(b"\xa5" * 4096)) == SIZE // 4096
+
+
+def test_the_seed_alone_makes_random_content(guest: Guest) -> None:
+    digests = [guest.start("random", seed=seed)["digest"] for seed in ("a", "b", "a")]
+    assert digests[0] == digests[2] != digests[1]
+    assert guest.start("shared", seed="a")["digest"] == guest.start("shared", seed="b")["digest"]
+
+
+def test_segments_share_the_memory_in_their_order(guest: Guest) -> None:
+    report = guest.start(("constant", 25), ("shared", 50), ("zero", 25), size=4 * MIB)
+    shared = [stream("shared", number) for number in (1, 2)]
+    assert report["digest"] == digest_of([b"\xa5" * MIB, *shared, bytes(MIB)])
+
+
+def test_the_memory_is_resident_and_locked(guest: Guest) -> None:
+    guest.start("zero", size=8 * MIB)
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{guest.pid}/status").read_text().splitlines())
+    assert int(status["VmLck"].split()[0]) >= 8 * 1024
+    assert int(status["RssAnon"].split()[0]) >= 8 * 1024
+    assert Path(f"/proc/{guest.pid}/oom_score_adj").read_text().strip() == "1000"
+
+
+def test_one_changed_byte_is_found(guest: Guest) -> None:
+    before = guest.start("constant")["digest"]
+    address = guest.find(b"\xa5" * 4096)[100]
+    guest.overwrite(address + 17, b"\xa4")
+    assert guest.answer("verify")["digest"] != before
+    guest.overwrite(address + 17, b"\xa5")
+    assert guest.answer("verify")["digest"] == before
+
+
+def test_stop_frees_the_memory(guest: Guest) -> None:
+    guest.start("random")
+    pid = guest.pid
+    assert guest.answer("stop") == {"stopped": True}
+    deadline = time.monotonic() + 5
+    while has_memory(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not has_memory(pid)
+    assert not guest.socket.exists()
+    assert guest.refusal("verify") == "no workload is running in this guest (No such file or directory)"
+
+
+def has_memory(pid: int) -> bool:
+    try:
+        return "VmRSS" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def test_start_takes_the_place_of_a_running_one(guest: Guest) -> None:
+    guest.start("random")
+    former = guest.pid
+    guest.start("constant")
+    assert guest.pid != former
+    assert not has_memory(former)
+
+
+def test_start_and_verify_get_over_a_holder_that_was_killed(guest: Guest) -> None:
+    guest.start("random")
+    os.kill(guest.pid, 9)
+    time.sleep(0.1)
+    assert guest.refusal("verify").startswith("no workload is running in this guest")
+    assert guest.start("constant")["filled_bytes"] == SIZE
+
+
+def test_nothing_can_be_held_too(guest: Guest) -> None:
+    report = guest.start(size=0)
+    assert report["filled_bytes"] == 0 and report["digest"] == ""
+    assert guest.answer("verify") == {"filled_bytes": 0, "digest": ""}
+
+
+ONE = {"content": "zero", "percent": 100}
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("{", "SPEC is '{', and must be one JSON object"),
+        ("5", "SPEC is 5, and must be an object with bytes, seed and segments"),
+        ('{"bytes": 0}', "an object with bytes, seed and segments"),
+        ({"bytes": MIB + 1}, "bytes is 1048577, and must be a multiple of 1048576"),
+        ({"bytes": -MIB}, "bytes is -1048576, and must be"),
+        ({"bytes": "1048576"}, "bytes is '1048576', and must be"),
+        ({"bytes": True}, "bytes is True, and must be"),
+        ({"bytes": 1 << 60}, f"{1 << 60} bytes can't be held: "),
+        ({"bytes": 1 << 80}, f"{1 << 80} bytes can't be held: "),
+        ({"seed": 7}, "seed is 7, and must be text"),
+        ({"segments": ONE}, "must be a list of content and percent"),
+        ({"segments": ["zero"]}, "must be a list of content and percent"),
+        ({"segments": []}, "percents must add up to 100"),
+        ({"segments": [ONE, ONE]}, "percents must add up to 100"),
+        (
+            {"segments": [{"content": "ones", "percent": 100}]},
+            "content is 'ones', and must be one of zero, constant",
+        ),
+        ({"segments": [{"content": "zero", "percent": 0}, ONE]}, "percent is 0, and must be a whole number"),
+        ({"segments": [{"content": "zero"}]}, "percent is None, and must be"),
+    ],
+)
+def test_a_spec_that_cannot_be_filled_is_refused_in_one_sentence(guest: Guest, spec: Any, said: str) -> None:
+    whole = (
+        spec if isinstance(spec, str) else json.dumps({"bytes": MIB, "seed": "", "segments": [ONE], **spec})
+    )
+    assert said in guest.refusal("start", whole)
+    assert not guest.socket.exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["start"], ["begin"], ["verify", "now"]])
+def test_a_wrong_call_says_how_to_call_it(guest: Guest, arguments: list[str]) -> None:
+    assert guest.refusal(*arguments) == "usage: testbed-workload barrier | start SPEC | verify | stop"
+
+
+def test_a_refused_spec_leaves_the_running_workload_alone(guest: Guest) -> None:
+    digest = guest.start("random")["digest"]
+    guest.refusal("start", "{}")
+    assert guest.answer("verify")["digest"] == digest
