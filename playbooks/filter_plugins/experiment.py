@@ -9,10 +9,12 @@ from typing import Any
 from analysis.design import is_complete
 
 PHASE_OF_ROLE = {"guests": "boot", "workload": "workload", "ksm": "merge"}
+# Ansible keeps no ansible_failed_result of an unreachable host, only what its task registered.
+GUEST_REGISTERS = ("workload_barrier", "workload_start", "workload_verify")
 
 
 def failure_of(hostvars: Mapping[str, Any], hosts: Sequence[str]) -> dict[str, str]:
-    """Return phase, task and message of the first of these hosts that failed; unreachable ones left none."""
+    """Return phase, task and message of the first of these hosts that failed, else that stopped answering."""
     for host in hosts:
         task, result = hostvars[host].get("ansible_failed_task"), hostvars[host].get("ansible_failed_result")
         if result:
@@ -23,12 +25,17 @@ def failure_of(hostvars: Mapping[str, Any], hosts: Sequence[str]) -> dict[str, s
                 "task": name,
                 "message": f"{host}: {': '.join(filter(None, said))}",
             }
-    return {
-        "phase": "workload",
-        "task": "unknown task",
-        "message": "a guest stopped answering: "
-        "its console log was in the guests' folder until they were removed",
-    }
+    for host in hosts:
+        for register in GUEST_REGISTERS:
+            result = hostvars[host].get(register) or {}
+            if result.get("unreachable"):
+                said = " ".join(str(result.get("msg") or "").split())
+                return {
+                    "phase": "workload",
+                    "task": register,
+                    "message": f"{host}: it stopped answering, and may have ended: {said}",
+                }
+    return {"phase": "workload", "task": "unknown task", "message": "a guest stopped answering"}
 
 
 def phase_of(task: Mapping[str, Any]) -> str:

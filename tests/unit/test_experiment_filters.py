@@ -30,9 +30,20 @@ def test_the_first_host_that_failed_is_named_with_what_it_said() -> None:
     }
 
 
-def test_a_guest_that_is_gone_is_a_failure_of_the_workload() -> None:
+def test_a_guest_that_is_gone_is_a_failure_of_the_workload_that_names_it() -> None:
+    """What Ansible 2.19 registers for a host whose SSH connection breaks."""
+    gone = {"workload_start": {"unreachable": True, "msg": "Failed to connect to the host via ssh:\n closed"}}
+    hosts = {"guest01": {"workload_start": {"stdout": "{}"}}, "guest02": gone}
+    failure = experiment.failure_of(hosts, ["guest01", "guest02"])
+    assert failure["phase"] == "workload"
+    assert failure["message"] == (
+        "guest02: it stopped answering, and may have ended: Failed to connect to the host via ssh: closed"
+    )
+
+
+def test_a_failure_that_nobody_tells_is_still_one() -> None:
     failure = experiment.failure_of({"guest01": {}}, ["guest01"])
-    assert failure["phase"] == "workload" and failure["message"].startswith("a guest stopped answering")
+    assert failure["phase"] == "workload" and failure["message"] == "a guest stopped answering"
 
 
 @pytest.mark.parametrize(
