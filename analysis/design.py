@@ -32,6 +32,9 @@ RESULTS = PROJECT / "results"
 # How guests are handled, not what is measured: a run may go on with another value.
 HANDLING = frozenset({"boot_wave", "keep_guests"})
 
+# Takes a variable's name and its value as Ansible has it; raises DesignError.
+Caster = Callable[[str, Any], Any]
+
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -341,7 +344,8 @@ def _refuse(name: str, value: object, allowed: str) -> DesignError:
     return DesignError(f"{name} is {_shown(value)}: allowed is {allowed}.")
 
 
-def _whole(low: int, high: int) -> Callable[[str, Any], int]:
+def whole(low: int, high: int) -> Caster:
+    """A check of a whole number; takes the variable's name and value."""
     def cast(name: str, value: Any) -> int:
         allowed = f"a whole number from {low} to {high}"
         text = str(value).strip()
@@ -352,7 +356,8 @@ def _whole(low: int, high: int) -> Callable[[str, Any], int]:
     return cast
 
 
-def _number(low: float, high: float) -> Callable[[str, Any], float]:
+def number(low: float, high: float) -> Caster:
+    """A check of a number."""
     def cast(name: str, value: Any) -> float:
         try:
             number = math.nan if isinstance(value, bool) else float(value)
@@ -365,7 +370,8 @@ def _number(low: float, high: float) -> Callable[[str, Any], float]:
     return cast
 
 
-def _choice(allowed: tuple[str, ...]) -> Callable[[str, Any], str]:
+def choice(allowed: tuple[str, ...]) -> Caster:
+    """A check of one word of several."""
     def cast(name: str, value: Any) -> str:
         if str(value) not in allowed:
             raise _refuse(name, value, " or ".join(allowed))
@@ -374,7 +380,8 @@ def _choice(allowed: tuple[str, ...]) -> Callable[[str, Any], str]:
     return cast
 
 
-def _boolean(name: str, value: Any) -> bool:
+def boolean(name: str, value: Any) -> bool:
+    """Check a truth value."""
     text = str(value).strip().lower()
     if text not in _TRUE | _FALSE:
         raise _refuse(name, value, "true or false")
@@ -444,25 +451,25 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     return wrong
 
 
-_CASTS: dict[str, Callable[[str, Any], Any]] = {
+_CASTS: dict[str, Caster] = {
     "focus": _focus,
-    "guests": _whole(1, 999),
-    "guest_memory_mib": _whole(128, MIB),
-    "guest_reserve_mib": _whole(1, MIB),
-    "accelerator": _choice(ACCELERATORS),
-    "boot_wave": _whole(0, 999),
-    "repetitions": _whole(1, 1000),
-    "orders": _choice(ORDERS),
-    "keep_guests": _boolean,
+    "guests": whole(1, 999),
+    "guest_memory_mib": whole(128, MIB),
+    "guest_reserve_mib": whole(1, MIB),
+    "accelerator": choice(ACCELERATORS),
+    "boot_wave": whole(0, 999),
+    "repetitions": whole(1, 1000),
+    "orders": choice(ORDERS),
+    "keep_guests": boolean,
     "image_source": _text,
     "image_checksum": _checksum,
     "ksm_knobs": _knobs,
-    "thp_enabled": _choice(THP_SETTINGS),
+    "thp_enabled": choice(THP_SETTINGS),
     # A page must keep its checksum between two scans, so fewer than three prove nothing.
-    "converge_min_full_scans": _whole(3, 10_000),
-    "converge_window_scans": _whole(1, 10_000),
-    "converge_threshold_percent": _number(0.001, 100),
-    "converge_timeout_seconds": _number(1, 604_800),
-    "sample_interval_seconds": _number(0.1, 10),
+    "converge_min_full_scans": whole(3, 10_000),
+    "converge_window_scans": whole(1, 10_000),
+    "converge_threshold_percent": number(0.001, 100),
+    "converge_timeout_seconds": number(1, 604_800),
+    "sample_interval_seconds": number(0.1, 10),
 }
 VARIABLES = tuple(field.name for field in fields(Design))

@@ -48,6 +48,9 @@ options:
     description: Number of guests, for the progress lines only.
     type: int
     default: 0
+  envelope_path:
+    description: Folder of the memory cgroup that holds the guests; adds its working set to the series.
+    type: path
   progress_path:
     description: File to which progress lines are appended.
     type: path
@@ -115,8 +118,13 @@ MEMINFO_COLUMNS = (
     "Cached",
 )
 VMSTAT_COLUMNS = ("pswpin", "pswpout")
+VMSTAT_OPTIONAL_COLUMNS = ("cow_ksm",)
 MEMINFO_LINE = re.compile(rf"^({'|'.join(MEMINFO_COLUMNS)}):\s+(\d+) kB$".encode(), re.MULTILINE)
-VMSTAT_LINE = re.compile(rf"^({'|'.join(VMSTAT_COLUMNS)}) (\d+)$".encode(), re.MULTILINE)
+VMSTAT_LINE = re.compile(
+    rf"^({'|'.join((*VMSTAT_COLUMNS, *VMSTAT_OPTIONAL_COLUMNS))}) (\d+)$".encode(), re.MULTILINE
+)
+# Usage and inactive file pages of a memory cgroup, v2 and v1
+ENVELOPE_FILES = (("memory.current", b"inactive_file"), ("memory.usage_in_bytes", b"total_inactive_file"))
 PRESSURE_TOTAL = re.compile(rb"^some .*total=(\d+)$", re.MULTILINE)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 PROGRESS_SECONDS = 2.0
@@ -127,8 +135,7 @@ MIB = 1 << 20
 class Sampler:
     """Reads one row at a time through descriptors that stay open, so that a sample costs microseconds."""
 
-    def __init__(self, roots: Roots) -> None:
-        self.descriptors: dict[Path, int] = {}
+    def __init__(self, roots: Roots, envelope: Path | None = None) -> None:
         self.run = self._open(roots.ksm / "run")
         self.ksm = {name: self._open(roots.ksm / name) for name in KSM_COLUMNS}
         self.ksm_optional = {name: self._open_optional(roots.ksm / name) for name in KSM_OPTIONAL_COLUMNS}
@@ -136,6 +143,14 @@ class Sampler:
         self.vmstat = self._open(roots.proc / "vmstat")
         self.ksmd = self._open(find_ksmd(roots))
         self.pressure = self._open_optional(roots.proc / "pressure/memory")
+        self.envelope = None if envelope is None else self._open_envelope(envelope)
+
+    def _open_envelope(self, folder: Path) -> tuple[int, int, re.Pattern[bytes]]:
+        for usage, inactive in ENVELOPE_FILES:
+            if (folder / usage).exists():
+                line = re.compile(rb"^" + inactive + rb" (\d+)$", re.MULTILINE)
+                return self._open(folder / usage), self._open(folder / "memory.stat"), line
+        raise ProbeError(f"{folder} is no memory cgroup; a series of the envelope needs it")
 
     def _open(self, path: Path) -> int:
         try:
@@ -154,7 +169,8 @@ class Sampler:
     def row(self) -> dict[str, Any]:
         """One sample, all columns but `seconds`."""
         row: dict[str, Any] = {name: int(os.pread(fd, 32, 0)) for name, fd in self.ksm.items()}
-        row["AnonHugePages_bytes"] = None  # absent on a kernel without huge pages
+        # Absent on a kernel without huge pages, or older than 5.8
+        row.update(dict.fromkeys(("AnonHugePages_bytes", *VMSTAT_OPTIONAL_COLUMNS)))
         for name, fd in self.ksm_optional.items():
             row[name] = None if fd is None else int(os.pread(fd, 32, 0))
         for name, kib in MEMINFO_LINE.findall(os.pread(self.meminfo, 65536, 0)):
@@ -166,6 +182,12 @@ class Sampler:
         ).cpu_seconds
         total = None if self.pressure is None else PRESSURE_TOTAL.search(os.pread(self.pressure, 4096, 0))
         row["memory_some_total_microseconds"] = int(total.group(1)) if total else None
+        if self.envelope is not None:
+            usage, stat, line = self.envelope
+            inactive = line.search(self._whole(stat))
+            row["envelope_working_set_bytes"] = max(
+                0, int(os.pread(usage, 32, 0)) - (int(inactive.group(1)) if inactive else 0)
+            )
         return row
 
     @staticmethod
@@ -273,7 +295,7 @@ def follow(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
     limit = params["timeout_seconds"] if settles else params["duration_seconds"]
     smart_scan = (read_optional(roots.ksm / "smart_scan") or "0").strip() != "0"
     series = Series(rule, smart_scan=smart_scan)
-    sampler = Sampler(roots)
+    sampler = Sampler(roots, Path(params["envelope_path"]) if params["envelope_path"] else None)
     check_columns(sampler.row())
     progress = Progress(params["progress_path"], params["guests"])
     # Blocked, so that they end a sleep and never a read.
@@ -330,6 +352,7 @@ def main() -> None:
             "window_scans": {"type": "int", "default": 2},
             "threshold_percent": {"type": "float", "default": 0.5},
             "guests": {"type": "int", "default": 0},
+            "envelope_path": {"type": "path"},
             "progress_path": {"type": "path"},
             "proc_root": {"type": "path", "default": "/proc"},
             "sys_root": {"type": "path", "default": "/sys"},

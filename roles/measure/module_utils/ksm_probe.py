@@ -174,14 +174,19 @@ def pressure(roots: Roots) -> dict[str, dict[str, dict[str, float | int]]] | Non
         text = read_optional(roots.proc / "pressure" / resource)
         if text is None:
             return None
-        kinds: dict[str, dict[str, float | int]] = {}
-        for line in text.splitlines():
-            kind, *pairs = line.split()
-            fields = dict(pair.split("=", 1) for pair in pairs)
-            kinds[kind] = {name: float(fields[name]) for name in ("avg10", "avg60", "avg300")}
-            kinds[kind]["total_microseconds"] = int(fields["total"])
-        resources[resource] = kinds
+        resources[resource] = parse_pressure(text)
     return resources
+
+
+def parse_pressure(text: str) -> dict[str, dict[str, float | int]]:
+    """One file of pressure stall information, the host's or a cgroup's, by kind (some, full)."""
+    kinds: dict[str, dict[str, float | int]] = {}
+    for line in text.splitlines():
+        kind, *pairs = line.split()
+        fields = dict(pair.split("=", 1) for pair in pairs)
+        kinds[kind] = {name: float(fields[name]) for name in ("avg10", "avg60", "avg300")}
+        kinds[kind]["total_microseconds"] = int(fields["total"])
+    return kinds
 
 
 def host_cpu_seconds(roots: Roots) -> dict[str, float]:

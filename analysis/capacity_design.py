@@ -1,0 +1,182 @@
+"""A capacity run: its variables, checked; when it stops; and which number of guests comes next.
+
+Used on the controller by the Ansible actions of the capacity playbook. Standard library only.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from analysis.design import (
+    MIB,
+    WORKLOADS,
+    Caster,
+    Design,
+    DesignError,
+    boolean,
+    choice,
+    number,
+    whole,
+)
+
+PREFIX = "capacity_"
+
+
+@dataclass(frozen=True)
+class CapacityDesign:
+    """Every variable of a capacity run, checked and typed; the names on the command line begin with capacity_.
+
+    ``envelope_mib``: memory that the guests' QEMU processes have to fit in; 0: the whole host.
+    ``stop_*``: the first of these that a step exceeds (available: falls below) ends an arm.
+    """
+
+    workload: str
+    envelope_mib: int
+    step_guests: int
+    most_guests: int
+    probe_seconds: int
+    divergence: bool
+    stop_psi_memory_percent: float
+    stop_available_mib: int
+    stop_major_faults_per_second: float
+    stop_swapped_pages_per_second: float
+
+    @classmethod
+    def from_variables(cls, variables: Mapping[str, Any]) -> "CapacityDesign":
+        """Check and cast the capacity_ variables. Raises DesignError, one sentence for each that is wrong."""
+        wrong = []
+        values: dict[str, Any] = {}
+        for name in (field.name for field in fields(cls)):
+            given = variables.get(PREFIX + name)
+            try:
+                if given is None:
+                    raise DesignError(f"{PREFIX}{name} is not set: it needs a value.")
+                values[name] = _CASTS[name](PREFIX + name, given)
+            except DesignError as error:
+                wrong.append(str(error))
+        wrong += [
+            f"{name} is not a variable of a capacity run: allowed are "
+            f"{', '.join(PREFIX + known for known in _CASTS)}."
+            for name in variables
+            if name.removeprefix(PREFIX) not in _CASTS
+        ]
+        if wrong:
+            raise DesignError(" ".join(wrong))
+        return cls(**values)
+
+    @property
+    def envelope_bytes(self) -> int | None:
+        """What the guests have to fit in; None: the whole host."""
+        return self.envelope_mib * MIB or None
+
+    def limit_bytes(self, design: Design, overhead_mib: int) -> int:
+        """Hard limit of the envelope's cgroup.
+
+        One step beyond the envelope: a guest is started before it is known to fit, and takes all of its memory
+        before KSM has merged it, so a limit at the envelope itself would have the kernel kill a guest.
+        """
+        return (self.envelope_mib + self.step_guests * (design.guest_memory_mib + overhead_mib)) * MIB
+
+    def digest(self, design: Design) -> str:
+        """SHA-256 of the canonical JSON of what is measured."""
+        content = {"capacity": asdict(self), "experiment": design.digest}
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def stop(
+    design: CapacityDesign, observed: Mapping[str, Any], used_bytes: int
+) -> dict[str, str | float | None] | None:
+    """Why a step is beyond the limit; None while it is not.
+
+    Args:
+        design: with the limits.
+        observed: of a capacity_step record.
+        used_bytes: what the step uses of the envelope, where there is one.
+    """
+    window, memory = observed["window"], observed["host"]["meminfo"]
+    seconds, vmstat, psi = window["seconds"], window["vmstat"], window["psi_some_microseconds"]
+    silent = sorted(name for name, probe in observed["probes"].items() if probe is None)
+    available_mib = memory["MemAvailable_bytes"] / MIB
+    stall_percent = None if psi is None else psi["memory"] / 1e4 / seconds
+    swapped = (vmstat["pswpin"] + vmstat["pswpout"]) / seconds
+    faults = vmstat["pgmajfault"] / seconds
+    envelope_mib = design.envelope_mib
+    checks = (
+        (
+            bool(envelope_mib) and used_bytes > envelope_mib * MIB,
+            f"the envelope of {envelope_mib} MiB is full: {used_bytes / MIB:.0f} MiB are used",
+            "used_mib",
+            used_bytes / MIB,
+            envelope_mib,
+        ),
+        (bool(silent), f"no answer from {', '.join(silent)}", "silent_guests", len(silent), 0),
+        (
+            available_mib < design.stop_available_mib,
+            f"the host has only {available_mib:.0f} MiB available",
+            "available_mib",
+            available_mib,
+            design.stop_available_mib,
+        ),
+        (
+            stall_percent is not None and stall_percent > design.stop_psi_memory_percent,
+            f"tasks of the host waited for memory during {stall_percent or 0:.1f} % of the time",
+            "psi_memory_percent",
+            stall_percent,
+            design.stop_psi_memory_percent,
+        ),
+        (
+            swapped > design.stop_swapped_pages_per_second,
+            f"the host swapped {swapped:.0f} pages a second",
+            "swapped_pages_per_second",
+            swapped,
+            design.stop_swapped_pages_per_second,
+        ),
+        (
+            faults > design.stop_major_faults_per_second,
+            f"the host had {faults:.0f} major faults a second",
+            "major_faults_per_second",
+            faults,
+            design.stop_major_faults_per_second,
+        ),
+    )
+    for beyond, reason, measure, value, limit in checks:
+        if beyond:
+            return {"reason": reason, "measure": measure, "value": value, "limit": limit}
+    return None
+
+
+def fitting(seen: Mapping[int, bool]) -> int | None:
+    """The most guests that a step held without a stop; ``seen``: guests -> whether that step stopped."""
+    return max((guests for guests, stopped in seen.items() if not stopped), default=None)
+
+
+def next_guests(seen: Mapping[int, bool], step_guests: int, most_guests: int) -> int | None:
+    """How many guests the next step has; None at the end of the arm.
+
+    Up by ``step_guests`` until a step stops or there are ``most_guests``; from a step that stopped down one by
+    one until it fits, so that the limit is exact whatever the step.
+    """
+    most = fitting(seen)
+    if most is None:
+        return None
+    beyond = min((guests for guests, stopped in seen.items() if stopped), default=None)
+    if beyond is None:
+        return min(most + step_guests, most_guests) if most < most_guests else None
+    return beyond - 1 if beyond - 1 > most else None
+
+
+_CASTS: dict[str, Caster] = {
+    "workload": choice(tuple(WORKLOADS.values())),
+    "envelope_mib": whole(0, MIB),
+    "step_guests": whole(1, 64),
+    "most_guests": whole(1, 999),
+    "probe_seconds": whole(1, 600),
+    "divergence": boolean,
+    "stop_psi_memory_percent": number(0.1, 100),
+    "stop_available_mib": whole(256, MIB),
+    "stop_major_faults_per_second": number(1, 1e6),
+    "stop_swapped_pages_per_second": number(0, 1e6),
+}

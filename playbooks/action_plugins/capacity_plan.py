@@ -1,0 +1,90 @@
+"""Plan a capacity run on the controller: check every variable, name the run; nothing is written."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+# The controller may run from anywhere, and the analysis need not be installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from analysis.capacity_design import CapacityDesign
+from analysis.design import MIB, Design, DesignError, check_run_id, new_run_id
+
+DOCUMENTATION = r"""
+name: capacity_plan
+short_description: Check the variables of a capacity run
+description:
+  - Runs on the controller only and writes nothing.
+options:
+  experiment: {description: Every variable of the experiment, type: dict, required: true}
+  capacity: {description: Every capacity_ variable, type: dict, required: true}
+  overhead_mib: {description: "host memory of one QEMU besides its guest's", type: int, default: 160}
+  inventory_guests: {description: guests that the inventory has for each hypervisor, type: int, required: true}
+  directory: {description: Directory of all results, type: path, required: true}
+  run_id: {description: Name of the run; empty for the UTC time, type: str, default: ""}
+attributes:
+  check_mode:
+    support: full
+"""
+
+RETURN = r"""
+run_id: {description: Name of the run, type: str, returned: success}
+directory: {description: Absolute path of the run's directory, type: str, returned: success}
+capacity: {description: "The capacity_ variables, typed, without their prefix", type: dict, returned: success}
+design: {description: The experiment's variables, typed, type: dict, returned: success}
+requested: {description: What is asked of the host, type: dict, returned: success}
+envelope_bytes: {description: What the guests have to fit in; null for the host, type: int, returned: success}
+limit_bytes: {description: Hard limit of the envelope's cgroup, type: int, returned: success}
+guest_memory_bytes: {description: Memory of one guest, type: int, returned: success}
+most_guests: {description: The most that are started, type: int, returned: success}
+design_digest: {description: SHA-256 of what the run measures, type: str, returned: success}
+"""
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """Controller-side action; see DOCUMENTATION."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Plan the run."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _validation, arguments = self.validate_argument_spec(
+            argument_spec={
+                "experiment": {"type": "dict", "required": True},
+                "capacity": {"type": "dict", "required": True},
+                "overhead_mib": {"type": "int", "default": 160},
+                "inventory_guests": {"type": "int", "required": True},
+                "directory": {"type": "path", "required": True},
+                "run_id": {"type": "str", "default": ""},
+            }
+        )
+        try:
+            design = Design.from_variables(arguments["experiment"])
+            capacity = CapacityDesign.from_variables(arguments["capacity"])
+            run_id = check_run_id(str(arguments["run_id"]) or new_run_id())
+            directory = Path(arguments["directory"]).expanduser().absolute() / "capacity" / run_id
+            if directory.exists():
+                raise DesignError(f"run_id {run_id} exists as {directory}: give another run_id.")
+        except DesignError as error:
+            result.update(failed=True, msg=str(error))
+            return result
+        result.update(
+            changed=False,
+            run_id=run_id,
+            directory=str(directory),
+            capacity=asdict(capacity),
+            design=design.to_json(),
+            requested=design.requested,
+            envelope_bytes=capacity.envelope_bytes,
+            limit_bytes=capacity.limit_bytes(design, arguments["overhead_mib"]),
+            guest_memory_bytes=design.guest_memory_mib * MIB,
+            most_guests=min(capacity.most_guests, arguments["inventory_guests"]),
+            design_digest=capacity.digest(design),
+        )
+        return result

@@ -1,0 +1,1 @@
+../../measure/module_utils/ksm_probe.py
