@@ -13,6 +13,7 @@ from analysis.burndown import PERCENTS, Burndown, burndown
 from analysis.design import MIB
 from analysis.guests import contributions, outliers
 from analysis.ledger import GUEST_REST, HOST_REST, RMAP, SPLIT, Item, Ledger, ledger
+from analysis.mix import MIX, label, title
 from analysis.records import COMPLETE, CellRecords, Run, find_run, find_runs, load_run
 from analysis.report import by_place, heading, notes, wrap
 from analysis.statistics import FocusSummary, summarise
@@ -44,7 +45,7 @@ def explain(arguments: Namespace) -> int:
     run = load_run(directory)
     explained = explain_run(run)
     if arguments.figure:
-        books = [(f"focus {focus.summary.focus}", focus.ledgers[0]) for focus in explained]
+        books = [(label(f.summary.focus, f.summary.workload), f.ledgers[0]) for f in explained]
         figures.save(figures.ledger_figure(books), arguments.figure)
     if arguments.burndown:
         cells = [records for focus in explained for records in focus.cells]
@@ -94,7 +95,10 @@ def explanation_text(run: Run, explained: Sequence[FocusExplained]) -> str:
 
 
 def _figures(foci: Sequence[FocusExplained]) -> list[str]:
-    names = [f"{focus.summary.focus} {focus.summary.workload.replace('_', ' ')}" for focus in foci]
+    names = [
+        "mix" if s.focus == MIX else f"{s.focus} {s.workload.replace('_', ' ')}"
+        for s in (focus.summary for focus in foci)
+    ]
     lines = [
         _row("MB/VM (MiB), mean of the repetitions", names),
         "-" * (_LABEL + _COLUMN * len(foci)),
@@ -111,11 +115,16 @@ def _figures(foci: Sequence[FocusExplained]) -> list[str]:
         _numbers("(c) general_profit", [_estimated(f, "saved_general_profit_mib_per_vm") for f in foci]),
         _numbers("(d) PSS of the guests", [_estimated(f, "saved_pss_mib_per_vm") for f in foci]),
         *_item_lines(foci, lambda book: book.pss.items[-1:], "of it in "),
-        _numbers("the paper", [None if paper is None else paper.paper for paper in papers]),
-        _numbers(
-            "(a) less the paper", [None if paper is None else paper.difference for paper in papers], "+.1f"
-        ),
     ]
+    if any(papers):
+        lines += [
+            _numbers("the paper", [None if paper is None else paper.paper for paper in papers]),
+            _numbers(
+                "(a) less the paper",
+                [None if paper is None else paper.difference for paper in papers],
+                "+.1f",
+            ),
+        ]
     for percent in PERCENTS:
         times = [_mean(b.seconds_to[percent] for b in focus.burndowns) for focus in foci]
         lines.append(_numbers(f"{percent} % of the final saving, after seconds", times))
@@ -128,24 +137,27 @@ def _figures(foci: Sequence[FocusExplained]) -> list[str]:
 
 
 def _words(focus: FocusExplained) -> str:
-    return " ".join([_result(focus), _origin(focus), _against_paper(focus), _guest_words(focus)])
+    parts = [_result(focus), _origin(focus), _against_paper(focus), _guest_words(focus)]
+    return " ".join(filter(None, parts))
 
 
 def _result(focus: FocusExplained) -> str:
     summary = focus.summary
+    name = title(summary.focus, summary.workload)
+    name = name[0].upper() + name[1:]
     off, on, saved = (
         summary.estimates[name]
         for name in ("host_used_off_mib", "host_used_on_mib", "saved_mem_available_mib_per_vm")
     )
     if off is None or on is None or saved is None:
-        return f"Focus {summary.focus}: the host's memory is not known."
+        return f"{name}: the host's memory is not known."
     spread = (
         "one repetition, no interval"
         if saved.half_width is None or saved.cov is None
         else f"±{saved.half_width:.1f}, 95 % t interval of {saved.n} repetitions, CoV {100 * saved.cov:.1f} %"
     )
     return (
-        f"Focus {summary.focus}, {summary.workload.replace('_', ' ')}: the host used {on.mean:.0f} MiB with "
+        f"{name}: the host used {on.mean:.0f} MiB with "
         f"KSM in place of {off.mean:.0f}, {saved.mean:.1f} MB/VM less ({spread})."
     )
 
@@ -203,7 +215,16 @@ def _against_paper(focus: FocusExplained) -> str:
 
 
 def _guest_words(focus: FocusExplained) -> str:
-    drops = [value / MIB for frame in focus.guests for value in frame["pss_drop_bytes"]]
+    drops: dict[str, list[float]] = {}
+    for frame in focus.guests:
+        for workload, value in zip(frame["workload"], frame["pss_drop_bytes"], strict=True):
+            drops.setdefault(str(workload), []).append(value / MIB)
+    ranges = {workload: f"{min(mine):.1f} to {max(mine):.1f} MB" for workload, mine in drops.items()}
+    gave = (
+        f"{next(iter(ranges.values()))} by PSS"
+        if len(ranges) == 1
+        else "by PSS " + ", ".join(f"{seen} ({workload})" for workload, seen in ranges.items())
+    )
     named = [
         f"{name} in repetition {records.cell.repetition} "
         f"({row['pss_drop_bytes'] / MIB:.1f}, z {row['robust_z']:+.1f})"
@@ -213,7 +234,7 @@ def _guest_words(focus: FocusExplained) -> str:
     stand_out = (
         f"{', '.join(named)} stand{'s' if len(named) == 1 else ''} out" if named else "none stands out"
     )
-    return f"Each guest gave {min(drops):.1f} to {max(drops):.1f} MB by PSS; {stand_out}."
+    return f"Each guest gave {gave}; {stand_out}."
 
 
 def _item_lines(

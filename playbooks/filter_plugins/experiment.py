@@ -1,4 +1,4 @@
-"""Filters of the experiment's playbook: what failed, and in which cell."""
+"""Filters of the experiment's playbook: what each guest does, what failed, and in which cell."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.design import is_complete
+from analysis.mix import guest_workloads
 
 PHASE_OF_ROLE = {"guests": "boot", "workload": "workload", "ksm": "merge"}
 # Ansible keeps no ansible_failed_result of an unreachable host, only what its task registered.
@@ -58,4 +59,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {"failure_of": failure_of, "failed_cell": failed_cell}
+        return {"failure_of": failure_of, "failed_cell": failed_cell, "guest_workloads": guest_workloads}

@@ -91,6 +91,27 @@ def test_one_screen_with_the_measures_the_ledger_and_the_burndown(results: Path)
     assert "none stands out" in flowing
 
 
+def test_a_mix_is_explained_without_the_paper_and_its_guests_by_workload(results: Path) -> None:
+    mib = {"constant_fill": 400, "idle": 100, "random_fill": 40}
+
+    def change(_cell: Cell, records: Records) -> None:
+        for number in range(1, 16):
+            smaps = records["on"]["observed"]["guests"][f"guest{number:02d}"]["smaps_rollup"]
+            workload = list(mib)[(number - 1) // 5]
+            smaps["Pss_bytes"] = (482 - mib[workload] - (number == 8) * 30) * MIB
+
+    found = text(results, change, mix="constant_fill=5,idle=5,random_fill=5")
+    assert max(map(len, found.splitlines())) <= 110
+    assert "the paper" not in found
+    flowing = " ".join(found.split())
+    assert "Mix: constant_fill=5,idle=5,random_fill=5: the host used 6620 MiB" in flowing
+    assert (
+        "Each guest gave by PSS 400.0 to 400.0 MB (constant_fill), 100.0 to 130.0 MB (idle), 40.0 to 40.0 MB "
+        "(random_fill); guest08 in repetition 1 (130.0, z +" in flowing
+    )
+    assert "stands out" in flowing
+
+
 def test_a_large_rest_is_said_with_its_size(results: Path) -> None:
     def change(_cell: Cell, records: Records) -> None:
         memory = records["on"]["observed"]["host"]["meminfo"]

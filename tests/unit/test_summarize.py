@@ -48,6 +48,34 @@ def test_the_table_of_three_foci(results: Path, summarize: Any) -> None:
     assert max(map(len, text.splitlines())) <= 110
 
 
+MIX = "constant_fill=5,idle=5,random_fill=5"
+
+
+def test_a_mix_in_every_form(results: Path, summarize: Any, tmp_path: Path) -> None:
+    store(results, synthetic_plan(mix=MIX, repetitions=2))
+    page, figure = tmp_path / "page.html", tmp_path / "figure.svg"
+    text = summarize("--html", str(page), "--figure", str(figure))
+    lines = text.splitlines()
+    place = lines.index(f"mix: {MIX}")
+    assert flowing(lines[place + 1]) == "2/2 8000 6620 92.0 100.0 92.0 100.0 - - 12.0 6.0"
+    assert max(map(len, lines)) <= 110
+    assert f"<td>mix: {MIX}</td>" in page.read_text()
+    assert page.read_text().count("<svg") == 3
+    assert "the paper" not in figure.read_text()
+    (summary,) = json.loads(summarize("--json"))["summaries"]
+    assert (summary["focus"], summary["workload"], summary["paper"]) == (0, MIX, None)
+    table = pd.read_csv(io.StringIO(summarize("--csv")))
+    assert list(table["workload"]) == [MIX, MIX]
+
+
+def test_a_mix_that_failed_is_named_by_its_workloads(results: Path, summarize: Any) -> None:
+    def change(_cell: Cell, records: Records) -> None:
+        records["failed"] = synthetic_failure(records)
+
+    store(results, synthetic_plan(mix=MIX), change)
+    assert f"! mix: {MIX}, repetition 1: failed, left out of the mean" in flowing(summarize())
+
+
 def test_one_repetition_says_that_there_is_no_interval(results: Path, summarize: Any) -> None:
     store(results, synthetic_plan())
     text = summarize()
