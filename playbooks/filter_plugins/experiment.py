@@ -20,11 +20,11 @@ def failure_of(hostvars: Mapping[str, Any], hosts: Sequence[str]) -> dict[str, s
         task, result = hostvars[host].get("ansible_failed_task"), hostvars[host].get("ansible_failed_result")
         if result:
             name = str((task or {}).get("name", "unknown task"))
-            said = (str(result.get(part) or "").strip() for part in ("msg", "stderr"))
+            parts = (str(result.get(part) or "").strip() for part in ("msg", "stderr"))
             return {
                 "phase": phase_of(task or {}),
                 "task": name,
-                "message": f"{host}: {': '.join(filter(None, said))}",
+                "message": f"{host}: {': '.join(filter(None, parts))}",
             }
     for host in hosts:
         for register in GUEST_REGISTERS:
