@@ -10,13 +10,14 @@ import pandas as pd
 
 from analysis import figures
 from analysis.burndown import PERCENTS, Burndown, burndown
+from analysis.cell_census import ROWS, CensusMeans, census_means
 from analysis.design import MIB
 from analysis.guests import contributions, outliers
 from analysis.ledger import GUEST_REST, HOST_REST, RMAP, SPLIT, Item, Ledger, ledger
 from analysis.mix import MIX, label, title
-from analysis.records import COMPLETE, CellRecords, Run, find_run, find_runs, load_run
+from analysis.records import CellRecords, Run, find_run, find_runs, load_run
 from analysis.report import by_place, heading, notes, wrap
-from analysis.statistics import FocusSummary, summarise
+from analysis.statistics import FocusSummary, averaged, summarise
 from analysis.table import tidy
 
 _LABEL, _COLUMN = 50, 18
@@ -31,6 +32,8 @@ class FocusExplained:
     ledgers: tuple[Ledger, ...]
     burndowns: tuple[Burndown, ...]
     guests: tuple[pd.DataFrame, ...]
+    census: CensusMeans | None
+    census_problems: list[str]
 
     @property
     def unit(self) -> int:
@@ -56,19 +59,10 @@ def explain(arguments: Namespace) -> int:
 
 def explain_run(run: Run) -> list[FocusExplained]:
     """Every focus of the run that has a repetition which may be averaged."""
-    table = tidy([run])
-    usable = table[table["status"] == COMPLETE]
-    keys = set(zip(usable["hypervisor"], usable["cell_id"], strict=True))
     explained = []
-    for summary in summarise(table):
-        cells = tuple(
-            records
-            for records in run.cells
-            if (records.cell.hypervisor, records.cell.cell_id) in keys
-            and records.cell.hypervisor == summary.hypervisor
-            and records.cell.focus == summary.focus
-        )
-        if cells and not summary.not_pooled:
+    for summary in summarise(tidy([run])):
+        cells = averaged(summary, [run])
+        if cells:
             explained.append(
                 FocusExplained(
                     summary,
@@ -76,6 +70,7 @@ def explain_run(run: Run) -> list[FocusExplained]:
                     tuple(map(ledger, cells)),
                     tuple(map(burndown, cells)),
                     tuple(map(contributions, cells)),
+                    *census_means(cells),
                 )
             )
     return explained
@@ -89,6 +84,7 @@ def explanation_text(run: Run, explained: Sequence[FocusExplained]) -> str:
         parts.append("\n".join([where, *_figures(mine)]))
         parts.append("\n".join(wrap(_words(focus)) for focus in mine))
     left_out = [note for note in notes(summarise(tidy([run]))) if note.startswith("!")]
+    left_out += [f"! {problem}" for focus in explained for problem in focus.census_problems]
     if left_out:
         parts.append("\n".join(map(wrap, left_out)))
     return "\n\n".join(parts) + "\n"
@@ -125,6 +121,12 @@ def _figures(foci: Sequence[FocusExplained]) -> list[str]:
                 "+.1f",
             ),
         ]
+    if any(focus.census for focus in foci):
+        lines.append("page census, at one moment while KSM was on")
+        lines += [
+            _numbers(f"    {name}", [None if f.census is None else getattr(f.census, part) for f in foci])
+            for name, part in ROWS
+        ]
     for percent in PERCENTS:
         times = [_mean(b.seconds_to[percent] for b in focus.burndowns) for focus in foci]
         lines.append(_numbers(f"{percent} % of the final saving, after seconds", times))
@@ -137,7 +139,8 @@ def _figures(foci: Sequence[FocusExplained]) -> list[str]:
 
 
 def _words(focus: FocusExplained) -> str:
-    parts = [_result(focus), _origin(focus), _against_paper(focus), _guest_words(focus)]
+    census = "" if focus.census is None else focus.census.words()
+    parts = [_result(focus), _origin(focus), census, _against_paper(focus), _guest_words(focus)]
     return " ".join(filter(None, parts))
 
 

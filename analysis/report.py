@@ -9,6 +9,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
+from analysis.cell_census import ROWS, CensusMeans, censuses
 from analysis.design import MIB
 from analysis.mix import MIX, label
 from analysis.records import COMPLETE, CellRecords, Run
@@ -139,14 +140,21 @@ def notes(summaries: Sequence[FocusSummary], others: Sequence[str] = ()) -> list
 
 
 def summary_json(summaries: Sequence[FocusSummary], runs: Sequence[Run], others: Sequence[str]) -> str:
-    """The summary as JSON: run_ids, other_run_ids, summaries (see FocusSummary) and notes."""
+    """The summary as JSON: run_ids, other_run_ids, summaries and notes.
+
+    A summary is a FocusSummary, with ``census``: CensusMeans, or null where none was taken.
+    """
+    counted, problems = censuses(summaries, runs)
     content = {
         "schema_version": 1,
         "run_ids": [run.plan.run_id for run in runs],
         "other_run_ids": list(others),
         "unit": "MB is MiB, 2^20 bytes",
-        "summaries": [asdict(summary) for summary in summaries],
-        "notes": notes(summaries),
+        "summaries": [
+            {**asdict(summary), "census": None if census is None else asdict(census)}
+            for summary, census in zip(summaries, counted, strict=True)
+        ],
+        "notes": [*notes(summaries), *(f"! {problem}" for problem in problems)],
     }
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
@@ -178,16 +186,31 @@ def html_page(
         lstrip_blocks=True,
     )
     places = [
-        {"where": where, "rows": [{"label": _label(s), "lines": table_rows(s)} for s in mine]}
+        {
+            "where": where,
+            "rows": [{"label": _label(s), "lines": table_rows(s)} for s in mine],
+            "censuses": [
+                {"label": _label(summary), "cells": _census_cells(census), "words": census.words()}
+                for summary, census in zip(mine, censuses(mine, runs)[0], strict=True)
+                if census is not None
+            ],
+        }
         for where, mine in by_place(summaries)
     ]
     return environment.get_template("report.html.j2").render(
         heading=heading(runs).splitlines(),
         columns=COLUMNS,
         places=places,
+        census_columns=["n", *(name for name, _part in ROWS)],
         notes=remarks,
         figures=[{"caption": caption, "svg": svg[svg.index("<svg") :]} for caption, svg in figures],
     )
+
+
+def _census_cells(census: CensusMeans) -> list[str]:
+    values = [getattr(census, part) for _name, part in ROWS]
+    shown = ["-" if value is None else f"{round(value, 1) + 0.0:.1f}" for value in values]
+    return [f"{census.counted}/{census.cells}", *shown]
 
 
 def by_place(summaries: Sequence[FocusSummary]) -> list[tuple[str, list[FocusSummary]]]:

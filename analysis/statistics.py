@@ -10,7 +10,7 @@ from scipy.stats import t  # type: ignore[import-untyped]
 
 from analysis.design import MIB
 from analysis.mix import MIX
-from analysis.records import COMPLETE
+from analysis.records import COMPLETE, CellRecords, Run
 from analysis.table import MEASURES, PROVENANCE
 
 CONFIDENCE = 0.95
@@ -115,6 +115,20 @@ def summarise(table: pd.DataFrame) -> list[FocusSummary]:
     return [
         _summary(rows) for key, rows in sorted(groups, key=lambda group: (*group[0][:3], group[0][3] == MIX))
     ]
+
+
+def averaged(summary: FocusSummary, runs: Sequence[Run]) -> tuple[CellRecords, ...]:
+    """The cells behind a summary's means, in the order of their runs; none where pooling was refused."""
+    if summary.not_pooled:
+        return ()
+    wanted = {(one.run_id, one.cell_id) for one in summary.repetitions if one.status == COMPLETE}
+    return tuple(
+        records
+        for run in runs
+        for records in run.cells
+        if records.cell.hypervisor == summary.hypervisor
+        and (run.plan.run_id, records.cell.cell_id) in wanted
+    )
 
 
 def _summary(rows: pd.DataFrame) -> FocusSummary:

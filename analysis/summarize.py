@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis import figures, report
+from analysis.cell_census import censuses
 from analysis.ledger import SOURCES, LedgerError, ledger
 from analysis.mix import label
 from analysis.records import COMPLETE, CellRecords, Run, find_run, find_runs, load_run
@@ -69,6 +70,7 @@ def page(summaries: Sequence[FocusSummary], runs: Sequence[Run], others: Sequenc
         books = [(label(cell.focus, cell.workload), book) for cell, book in chosen]
         drawn.append((caption, figures.ledger_figure(books)))
     pictures = [(caption, figures.svg_text(figure)) for caption, figure in drawn]
+    remarks += [f"! {problem}" for problem in censuses(summaries, runs)[1]]
     return report.html_page(summaries, runs, [*report.notes(summaries, others), *remarks], pictures)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 from synthetic import store, synthetic_failure, synthetic_plan
+from synthetic_census import census_record
 
 from analysis.__main__ import main
-from analysis.design import Cell
+from analysis.design import Cell, cell_directory
 
 Records = dict[str, dict[str, Any]]
 
@@ -175,6 +176,32 @@ def test_the_page_needs_nothing_else(results: Path, summarize: Any, tmp_path: Pa
     assert "<script>" not in page
     assert "<td>2 constant fill</td>" in page
     assert not re.search(r'(?:src|href)="(?!#)', page.replace('xlink:href="#', 'href="#'))
+
+
+def test_a_census_is_on_the_page_and_in_the_json(results: Path, summarize: Any, tmp_path: Path) -> None:
+    plan = synthetic_plan(focus="1,3", guests=2)
+    run = store(results, plan)
+    page = tmp_path / "page.html"
+    summarize("--html", str(page))
+    assert "census" not in page.read_text()
+    first, second = plan.cells
+    # 256 pages are 1 MiB: 512 of zeros less the one that stays, 255 within each guest, 256 between them.
+    contents = [1] * 256 + list(range(2, 257))
+    guests = {"guest01": [0] * 512 + contents, "guest02": contents}
+    record = census_record(guests, cell=first, max_page_sharing=10_000)
+    (cell_directory(run, first) / "census.json").write_text(json.dumps(record))
+    (cell_directory(run, second) / "census.json").write_text("{}")
+    summarize("--html", str(page))
+    shown = page.read_text()
+    assert "<td>1 idle</td><td>1/1</td><td>1.0</td><td>1.0</td><td>0.5</td><td>0.0</td><td>2.5</td>" in shown
+    assert "1 idle: By the page census a perfect KSM would save 2.5 of 3.0 MB/VM" in shown
+    assert "census.json is no census" in shown
+    content = json.loads(summarize("--json"))
+    seen, unusable = (summary["census"] for summary in content["summaries"])
+    assert seen["ideal"] == pytest.approx((511 + 510 + 256) / 256 / 2)
+    assert seen["efficiency_percent"] == pytest.approx(100 * 100 / seen["ideal"])
+    assert unusable is None
+    assert any("census.json is no census" in note for note in content["notes"])
 
 
 def test_the_page_of_a_cell_without_a_ledger_says_so(results: Path, summarize: Any, tmp_path: Path) -> None:
