@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import UserError
+from analysis.mix import MIX, MixError, mix_text, parse_mix
 
 SCHEMA_VERSION = 1
 MIB = 1 << 20
 
 WORKLOADS = {1: "idle", 2: "constant_fill", 3: "random_fill"}
+# Those that fill memory, as their files in roles/workload say
+FILLS = frozenset({"constant_fill", "random_fill"})
 ACCELERATORS = ("auto", "kvm", "tcg")
 ORDERS = ("off-on", "on-off", "abba")
 THP_SETTINGS = ("keep", "always", "madvise", "never")
@@ -30,7 +33,10 @@ PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "results"
 
 # How guests are handled, not what is measured: a run may go on with another value.
-HANDLING = frozenset({"boot_wave", "keep_guests"})
+HANDLING = frozenset({"boot_wave", "keep_guests", "census"})
+
+# What plans lack that were made before these variables, with what was measured then
+_SINCE = {"mix": "", "census": False}
 
 # Takes a variable's name and its value as Ansible has it; raises DesignError.
 Caster = Callable[[str, Any], Any]
@@ -49,7 +55,7 @@ class DesignError(UserError):
 
 @dataclass(frozen=True)
 class Cell:
-    """One focus of one repetition on one hypervisor."""
+    """One focus, or one mix (focus 0), of one repetition on one hypervisor."""
 
     hypervisor: str
     cell_id: str
@@ -63,9 +69,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Design:
-    """Every variable of an experiment, checked and typed."""
+    """Every variable of an experiment, checked and typed. ``mix`` is "" or in the order of the alphabet."""
 
     focus: tuple[int, ...]
+    mix: str
     guests: int
     guest_memory_mib: int
     guest_reserve_mib: int
@@ -74,6 +81,7 @@ class Design:
     repetitions: int
     orders: str
     keep_guests: bool
+    census: bool
     image_source: str
     image_checksum: str
     ksm_knobs: dict[str, int | str]
@@ -135,21 +143,27 @@ class Design:
         return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 
     def cells(self, hypervisors: Iterable[str]) -> list[Cell]:
-        """Every cell, by repetition, then focus: guests are filled in place, so idle comes first."""
+        """Every cell, by repetition, then focus: guests are filled in place, so idle comes first.
+
+        A mix is measured in place of the foci.
+        """
         hosts = list(hypervisors)
+        loads = [(focus, WORKLOADS[focus], f"focus{focus}-{WORKLOADS[focus]}") for focus in self.focus]
+        if self.mix:
+            loads = [(MIX, self.mix, "mix-" + self.mix.replace("=", "").replace(",", "-"))]
         return [
             Cell(
                 hypervisor=hypervisor,
-                cell_id=f"focus{focus}-{WORKLOADS[focus]}-guests{self.guests}-rep{repetition}",
+                cell_id=f"{name}-guests{self.guests}-rep{repetition}",
                 focus=focus,
-                workload=WORKLOADS[focus],
+                workload=workload,
                 guests=self.guests,
                 guest_memory_bytes=self.guest_memory_mib * MIB,
                 repetition=repetition,
                 order=self._order(repetition),
             )
             for repetition in range(1, self.repetitions + 1)
-            for focus in self.focus
+            for focus, workload, name in loads
             for hypervisor in hosts
         ]
 
@@ -241,7 +255,7 @@ def read_plan(run_directory: Path) -> Plan:
         return Plan(
             run_id=content["run_id"],
             created_at=content["created_at"],
-            design=content["design"],
+            design={**_SINCE, **content["design"]},
             design_digest=content["design_digest"],
             cells=tuple(Cell(**cell) for cell in content["cells"]),
         )
@@ -399,6 +413,20 @@ def _focus(name: str, value: Any) -> tuple[int, ...]:
     return tuple(sorted(int(text) for text in texts))
 
 
+def _mix(name: str, value: Any) -> str:
+    if str(value).strip() == "":
+        return ""
+    try:
+        mix = parse_mix(str(value), name)
+    except MixError as error:
+        raise DesignError(str(error)) from None
+    if not set(mix) <= set(WORKLOADS.values()):
+        raise _refuse(name, value, f"a mix of {', '.join(sorted(WORKLOADS.values()))}")
+    if len(mix) == 1:
+        raise _refuse(name, value, "a mix of two workloads or more; one alone is a focus")
+    return mix_text(mix)
+
+
 def _text(name: str, value: Any) -> str:
     text = str(value).strip()
     if not isinstance(value, str) or not text:
@@ -443,6 +471,9 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         wrong.append(
             f"guest_reserve_mib is {reserve}: allowed is less than the guest_memory_mib of {memory}."
         )
+    mix, guests = values.get("mix"), values.get("guests")
+    if mix and guests is not None and (mixed := sum(parse_mix(mix, "mix").values())) != guests:
+        wrong.append(f"mix is {mix!r}, which are {mixed} guests: allowed is as many as guests, {guests}.")
     source, checksum = values.get("image_source"), values.get("image_checksum")
     if source == "build" and checksum:
         wrong.append("image_checksum is set: allowed is nothing when image_source is build.")
@@ -453,6 +484,7 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
 
 _CASTS: dict[str, Caster] = {
     "focus": _focus,
+    "mix": _mix,
     "guests": whole(1, 999),
     "guest_memory_mib": whole(128, MIB),
     "guest_reserve_mib": whole(1, MIB),
@@ -461,6 +493,7 @@ _CASTS: dict[str, Caster] = {
     "repetitions": whole(1, 1000),
     "orders": choice(ORDERS),
     "keep_guests": boolean,
+    "census": boolean,
     "image_source": _text,
     "image_checksum": _checksum,
     "ksm_knobs": _knobs,

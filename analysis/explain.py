@@ -10,12 +10,14 @@ import pandas as pd
 
 from analysis import figures
 from analysis.burndown import PERCENTS, Burndown, burndown
+from analysis.cell_census import ROWS, CensusMeans, census_means
 from analysis.design import MIB
 from analysis.guests import contributions, outliers
 from analysis.ledger import GUEST_REST, HOST_REST, RMAP, SPLIT, Item, Ledger, ledger
-from analysis.records import COMPLETE, CellRecords, Run, find_run, find_runs, load_run
+from analysis.mix import MIX, label, title
+from analysis.records import CellRecords, Run, find_run, find_runs, load_run
 from analysis.report import by_place, heading, notes, wrap
-from analysis.statistics import FocusSummary, summarise
+from analysis.statistics import FocusSummary, averaged, summarise
 from analysis.table import tidy
 
 _LABEL, _COLUMN = 50, 18
@@ -30,6 +32,8 @@ class FocusExplained:
     ledgers: tuple[Ledger, ...]
     burndowns: tuple[Burndown, ...]
     guests: tuple[pd.DataFrame, ...]
+    census: CensusMeans | None
+    census_problems: list[str]
 
     @property
     def unit(self) -> int:
@@ -44,7 +48,7 @@ def explain(arguments: Namespace) -> int:
     run = load_run(directory)
     explained = explain_run(run)
     if arguments.figure:
-        books = [(f"focus {focus.summary.focus}", focus.ledgers[0]) for focus in explained]
+        books = [(label(f.summary.focus, f.summary.workload), f.ledgers[0]) for f in explained]
         figures.save(figures.ledger_figure(books), arguments.figure)
     if arguments.burndown:
         cells = [records for focus in explained for records in focus.cells]
@@ -55,19 +59,10 @@ def explain(arguments: Namespace) -> int:
 
 def explain_run(run: Run) -> list[FocusExplained]:
     """Every focus of the run that has a repetition which may be averaged."""
-    table = tidy([run])
-    usable = table[table["status"] == COMPLETE]
-    keys = set(zip(usable["hypervisor"], usable["cell_id"], strict=True))
     explained = []
-    for summary in summarise(table):
-        cells = tuple(
-            records
-            for records in run.cells
-            if (records.cell.hypervisor, records.cell.cell_id) in keys
-            and records.cell.hypervisor == summary.hypervisor
-            and records.cell.focus == summary.focus
-        )
-        if cells and not summary.not_pooled:
+    for summary in summarise(tidy([run])):
+        cells = averaged(summary, [run])
+        if cells:
             explained.append(
                 FocusExplained(
                     summary,
@@ -75,6 +70,7 @@ def explain_run(run: Run) -> list[FocusExplained]:
                     tuple(map(ledger, cells)),
                     tuple(map(burndown, cells)),
                     tuple(map(contributions, cells)),
+                    *census_means(cells),
                 )
             )
     return explained
@@ -88,13 +84,17 @@ def explanation_text(run: Run, explained: Sequence[FocusExplained]) -> str:
         parts.append("\n".join([where, *_figures(mine)]))
         parts.append("\n".join(wrap(_words(focus)) for focus in mine))
     left_out = [note for note in notes(summarise(tidy([run]))) if note.startswith("!")]
+    left_out += [f"! {problem}" for focus in explained for problem in focus.census_problems]
     if left_out:
         parts.append("\n".join(map(wrap, left_out)))
     return "\n\n".join(parts) + "\n"
 
 
 def _figures(foci: Sequence[FocusExplained]) -> list[str]:
-    names = [f"{focus.summary.focus} {focus.summary.workload.replace('_', ' ')}" for focus in foci]
+    names = [
+        "mix" if s.focus == MIX else f"{s.focus} {s.workload.replace('_', ' ')}"
+        for s in (focus.summary for focus in foci)
+    ]
     lines = [
         _row("MB/VM (MiB), mean of the repetitions", names),
         "-" * (_LABEL + _COLUMN * len(foci)),
@@ -111,11 +111,22 @@ def _figures(foci: Sequence[FocusExplained]) -> list[str]:
         _numbers("(c) general_profit", [_estimated(f, "saved_general_profit_mib_per_vm") for f in foci]),
         _numbers("(d) PSS of the guests", [_estimated(f, "saved_pss_mib_per_vm") for f in foci]),
         *_item_lines(foci, lambda book: book.pss.items[-1:], "of it in "),
-        _numbers("the paper", [None if paper is None else paper.paper for paper in papers]),
-        _numbers(
-            "(a) less the paper", [None if paper is None else paper.difference for paper in papers], "+.1f"
-        ),
     ]
+    if any(papers):
+        lines += [
+            _numbers("the paper", [None if paper is None else paper.paper for paper in papers]),
+            _numbers(
+                "(a) less the paper",
+                [None if paper is None else paper.difference for paper in papers],
+                "+.1f",
+            ),
+        ]
+    if any(focus.census for focus in foci):
+        lines.append("page census, at one moment while KSM was on")
+        lines += [
+            _numbers(f"    {name}", [None if f.census is None else getattr(f.census, part) for f in foci])
+            for name, part in ROWS
+        ]
     for percent in PERCENTS:
         times = [_mean(b.seconds_to[percent] for b in focus.burndowns) for focus in foci]
         lines.append(_numbers(f"{percent} % of the final saving, after seconds", times))
@@ -128,24 +139,28 @@ def _figures(foci: Sequence[FocusExplained]) -> list[str]:
 
 
 def _words(focus: FocusExplained) -> str:
-    return " ".join([_result(focus), _origin(focus), _against_paper(focus), _guest_words(focus)])
+    census = "" if focus.census is None else focus.census.words()
+    parts = [_result(focus), _origin(focus), census, _against_paper(focus), _guest_words(focus)]
+    return " ".join(filter(None, parts))
 
 
 def _result(focus: FocusExplained) -> str:
     summary = focus.summary
+    name = title(summary.focus, summary.workload)
+    name = name[0].upper() + name[1:]
     off, on, saved = (
         summary.estimates[name]
         for name in ("host_used_off_mib", "host_used_on_mib", "saved_mem_available_mib_per_vm")
     )
     if off is None or on is None or saved is None:
-        return f"Focus {summary.focus}: the host's memory is not known."
+        return f"{name}: the host's memory is not known."
     spread = (
         "one repetition, no interval"
         if saved.half_width is None or saved.cov is None
         else f"±{saved.half_width:.1f}, 95 % t interval of {saved.n} repetitions, CoV {100 * saved.cov:.1f} %"
     )
     return (
-        f"Focus {summary.focus}, {summary.workload.replace('_', ' ')}: the host used {on.mean:.0f} MiB with "
+        f"{name}: the host used {on.mean:.0f} MiB with "
         f"KSM in place of {off.mean:.0f}, {saved.mean:.1f} MB/VM less ({spread})."
     )
 
@@ -203,7 +218,16 @@ def _against_paper(focus: FocusExplained) -> str:
 
 
 def _guest_words(focus: FocusExplained) -> str:
-    drops = [value / MIB for frame in focus.guests for value in frame["pss_drop_bytes"]]
+    drops: dict[str, list[float]] = {}
+    for frame in focus.guests:
+        for workload, value in zip(frame["workload"], frame["pss_drop_bytes"], strict=True):
+            drops.setdefault(str(workload), []).append(value / MIB)
+    ranges = {workload: f"{min(mine):.1f} to {max(mine):.1f} MB" for workload, mine in drops.items()}
+    gave = (
+        f"{next(iter(ranges.values()))} by PSS"
+        if len(ranges) == 1
+        else "by PSS " + ", ".join(f"{seen} ({workload})" for workload, seen in ranges.items())
+    )
     named = [
         f"{name} in repetition {records.cell.repetition} "
         f"({row['pss_drop_bytes'] / MIB:.1f}, z {row['robust_z']:+.1f})"
@@ -213,7 +237,7 @@ def _guest_words(focus: FocusExplained) -> str:
     stand_out = (
         f"{', '.join(named)} stand{'s' if len(named) == 1 else ''} out" if named else "none stands out"
     )
-    return f"Each guest gave {min(drops):.1f} to {max(drops):.1f} MB by PSS; {stand_out}."
+    return f"Each guest gave {gave}; {stand_out}."
 
 
 def _item_lines(

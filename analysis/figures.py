@@ -15,6 +15,7 @@ from analysis.burndown import burndown
 from analysis.design import MIB
 from analysis.errors import UserError
 from analysis.ledger import GUEST_REST, HOST_REST, Ledger
+from analysis.mix import MIX, label, title
 from analysis.records import CellRecords
 from analysis.statistics import PAPER_MIB_PER_VM, Estimate, FocusSummary
 
@@ -22,8 +23,9 @@ FORMATS = (".png", ".svg", ".pdf")
 
 # Okabe and Ito's palette, told apart by people with any colour vision.
 OFF, ON, PAPER, GAIN, LOSS = "#0072B2", "#E69F00", "#999999", "#009E73", "#D55E00"
+MIXED = "#CC79A7"
 GREY = "#555555"
-FOCUS_LINES = {1: (OFF, "-"), 2: (ON, "--"), 3: (GAIN, "-.")}
+FOCUS_LINES = {MIX: (MIXED, ":"), 1: (OFF, "-"), 2: (ON, "--"), 3: (GAIN, "-.")}
 
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -45,7 +47,7 @@ class FigureError(UserError):
 def figure_2(summaries: Sequence[FocusSummary]) -> Figure:
     """The paper's figure 2: host memory used with KSM off and on by focus, saved per VM beside the paper's.
 
-    The paper gives the saving per VM only, not the height of its bars: they are not drawn.
+    The paper gives the saving per VM only, not the height of its bars: they are not drawn. It has no mix.
     Raises FigureError when no focus has a mean, or the summaries are of several hosts or sizes of guests.
     """
     drawn = [summary for summary in summaries if summary.estimates["host_used_off_mib"] is not None]
@@ -55,6 +57,7 @@ def figure_2(summaries: Sequence[FocusSummary]) -> Figure:
         raise FigureError("one figure shows one host and one size of guests: choose a run with --run RUN_ID.")
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(10, 4.6), layout="constrained")
+        papers = [_exact(PAPER_MIB_PER_VM.get(summary.focus)) for summary in drawn]
         left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
         _grouped(
             left,
@@ -72,7 +75,7 @@ def figure_2(summaries: Sequence[FocusSummary]) -> Figure:
             drawn,
             [
                 ("this testbed", GAIN, [s.estimates["saved_mem_available_mib_per_vm"] for s in drawn]),
-                ("the paper", PAPER, [_exact(PAPER_MIB_PER_VM[s.focus]) for s in drawn]),
+                *([("the paper", PAPER, papers)] if any(papers) else []),
             ],
             decimals=1,
         )
@@ -91,7 +94,11 @@ def figure_2(summaries: Sequence[FocusSummary]) -> Figure:
                 if intervals
                 else "One repetition: no interval. "
             )
-            + "The paper gives its saving per VM only, so its bars of memory used are not drawn.",
+            + (
+                "The paper gives its saving per VM only, so its bars of memory used are not drawn."
+                if any(papers)
+                else "The paper has no mix."
+            ),
             fontsize=8,
             color=GREY,
             x=0.01,
@@ -110,10 +117,10 @@ def burndown_figure(cells: Sequence[CellRecords]) -> Figure:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         axes = figure.subplots()
-        labelled: set[int] = set()
+        labelled: set[str] = set()
         for records in cells:
             merge, cell = burndown(records), records.cell
-            unit = cell.guests * MIB
+            unit, name = cell.guests * MIB, title(cell.focus, cell.workload)
             colour, dashes = FOCUS_LINES[cell.focus]
             axes.plot(
                 merge.seconds,
@@ -121,9 +128,9 @@ def burndown_figure(cells: Sequence[CellRecords]) -> Figure:
                 color=colour,
                 linestyle=dashes,
                 linewidth=1.5,
-                label=None if cell.focus in labelled else _focus_label(cell.focus, cell.workload),
+                label=None if name in labelled else name,
             )
-            labelled.add(cell.focus)
+            labelled.add(name)
             axes.plot(
                 [second for _scan, second, _saved in merge.by_scan[1:]],
                 [saved / unit for _scan, _second, saved in merge.by_scan[1:]],
@@ -208,10 +215,6 @@ def _waterfall(axes: Axes, book: Ledger) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _focus_label(focus: int, workload: str) -> str:
-    return f"focus {focus}, {workload.replace('_', ' ')}"
-
-
 def save(figure: Figure, path: Path) -> None:
     """Store a figure in the format of the file's suffix. Raises FigureError when that is not possible."""
     if path.suffix.lower() not in FORMATS:
@@ -231,8 +234,15 @@ def svg_text(figure: Figure) -> str:
     return buffer.getvalue()
 
 
-def _exact(value: float) -> Estimate:
-    return Estimate(1, value, None, None)
+def _exact(value: float | None) -> Estimate | None:
+    return None if value is None else Estimate(1, value, None, None)
+
+
+def _tick(summary: FocusSummary) -> str:
+    """What stands under the bars: a mix has a line for each workload."""
+    if summary.focus == MIX:
+        return label(summary.focus, summary.workload).replace(": ", ":\n").replace(",", ",\n")
+    return f"focus {summary.focus}\n{summary.workload.replace('_', ' ')}"
 
 
 def _grouped(
@@ -242,7 +252,7 @@ def _grouped(
     decimals: int,
 ) -> None:
     width = 0.8 / len(series)
-    for number, (label, colour, values) in enumerate(series):
+    for number, (name, colour, values) in enumerate(series):
         known = [(place, value) for place, value in enumerate(values) if value is not None]
         places = [place + (number - (len(series) - 1) / 2) * width for place, _value in known]
         bars = axes.bar(
@@ -252,12 +262,12 @@ def _grouped(
             yerr=[value.half_width or 0 for _place, value in known] if _any_interval(values) else None,
             error_kw={"ecolor": "#222222", "elinewidth": 1, "capsize": 3},
             color=colour,
-            label=label,
+            label=name,
         )
         axes.bar_label(bars, [f"{value.mean:.{decimals}f}" for _place, value in known], padding=2, fontsize=9)
     axes.set_xticks(
         range(len(summaries)),
-        [f"focus {summary.focus}\n{summary.workload.replace('_', ' ')}" for summary in summaries],
+        [_tick(summary) for summary in summaries],
     )
     axes.margins(y=0.14)
     axes.tick_params(length=0)

@@ -19,8 +19,9 @@ from analysis.capacity import base_steps, conditions, host_used_bytes, load_capa
 from analysis.design import MIB, RECORD_KINDS, SCHEMA_VERSION, WORKLOADS, write_private
 from analysis.errors import UserError
 from analysis.figures import save
+from analysis.mix import mix_text, parse_mix
 from analysis.records import COMPLETE, CellRecords, Run, find_run, find_runs, load_run
-from analysis.report import wrap
+from analysis.report import named, wrap
 from analysis.sharing import (
     ENVELOPE,
     HOST,
@@ -29,7 +30,6 @@ from analysis.sharing import (
     Sample,
     fit,
     limits,
-    mix_text,
     naive,
     predict,
     scaled,
@@ -39,7 +39,6 @@ from analysis.table import PROVENANCE, tidy
 
 FORECASTS = "forecasts"
 _CURVE_MOST = 200
-_MIX = re.compile(r"([a-z_]+)=([0-9]{1,4})")
 
 
 class ForecastError(UserError):
@@ -71,10 +70,10 @@ class Calibration:
 def forecast(arguments: Namespace) -> int:
     """Print the forecast asked for, and write it with --out.
 
-    Raises ForecastError, SharingError, RecordError, FigureError or OSError with a text for the user.
+    Raises a UserError or OSError with a text for the user.
     """
     numbers = _numbers(arguments.guests)
-    mix = None if arguments.mix is None else parse_mix(arguments.mix)
+    mix = None if arguments.mix is None else parse_mix(arguments.mix, "--mix")
     if mix is None and not numbers and not arguments.fit:
         raise ForecastError("nothing is asked: give --guests N, --mix idle=5,random_fill=10, or --fit.")
     if mix is not None and numbers not in ([], [sum(mix.values())]):
@@ -113,20 +112,6 @@ def forecast(arguments: Namespace) -> int:
         if arguments.out:
             print(f"\nWritten to {arguments.out}; after the run: `python -m analysis report`.")
     return 0
-
-
-def parse_mix(words: str) -> dict[str, int]:
-    """Guests by workload from idle=5,random_fill=10. Raises ForecastError."""
-    mix: dict[str, int] = {}
-    for part in words.split(","):
-        match = _MIX.fullmatch(part.strip())
-        if match is None or match[1] in mix or int(match[2]) < 1:
-            raise ForecastError(
-                f"--mix is {words!r}: allowed is each workload once with its number of guests from 1, such "
-                f"as idle=5,random_fill=10; workloads are {', '.join(WORKLOADS.values())}."
-            )
-        mix[match[1]] = int(match[2])
-    return mix
 
 
 def calibration(
@@ -370,9 +355,13 @@ def forecast_text(content: Mapping[str, Any], found: Calibration) -> str:
             off, on = (Interval(**one[name]) for name in ("used_off", "used_on"))
             per_vm = (off.mean_bytes - on.mean_bytes) / one["guests"] / MIB
             lines.append(
-                f"{one['workload']:<28}{one['guests']:>5}{off.mean_bytes / MIB:>12.0f}{_half(off):>9}"
-                f"{on.mean_bytes / MIB:>12.0f}{_half(on):>9}{per_vm:>8.1f}{one['safe_bytes'] / MIB:>12.0f}"
-                f"{one['at_risk_bytes'] / MIB:>10.0f}"
+                named(
+                    one["workload"],
+                    28,
+                    f"{one['guests']:>5}{off.mean_bytes / MIB:>12.0f}{_half(off):>9}"
+                    f"{on.mean_bytes / MIB:>12.0f}{_half(on):>9}{per_vm:>8.1f}"
+                    f"{one['safe_bytes'] / MIB:>12.0f}{one['at_risk_bytes'] / MIB:>10.0f}",
+                )
             )
             if len(one["mix"]) > 1:
                 apart = one["used_on_apart_bytes"] / MIB
@@ -500,9 +489,11 @@ def _limit_line(load: Mapping[str, Any]) -> str:
     interval = load["curve"]["on_low_bytes"][0] is not None
     between = f"{count('on_low')} to {count('on_high')}" if interval else "no interval"
     more = "-" if limit["on"] is None or limit["safe"] is None else str(max(limit["on"] - limit["safe"], 0))
-    return (
-        f"{load['workload']:<28}{count('off'):>9}{count('on'):>10}{between:>12}{count('safe'):>7}{more:>16}"
-        f"{_mib(limit['at_risk_bytes'], 0):>21}"
+    return named(
+        load["workload"],
+        28,
+        f"{count('off'):>9}{count('on'):>10}{between:>12}{count('safe'):>7}{more:>16}"
+        f"{_mib(limit['at_risk_bytes'], 0):>21}",
     )
 
 

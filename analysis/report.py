@@ -9,7 +9,9 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
+from analysis.cell_census import ROWS, CensusMeans, censuses
 from analysis.design import MIB
+from analysis.mix import MIX, label
 from analysis.records import COMPLETE, CellRecords, Run
 from analysis.statistics import PAPER_MIB_PER_VM, Estimate, FocusSummary
 
@@ -100,10 +102,10 @@ def notes(summaries: Sequence[FocusSummary], others: Sequence[str] = ()) -> list
     """What the reader of the table must know: cells left out and why, pooling refused, units."""
     lines = []
     for summary in summaries:
-        label = f"focus {summary.focus}"
+        name = label(summary.focus, summary.workload)
         if summary.not_pooled:
             lines.append(
-                f"! {label}: its {summary.measured} repetitions are not pooled, for they were measured under "
+                f"! {name}: its {summary.measured} repetitions are not pooled, for they were measured under "
                 f"different conditions: {'; '.join(summary.not_pooled)}. Each by MemAvailable: "
                 + ", ".join(
                     f"{repetition.run_id} repetition {repetition.repetition} "
@@ -120,7 +122,7 @@ def notes(summaries: Sequence[FocusSummary], others: Sequence[str] = ()) -> list
                 seen = repetition.saved_mem_available_mib_per_vm
                 value = "" if seen is None else f" ({seen:.1f} MB/VM by MemAvailable when it ended)"
                 lines.append(
-                    f"! {label}, {run}repetition {repetition.repetition}: {repetition.status}, left out of "
+                    f"! {name}, {run}repetition {repetition.repetition}: {repetition.status}, left out of "
                     f"the mean: {repetition.problem.rstrip('.')}{value}."
                 )
     if any(summary.measured == 1 for summary in summaries):
@@ -138,14 +140,21 @@ def notes(summaries: Sequence[FocusSummary], others: Sequence[str] = ()) -> list
 
 
 def summary_json(summaries: Sequence[FocusSummary], runs: Sequence[Run], others: Sequence[str]) -> str:
-    """The summary as JSON: run_ids, other_run_ids, summaries (see FocusSummary) and notes."""
+    """The summary as JSON: run_ids, other_run_ids, summaries and notes.
+
+    A summary is a FocusSummary, with ``census``: CensusMeans, or null where none was taken.
+    """
+    counted, problems = censuses(summaries, runs)
     content = {
         "schema_version": 1,
         "run_ids": [run.plan.run_id for run in runs],
         "other_run_ids": list(others),
         "unit": "MB is MiB, 2^20 bytes",
-        "summaries": [asdict(summary) for summary in summaries],
-        "notes": notes(summaries),
+        "summaries": [
+            {**asdict(summary), "census": None if census is None else asdict(census)}
+            for summary, census in zip(summaries, counted, strict=True)
+        ],
+        "notes": [*notes(summaries), *(f"! {problem}" for problem in problems)],
     }
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
@@ -177,16 +186,31 @@ def html_page(
         lstrip_blocks=True,
     )
     places = [
-        {"where": where, "rows": [{"label": _label(s), "lines": table_rows(s)} for s in mine]}
+        {
+            "where": where,
+            "rows": [{"label": _label(s), "lines": table_rows(s)} for s in mine],
+            "censuses": [
+                {"label": _label(summary), "cells": _census_cells(census), "words": census.words()}
+                for summary, census in zip(mine, censuses(mine, runs)[0], strict=True)
+                if census is not None
+            ],
+        }
         for where, mine in by_place(summaries)
     ]
     return environment.get_template("report.html.j2").render(
         heading=heading(runs).splitlines(),
         columns=COLUMNS,
         places=places,
+        census_columns=["n", *(name for name, _part in ROWS)],
         notes=remarks,
         figures=[{"caption": caption, "svg": svg[svg.index("<svg") :]} for caption, svg in figures],
     )
+
+
+def _census_cells(census: CensusMeans) -> list[str]:
+    values = [getattr(census, part) for _name, part in ROWS]
+    shown = ["-" if value is None else f"{round(value, 1) + 0.0:.1f}" for value in values]
+    return [f"{census.counted}/{census.cells}", *shown]
 
 
 def by_place(summaries: Sequence[FocusSummary]) -> list[tuple[str, list[FocusSummary]]]:
@@ -220,15 +244,23 @@ def wrap(line: str, indent: str = "  ") -> str:
     )
 
 
+def named(name: str, width: int, cells: str) -> str:
+    """A line of a table; a name that is too long for its column, such as a mix's, has a line of its own."""
+    return f"{name:<{width}}{cells}" if len(name) < width else f"{name}\n{'':<{width}}{cells}"
+
+
 def _against_paper(summary: FocusSummary) -> dict[str, Estimate | None]:
     ours = summary.estimates["saved_mem_available_mib_per_vm"]
     difference = None
     if ours is not None and summary.paper is not None:
         difference = Estimate(ours.n, summary.paper.difference, summary.paper.half_width, None)
-    return {"paper": Estimate(1, PAPER_MIB_PER_VM[summary.focus], None, None), "difference": difference}
+    paper = PAPER_MIB_PER_VM.get(summary.focus)
+    return {"paper": None if paper is None else Estimate(1, paper, None, None), "difference": difference}
 
 
 def _label(summary: FocusSummary) -> str:
+    if summary.focus == MIX:
+        return label(summary.focus, summary.workload)
     return f"{summary.focus} {summary.workload.replace('_', ' ')}"
 
 
@@ -240,14 +272,14 @@ def _table_lines(summaries: Sequence[FocusSummary]) -> list[str]:
     under = _line("focus", ["n", *(column.head for column in COLUMNS)])
     lines = [top, under, "-" * len(under)]
     for summary in summaries:
-        label = _label(summary)
+        name = _label(summary)
         for cells in table_rows(summary):
-            lines.append(_line(label, cells))
-            label = ""
+            lines.append(_line(name, cells))
+            name = ""
     return lines
 
 
-def _line(label: str, cells: Sequence[str]) -> str:
+def _line(name: str, cells: Sequence[str]) -> str:
     widths = [_N_WIDTH, *(column.width for column in COLUMNS)]
     cells_text = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-    return f"{label:<{_LABEL_WIDTH}}{cells_text}".rstrip()
+    return named(name, _LABEL_WIDTH, cells_text).rstrip()

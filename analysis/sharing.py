@@ -409,13 +409,6 @@ def scaled(shares: Mix, guests: int) -> dict[str, int]:
     return counts
 
 
-def mix_text(mix: Mix) -> str:
-    """The name of a load: the workload alone, or idle=5,random_fill=10 in the order of the alphabet."""
-    if len(mix) == 1:
-        return next(iter(mix))
-    return ",".join(f"{workload}={mix[workload]}" for workload in sorted(mix))
-
-
 def _shared(guests: float, max_page_sharing: int) -> float:
     return guests - math.ceil(guests / max_page_sharing)
 

@@ -9,7 +9,8 @@ import pandas as pd
 from scipy.stats import t  # type: ignore[import-untyped]
 
 from analysis.design import MIB
-from analysis.records import COMPLETE
+from analysis.mix import MIX
+from analysis.records import COMPLETE, CellRecords, Run
 from analysis.table import MEASURES, PROVENANCE
 
 CONFIDENCE = 0.95
@@ -63,7 +64,7 @@ class Repetition:
 
 @dataclass(frozen=True)
 class FocusSummary:
-    """One line of the answer: a focus on a hypervisor.
+    """One line of the answer: a focus or a mix on a hypervisor; a mix has no figure of the paper.
 
     ``estimates`` is keyed by QUANTITIES, None where nothing was measured or pooling was refused;
     ``not_pooled`` says in what the repetitions differ.
@@ -108,9 +109,26 @@ def pooling_conflicts(rows: pd.DataFrame) -> tuple[str, ...]:
 
 
 def summarise(table: pd.DataFrame) -> list[FocusSummary]:
-    """One summary for each hypervisor, focus and size of guests in a tidy table."""
-    groups = table.groupby(["hypervisor", "guests", "guest_memory_bytes", "focus"], sort=True)
-    return [_summary(rows) for _key, rows in groups]
+    """One summary for each hypervisor, size of guests, and focus or mix in a tidy table."""
+    groups = table.groupby(["hypervisor", "guests", "guest_memory_bytes", "focus", "workload"], sort=True)
+    # Foci first, as the paper has them.
+    return [
+        _summary(rows) for key, rows in sorted(groups, key=lambda group: (*group[0][:3], group[0][3] == MIX))
+    ]
+
+
+def averaged(summary: FocusSummary, runs: Sequence[Run]) -> tuple[CellRecords, ...]:
+    """The cells behind a summary's means, in the order of their runs; none where pooling was refused."""
+    if summary.not_pooled:
+        return ()
+    wanted = {(one.run_id, one.cell_id) for one in summary.repetitions if one.status == COMPLETE}
+    return tuple(
+        records
+        for run in runs
+        for records in run.cells
+        if records.cell.hypervisor == summary.hypervisor
+        and (run.plan.run_id, records.cell.cell_id) in wanted
+    )
 
 
 def _summary(rows: pd.DataFrame) -> FocusSummary:
@@ -132,13 +150,13 @@ def _summary(rows: pd.DataFrame) -> FocusSummary:
         measured=len(usable),
         not_pooled=conflicts,
         estimates=estimates,
-        paper=_compare(estimates["saved_mem_available_mib_per_vm"], PAPER_MIB_PER_VM[focus]),
+        paper=_compare(estimates["saved_mem_available_mib_per_vm"], PAPER_MIB_PER_VM.get(focus)),
         repetitions=tuple(_repetition(row) for row in rows.to_dict("records")),
     )
 
 
-def _compare(ours: Estimate | None, paper: float) -> Comparison | None:
-    return None if ours is None else Comparison(paper, ours.mean - paper, ours.half_width)
+def _compare(ours: Estimate | None, paper: float | None) -> Comparison | None:
+    return None if ours is None or paper is None else Comparison(paper, ours.mean - paper, ours.half_width)
 
 
 def _repetition(row: Mapping[Hashable, Any]) -> Repetition:

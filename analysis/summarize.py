@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis import figures, report
+from analysis.cell_census import censuses
 from analysis.ledger import SOURCES, LedgerError, ledger
+from analysis.mix import label
 from analysis.records import COMPLETE, CellRecords, Run, find_run, find_runs, load_run
 from analysis.statistics import FocusSummary, summarise
 from analysis.table import tidy
@@ -57,7 +59,7 @@ def page(summaries: Sequence[FocusSummary], runs: Sequence[Run], others: Sequenc
         caption = f"Run {run.plan.run_id}: how the saving grew while KSM merged, every cell."
         drawn.append((caption, figures.burndown_figure(measured)))
         try:
-            books = [(f"focus {cell.cell.focus}", ledger(cell)) for cell in one_of_each_focus(measured)]
+            chosen = [(records.cell, ledger(records)) for records in one_of_each_focus(measured)]
         except LedgerError as error:
             remarks.append(f"! {error}")
             continue
@@ -65,8 +67,10 @@ def page(summaries: Sequence[FocusSummary], runs: Sequence[Run], others: Sequenc
             f"Run {run.plan.run_id}: the reconciled ledger, first measured cell of each focus. "
             + " ".join(f"{name[0].upper()}{name[1:]}: {source}." for name, source in SOURCES.items())
         )
+        books = [(label(cell.focus, cell.workload), book) for cell, book in chosen]
         drawn.append((caption, figures.ledger_figure(books)))
     pictures = [(caption, figures.svg_text(figure)) for caption, figure in drawn]
+    remarks += [f"! {problem}" for problem in censuses(summaries, runs)[1]]
     return report.html_page(summaries, runs, [*report.notes(summaries, others), *remarks], pictures)
 
 

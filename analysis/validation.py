@@ -29,9 +29,10 @@ from analysis.capacity import (
 from analysis.design import MIB, REFERENCE
 from analysis.errors import UserError
 from analysis.figures import save
-from analysis.forecast import FORECASTS, digest, parse_mix, record_digests, scope_used_bytes
+from analysis.forecast import FORECASTS, digest, record_digests, scope_used_bytes
+from analysis.mix import mix_text, parse_mix
 from analysis.records import COMPLETE, CellRecords, RecordError, Run, find_run, find_runs, load_run
-from analysis.report import wrap
+from analysis.report import named, wrap
 from analysis.sharing import ENVELOPE, HOST
 from analysis.table import PROVENANCE, tidy
 
@@ -247,10 +248,7 @@ def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[s
 
 def load_name(workload: str) -> str:
     """The name of a load as forecasts write it: parts of a mix in the order of the alphabet."""
-    if "=" not in workload:
-        return workload
-    mix = parse_mix(workload)
-    return ",".join(f"{name}={mix[name]}" for name in sorted(mix))
+    return mix_text(parse_mix(workload, "workload")) if "=" in workload else workload
 
 
 def score(joined: Sequence[Joined]) -> Score:
@@ -523,11 +521,13 @@ def _joined(
 def _line(one: Joined) -> str:
     half = "none" if one.half_width_on is None else f"±{one.half_width_on / MIB:.0f}"
     naive = one.naive_errors
-    return (
-        f"{one.workload:<26}{one.guests:>4}{100 * one.error_off:>+9.2f}{one.measured_on / MIB:>10.0f}"
+    return named(
+        one.workload,
+        26,
+        f"{one.guests:>4}{100 * one.error_off:>+9.2f}{one.measured_on / MIB:>10.0f}"
         f"{one.predicted_on / MIB:>10.0f}{half:>7}{100 * one.error_on:>+8.2f}"
         f"{100 * naive['constant_saving']:>+12.2f}{100 * naive['sharing_ratio']:>+11.2f}"
-        f"{100 * naive['nominal']:>+11.2f}"
+        f"{100 * naive['nominal']:>+11.2f}",
     )
 
 

@@ -1,4 +1,4 @@
-"""Filters of the experiment's playbook: what failed, and in which cell."""
+"""Filters of the experiment's playbook: what each guest does, what failed, and in which cell."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.design import is_complete
+from analysis.mix import guest_workloads
 
 PHASE_OF_ROLE = {"guests": "boot", "workload": "workload", "ksm": "merge"}
 # Ansible keeps no ansible_failed_result of an unreachable host, only what its task registered.
@@ -19,11 +20,11 @@ def failure_of(hostvars: Mapping[str, Any], hosts: Sequence[str]) -> dict[str, s
         task, result = hostvars[host].get("ansible_failed_task"), hostvars[host].get("ansible_failed_result")
         if result:
             name = str((task or {}).get("name", "unknown task"))
-            said = (str(result.get(part) or "").strip() for part in ("msg", "stderr"))
+            parts = (str(result.get(part) or "").strip() for part in ("msg", "stderr"))
             return {
                 "phase": phase_of(task or {}),
                 "task": name,
-                "message": f"{host}: {': '.join(filter(None, said))}",
+                "message": f"{host}: {': '.join(filter(None, parts))}",
             }
     for host in hosts:
         for register in GUEST_REGISTERS:
@@ -58,4 +59,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {"failure_of": failure_of, "failed_cell": failed_cell}
+        return {"failure_of": failure_of, "failed_cell": failed_cell, "guest_workloads": guest_workloads}

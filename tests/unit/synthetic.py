@@ -17,6 +17,7 @@ def variables(**changes: Any) -> dict[str, Any]:
     """Every variable of the experiment, as group_vars would give it, with changes."""
     return {
         "focus": "1",
+        "mix": "",
         "guests": 15,
         "guest_memory_mib": 512,
         "guest_reserve_mib": 64,
@@ -25,6 +26,7 @@ def variables(**changes: Any) -> dict[str, Any]:
         "repetitions": 1,
         "orders": "off-on",
         "keep_guests": False,
+        "census": False,
         "image_source": "build",
         "image_checksum": "",
         "ksm_knobs": {"pages_to_scan": 20000, "sleep_millisecs": 10, "smart_scan": 0},
@@ -205,10 +207,11 @@ def synthetic_records(plan: Plan, cell: Cell, saved_mib_per_vm: float = 100) -> 
         },
     }
     names = [f"guest{number:02d}" for number in range(1, cell.guests + 1)]
-    filled = 0 if cell.focus == 1 else 376 * MIB
+    parts = [part.split("=") for part in cell.workload.split(",")]
+    does = [load for load, *number in parts for _guest in range(int(number[0]) if number else cell.guests)]
+    filled = [name for name, load in zip(names, does, strict=True) if load != "idle"]
     workload = {
-        name: {"filled_bytes": filled, "digest": "d" if filled else "", "fill_seconds": 0.0, "seed": None}
-        for name in names
+        name: {"filled_bytes": 376 * MIB, "digest": "d", "fill_seconds": 0.0, "seed": None} for name in filled
     }
     pids = {name: 4000 + number for number, name in enumerate(names)}
 
@@ -245,8 +248,8 @@ def synthetic_records(plan: Plan, cell: Cell, saved_mib_per_vm: float = 100) -> 
     }
     verify = {
         "guests": {
-            name: {"filled_bytes": filled, "digest_before": "d", "digest_after": "d", "intact": True}
-            for name in (names if filled else [])
+            name: {"filled_bytes": 376 * MIB, "digest_before": "d", "digest_after": "d", "intact": True}
+            for name in filled
         }
     }
     observed = {"off": off, "merge": merge, "on": on, "verify": verify}

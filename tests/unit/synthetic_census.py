@@ -2,7 +2,10 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
+
+from analysis.design import Cell
 
 
 def census_record(
@@ -12,6 +15,7 @@ def census_record(
     use_zero_pages: int = 0,
     pages_sharing: int = 0,
     ksm_zero_pages: int | None = 0,
+    cell: Cell | None = None,
 ) -> dict[str, Any]:
     """Content 0 is a page of zeros."""
     names = sorted(guests)
@@ -25,7 +29,7 @@ def census_record(
         "run_id": "synthetic",
         "recorded_at": "2026-11-23T19:00:00.123456Z",
         "monotonic_seconds": 1.5,
-        "cell": None,
+        "cell": None if cell is None else asdict(cell),
         "provenance": {
             "design_digest": None,
             "kernel_release": "6.18.44",

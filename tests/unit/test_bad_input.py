@@ -31,6 +31,11 @@ CASES = [
         "focus is '4': allowed is 1, 2, 3, some of them once each with commas between (1,3), or all.",
     ),
     ("focus=", "focus is '': allowed is 1, 2, 3, some of them once each with commas between (1,3), or all."),
+    (
+        "mix=idle=5,random_fill=5",
+        "mix is 'idle=5,random_fill=5', which are 10 guests: allowed is as many as guests, 15.",
+    ),
+    ("census=sometimes", "census is 'sometimes': allowed is true or false."),
     ("guests=0", "guests is '0': allowed is a whole number from 1 to 999."),
     ("guests=abc", "guests is 'abc': allowed is a whole number from 1 to 999."),
     (

@@ -42,6 +42,8 @@ def design(**changes: Any) -> Design:
         ("focus", "3, 1", (1, 3)),
         ("focus", [2, "1"], (1, 2)),
         ("focus", "all", (1, 2, 3)),
+        ("mix", "", ""),
+        ("mix", "random_fill=5, idle=10", "idle=10,random_fill=5"),
         ("guests", "4", 4),
         ("guest_memory_mib", "256", 256),
         ("guest_reserve_mib", "32", 32),
@@ -51,6 +53,7 @@ def design(**changes: Any) -> Design:
         ("orders", "abba", "abba"),
         ("keep_guests", "yes", True),
         ("keep_guests", "False", False),
+        ("census", "true", True),
         (
             "ksm_knobs",
             '{"pages_to_scan": "100", "advisor_mode": "scan-time"}',
@@ -78,6 +81,14 @@ def test_strings_from_the_command_line_are_typed(name: str, given: Any, typed: A
         ("focus", "", "or all"),
         ("focus", "1,all", "or all"),
         ("focus", [], "or all"),
+        ("mix", "idle", "each workload once with its number of guests from 1"),
+        ("mix", "idle=10,idle=5", "each workload once"),
+        ("mix", "idle=15,random_fill=0", "number of guests from 1"),
+        ("mix", {"idle": 15}, "each workload once"),
+        ("mix", "idle=10,web=5", "allowed is a mix of constant_fill, idle, random_fill."),
+        ("mix", "idle=15", "two workloads or more; one alone is a focus"),
+        ("mix", "idle=10,random_fill=4", "which are 14 guests: allowed is as many as guests, 15."),
+        ("census", "often", "true or false"),
         ("guests", "0", "from 1 to 999"),
         ("guests", "1000", "from 1 to 999"),
         ("guests", "many", "a whole number"),
@@ -165,20 +176,37 @@ def test_cells_come_by_repetition_then_focus() -> None:
     assert plan.cells[2].guest_memory_bytes == 512 * 1024 * 1024
 
 
+def test_a_mix_is_measured_in_place_of_the_foci() -> None:
+    mix = "idle=5,constant_fill=5,random_fill=5"
+    plan = synthetic_plan(focus="all", mix=mix, repetitions=2, orders="abba", hosts=("a", "b"))
+    assert [(cell.repetition, cell.focus, cell.hypervisor, cell.order) for cell in plan.cells] == [
+        (1, 0, "a", "off-on"),
+        (1, 0, "b", "off-on"),
+        (2, 0, "a", "on-off"),
+        (2, 0, "b", "on-off"),
+    ]
+    assert {cell.workload for cell in plan.cells} == {"constant_fill=5,idle=5,random_fill=5"}
+    assert plan.cells[0].cell_id == "mix-constant_fill5-idle5-random_fill5-guests15-rep1"
+    assert plan.design["mix"] == "constant_fill=5,idle=5,random_fill=5"
+
+
 def test_no_hypervisor_is_refused() -> None:
     with pytest.raises(DesignError, match=r"^hypervisors is empty"):
         make_plan(design(), [], "x")
 
 
 def test_the_digest_tells_designs_apart_and_ignores_how_guests_are_handled() -> None:
-    assert design().digest == design(keep_guests=True, boot_wave=3).digest
+    assert design().digest == design(keep_guests=True, boot_wave=3, census=True).digest
+    mixed = design(mix="idle=5,random_fill=10").digest
+    assert mixed == design(mix="random_fill=10,idle=5").digest
+    assert mixed not in (design().digest, design(mix="idle=6,random_fill=9").digest)
     assert design(ksm_knobs={"b": 1, "a": 2}).digest == design(ksm_knobs={"a": "2", "b": 1}).digest
     assert design().digest != design(guests=14).digest
     assert design().digest != design(ksm_knobs={"pages_to_scan": 100}).digest
 
 
 def test_the_plan_is_private_and_fits_its_schema(results: Path) -> None:
-    plan = open_run(results, synthetic_plan(focus="all", repetitions=2))
+    plan = open_run(results, synthetic_plan(mix="idle=5,random_fill=10", census=True, repetitions=2))
     path = results / "synthetic" / "plan.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [stat.S_IMODE(p.stat().st_mode) for p in (results, path.parent)] == [0o700, 0o700]
@@ -194,6 +222,25 @@ def test_going_on_with_an_equal_design_writes_nothing(results: Path) -> None:
     again = open_run(results, replace(synthetic_plan(keep_guests=True), created_at="later"))
     assert again == first
     assert path.read_bytes() == before
+
+
+def test_a_run_goes_on_with_a_census_and_keeps_its_plan(results: Path) -> None:
+    open_run(results, synthetic_plan())
+    assert not open_run(results, synthetic_plan(census=True)).design["census"]
+    with pytest.raises(DesignError, match=r"mix: \"\", now \"idle=5,random_fill=10\""):
+        open_run(results, synthetic_plan(mix="idle=5,random_fill=10"))
+
+
+def test_a_plan_from_before_the_mix_and_the_census_can_be_gone_on_with(results: Path) -> None:
+    open_run(results, synthetic_plan())
+    path = results / "synthetic" / "plan.json"
+    content = json.loads(path.read_text())
+    del content["design"]["mix"], content["design"]["census"]
+    path.write_text(json.dumps(content))
+    schema = json.loads((PROJECT / "analysis/schema/plan.schema.json").read_text())
+    Draft202012Validator(schema).validate(content)
+    assert open_run(results, synthetic_plan()) == read_plan(path.parent)
+    assert read_plan(path.parent).design == synthetic_plan().design
 
 
 def test_another_design_under_the_same_run_id_is_refused_saying_in_what(results: Path) -> None:
@@ -225,6 +272,12 @@ def test_pending_are_the_cells_without_all_records_or_with_a_failure(results: Pa
     (cell_directory(run, third) / "verify.json").unlink()
     assert pending_cells(run) == [first, third]
     assert second not in pending_cells(run)
+
+
+def test_a_cell_is_complete_with_and_without_a_census(results: Path) -> None:
+    run = store(results, synthetic_plan(focus="1,2", census=True))
+    (cell_directory(run, read_plan(run).cells[0]) / "census.json").write_text("{}")
+    assert pending_cells(run) == []
 
 
 def test_an_attempt_is_set_aside_and_never_overwritten(tmp_path: Path) -> None:
@@ -296,6 +349,15 @@ def test_the_action_plans_once_and_then_changes_nothing(tmp_path: Path) -> None:
     again = plan_action(tmp_path, focus="2,3")
     assert not again["changed"]
     assert again["cells"] == first["cells"]
+
+
+def test_the_action_hands_the_mix_and_the_census_to_the_playbook(tmp_path: Path) -> None:
+    planned = plan_action(tmp_path, mix="random_fill=10,idle=5", census="yes")
+    (cell,) = planned["cells"]
+    assert (cell["focus"], cell["workload"]) == (0, "idle=5,random_fill=10")
+    assert planned["design"]["census"] is True
+    # The census is no part of what is measured: the run goes on, with what is asked now.
+    assert plan_action(tmp_path, mix="idle=5,random_fill=10")["design"]["census"] is False
 
 
 def test_the_action_skips_complete_cells_and_sets_failed_attempts_aside(tmp_path: Path) -> None:

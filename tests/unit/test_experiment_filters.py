@@ -69,6 +69,12 @@ def test_the_phase_follows_from_the_role(task: dict[str, Any], phase: str) -> No
     assert experiment.phase_of(task) == phase
 
 
+def test_each_guest_of_a_mix_has_its_own_workload() -> None:
+    does = experiment.FilterModule().filters()["guest_workloads"]
+    assert does("constant_fill=1,idle=2", ["guest01", "guest02", "guest03"])["guest02"] == "idle"
+    assert does("random_fill", ["guest01", "guest02"])["guest02"] == "random_fill"
+
+
 def test_the_failed_cell_is_the_first_that_is_not_whole(tmp_path: Path) -> None:
     cells = [{"cell_id": name, "directory": str(tmp_path / name)} for name in ("first", "second", "third")]
     assert experiment.failed_cell(cells)["cell_id"] == "first"

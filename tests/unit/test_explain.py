@@ -1,13 +1,16 @@
 """The explanation of a run: one screen, each figure from the records, outliers by name."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from synthetic import MIB, store, synthetic_failure, synthetic_plan
+from synthetic import MIB, PAGE, store, synthetic_failure, synthetic_plan
+from synthetic_census import census_record
 
-from analysis.design import Cell
+from analysis.cell_census import CensusMeans
+from analysis.design import Cell, cell_directory
 from analysis.explain import explain_run, explanation_text
 from analysis.guests import contributions, outliers, robust_z
 from analysis.records import load_run
@@ -89,6 +92,107 @@ def test_one_screen_with_the_measures_the_ledger_and_the_burndown(results: Path)
     assert "The unexplained rest is +0.0 % of the change, within 5 %." in flowing
     assert "max_page_sharing 256 at most 374.5" in flowing
     assert "none stands out" in flowing
+
+
+def test_a_mix_is_explained_without_the_paper_and_its_guests_by_workload(results: Path) -> None:
+    mib = {"constant_fill": 400, "idle": 100, "random_fill": 40}
+
+    def change(_cell: Cell, records: Records) -> None:
+        for number in range(1, 16):
+            smaps = records["on"]["observed"]["guests"][f"guest{number:02d}"]["smaps_rollup"]
+            workload = list(mib)[(number - 1) // 5]
+            smaps["Pss_bytes"] = (482 - mib[workload] - (number == 8) * 30) * MIB
+
+    found = text(results, change, mix="constant_fill=5,idle=5,random_fill=5")
+    assert max(map(len, found.splitlines())) <= 110
+    assert "the paper" not in found
+    flowing = " ".join(found.split())
+    assert "Mix: constant_fill=5,idle=5,random_fill=5: the host used 6620 MiB" in flowing
+    assert (
+        "Each guest gave by PSS 400.0 to 400.0 MB (constant_fill), 100.0 to 130.0 MB (idle), 40.0 to 40.0 MB "
+        "(random_fill); guest08 in repetition 1 (130.0, z +" in flowing
+    )
+    assert "stands out" in flowing
+
+
+def counted(results: Path, focus: str = "1,2", repetitions: int = 2) -> str:
+    """The explanation of cells with a census of 15 guests; what it should say is worked out in the tests."""
+    plan = synthetic_plan(focus=focus, repetitions=repetitions)
+    run = store(results, plan)
+    for cell in plan.cells:
+        if (cell.focus, cell.repetition) == (2, 2):
+            continue
+        # Of 25600 pages: 2560 of zeros, 5120 of one content, 12800 that every guest has, 5120 of its own.
+        guests = {
+            f"guest{n:02d}": [0] * 2560
+            + [10] * 5120
+            + list(range(1000, 13800))
+            + list(range(100_000 * n, 100_000 * n + 5120))
+            for n in range(1, 16)
+        }
+        # 100 MiB a guest by the on record (synthetic_records); at the census of focus 2, 300 pages less.
+        saved = int(100 * MIB / PAGE) * 15 - (300 * 15 if cell.focus == 2 else 0)
+        record = census_record(guests, cell=cell, pages_sharing=saved)
+        (cell_directory(run, cell) / "census.json").write_text(json.dumps(record))
+    loaded = load_run(run)
+    return explanation_text(loaded, explain_run(loaded))
+
+
+def test_a_census_is_shown_with_the_efficiency_of_the_on_record(results: Path) -> None:
+    found = counted(results)
+    assert max(map(len, found.splitlines())) <= 110
+    rows = {line[:50].strip(): line[50:].split() for line in found.splitlines()}
+    # MB/VM of 15 guests, 4 KiB pages: one zero page stays; of 15 x 5120 equal pages one for each 256 stays.
+    zero = (15 * 2560 - 1) / 15 / 256
+    limited = (-(-15 * 2560 // 256) - 1 + -(-15 * 5120 // 256) - 1) / 15 / 256
+    within, between = 5119 / 256, (14 * 12801) / 15 / 256
+    ideal = zero + within + between - limited
+    for name, value in {
+        "zero pages that can go": zero,
+        "duplicates within a guest (I)": within,
+        "duplicates between guests (D)": between,
+        "kept by max_page_sharing": -limited,
+        "ideal saving": ideal,
+        "KSM's efficiency: gross / ideal, %": 100 * 100 / ideal,
+    }.items():
+        assert [float(cell) for cell in rows[name]] == pytest.approx([value] * 2, abs=0.051), name
+    flowing = " ".join(found.split())
+    assert f"By the page census a perfect KSM would save {ideal:.1f} of 100.0 MB/VM: {zero:.1f} in" in flowing
+    assert f"less {limited:.1f} that max_page_sharing 256 keeps." in flowing
+    assert "By the page census (1 of 2 repetitions) a perfect KSM" in flowing
+    # 300 pages are 1.17 MiB, more than 1 % of the gross; focus 1 has the same at both moments.
+    assert flowing.count("at the moment of the census they were 98.8") == 1
+    assert flowing.count("at the moment of the census") == 1
+
+
+def test_with_a_census_of_every_focus_it_is_still_one_screen(results: Path) -> None:
+    assert len(counted(results, focus="all").splitlines()) <= 60
+
+
+def test_a_run_without_a_census_says_nothing_of_one(results: Path) -> None:
+    assert "census" not in text(results)
+
+
+def test_a_census_of_another_cell_or_a_damaged_one_is_named_and_not_used(results: Path) -> None:
+    plan = synthetic_plan(focus="1,2")
+    run = store(results, plan)
+    first, second = plan.cells
+    other = json.dumps(census_record({"guest01": [1, 1]}, cell=first))
+    (cell_directory(run, first) / "census.json").write_text("{")
+    (cell_directory(run, second) / "census.json").write_text(other)
+    loaded = load_run(run)
+    found = " ".join(explanation_text(loaded, explain_run(loaded)).split())
+    assert "census.json cannot be read" in found
+    assert f"! {cell_directory(run, second)}/census.json is the census of another cell or run." in found
+    assert "perfect KSM" not in found
+    # The cells themselves are explained all the same.
+    assert "Focus 2, constant fill: the host used" in found
+
+
+def test_what_ksm_saved_may_be_unknown() -> None:
+    means = CensusMeans(1, 1, 256, 100.0, 1.0, 2.0, 3.0, 0.0, 6.0, None, None, None)
+    assert means.words().endswith("How near KSM came is not known.")
+    assert "less 0.0 that" in means.words()
 
 
 def test_a_large_rest_is_said_with_its_size(results: Path) -> None:

@@ -36,6 +36,19 @@ def test_figure_2_shows_our_means_and_the_papers_savings(run: Run) -> None:
     assert bars(right) == {"this testbed": [53.5, 423.5, 33.5], "the paper": [50.6, 440.3, 31.6]}
 
 
+def test_a_mix_is_drawn_beside_the_foci_without_a_bar_of_the_paper(results: Path, run: Run) -> None:
+    mixed = load_run(store(results, synthetic_plan(run_id="mixed", mix="idle=5,random_fill=10")))
+    _left, right = figures.figure_2(summarise(tidy([run, mixed]))).axes
+    assert bars(right) == {"this testbed": [53.5, 423.5, 33.5, 92.0], "the paper": [50.6, 440.3, 31.6]}
+    ticks = [tick.get_text() for tick in right.get_xticklabels()]
+    assert ticks[0] == "focus 1\nidle"
+    assert ticks[3] == "mix:\nidle=5,\nrandom_fill=10"
+    _left, alone = figures.figure_2(summarise(tidy([mixed]))).axes
+    assert bars(alone) == {"this testbed": [92.0]}
+    (axes,) = figures.burndown_figure(mixed.cells).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["mix: idle=5,random_fill=10"]
+
+
 @pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
 def test_the_format_follows_the_suffix(run: Run, tmp_path: Path, suffix: str, start: bytes) -> None:
     path = tmp_path / f"figure{suffix}"

@@ -23,6 +23,7 @@ from synthetic_capacity import (
 from analysis.__main__ import main
 from analysis.design import Cell
 from analysis.forecast_figures import forecast_figure
+from analysis.mix import mix_text
 from analysis.sharing import (
     HOST,
     Model,
@@ -30,7 +31,6 @@ from analysis.sharing import (
     SharingError,
     fit,
     limits,
-    mix_text,
     naive,
     predict,
     scaled,

@@ -216,11 +216,47 @@ def test_what_cannot_be_measured_is_one_sentence_and_no_record(tmp_path: Path) -
         "directory is 'results/cell'; it must be an absolute path.",
         "window_scans is 0; it must be 1 or more",
         "value of phase must be one of: off, merge, on, verify, failed, got: lunch",
-        "the off record is not valid at cell.focus: 4 is not one of [1, 2, 3]",
+        "the off record is not valid at cell.focus: 4 is not one of [0, 1, 2, 3]",
     ):
         assert sentence in output
     assert "Traceback" not in output
     assert list(play.cell.iterdir()) == []
+
+
+def test_of_a_mix_exactly_the_guests_that_fill_memory_are_named(tmp_path: Path) -> None:
+    play = Play(tmp_path)
+    mix = {**CELL, "focus": 0, "workload": "constant_fill=1,idle=1", "cell_id": "mix-constant_fill1-idle1"}
+    filled, both = {"guest01": WORKLOAD}, dict.fromkeys(GUESTS, WORKLOAD)
+    refused = [
+        play.arguments("off", cell=mix, domains=DOMAINS, workload=both),
+        play.arguments("off", cell=mix, domains=DOMAINS, workload={"guest02": WORKLOAD}),
+        play.arguments("on", cell=mix, domains=DOMAINS),
+        play.arguments("verify", cell=mix, domains=DOMAINS, verify=dict.fromkeys(GUESTS, VERIFIED)),
+        play.arguments("verify", cell=mix, verify={"guest01": VERIFIED}),
+        play.arguments("off", cell={**mix, "workload": "constant_fill=2,idle=1"}, domains=DOMAINS),
+        play.arguments("off", cell=CELL, domains=DOMAINS, workload=filled),
+    ]
+    output = play.run(refused)
+    for sentence in (
+        "workload names guest01, guest02; of domains, those that fill memory in this mix are guest01.",
+        "workload names guest02; of domains, those that fill memory in this mix are guest01.",
+        "workload names no guest; of domains, those that fill memory in this mix are guest01.",
+        "verify names guest01, guest02; of domains, those that fill memory in this mix are guest01.",
+        "verify names guest01; of domains, those that fill memory in this mix are none.",
+        "cell.workload constant_fill=2,idle=1 has 3 guests: 2 are given.",
+        "workload names 1 guests; cell.guests is 2.",
+    ):
+        assert sentence in output
+    assert "Traceback" not in output
+    assert not play.cell.exists()
+    output = play.run(
+        [
+            play.arguments("off", cell=mix, domains=DOMAINS, workload=filled),
+            play.arguments("verify", cell=mix, domains=DOMAINS, verify={"guest01": VERIFIED}),
+        ]
+    )
+    assert list(play.record("off")["observed"]["workload"]) == ["guest01"], output
+    assert list(play.record("verify")["observed"]["guests"]) == ["guest01"], output
 
 
 def test_a_record_is_not_written_over_unless_asked(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import pytest
 import yaml
 from role_modules import ROOT, load
 
+from analysis.design import FILLS, WORKLOADS
+
 ROLES = sorted(path.parent for path in (ROOT / "roles").glob("*/tasks"))
 NAMES = [role.name for role in ROLES]
 
@@ -68,10 +70,11 @@ def test_the_workloads_are_the_files_and_each_can_be_filled() -> None:
     assert (
         options["main"]["workload_name"]["choices"] == names == options["verify"]["workload_name"]["choices"]
     )
+    assert sorted(WORKLOADS.values()) == names
     program = load("roles/workload/files/testbed_workload.py")
     for name in names:
         workload = contents(folder / f"{name}.yml")
         assert set(workload) == {"description", "fill", "segments"}
-        assert workload["fill"] is bool(workload["segments"])
+        assert workload["fill"] is bool(workload["segments"]) is (name in FILLS)
         assert sum(segment["percent"] for segment in workload["segments"]) == (100 if workload["fill"] else 0)
         assert {segment["content"] for segment in workload["segments"]} <= set(program.CONTENTS)

@@ -21,13 +21,14 @@ def validator(name: str) -> Draft202012Validator:
 
 
 def record(kind: str, focus: int = 2) -> dict[str, Any]:
-    plan = synthetic_plan(focus=focus)
+    mix = "" if focus else "constant_fill=5,idle=5,random_fill=5"
+    plan = synthetic_plan(focus=focus or 1, mix=mix)
     records = synthetic_records(plan, plan.cells[0])
     return copy.deepcopy(synthetic_failure(records) if kind == "failed" else records[kind])
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "failed"])
-@pytest.mark.parametrize("focus", [1, 2, 3])
+@pytest.mark.parametrize("focus", [0, 1, 2, 3])
 def test_a_record_of_every_kind_fits(kind: str, focus: int) -> None:
     assert [error.message for error in validator("record").iter_errors(record(kind, focus))] == []
 
@@ -65,6 +66,7 @@ BAD_RECORDS = [
     ("off", put("recorded_at", value="2026-11-23 19:00")),
     ("off", put("monotonic_seconds", value=None)),
     ("off", put("cell", "focus", value="2")),
+    ("off", put("cell", "focus", value=4)),
     ("off", put("cell", "guests", value=0)),
     ("off", put("cell", "note", value="x")),
     ("off", drop("requested", "convergence")),
@@ -137,6 +139,8 @@ def test_null_is_allowed_where_a_host_may_lack_it(number: int) -> None:
         put("cells", value=[]),
         put("cells", 0, "order", value="abba"),
         put("design", "focus", value="all"),
+        put("design", "focus", value=[0]),
+        put("design", "census", value="yes"),
         put("design", "guests", value="15"),
         put("design", "gests", value=15),
         drop("design", "ksm_knobs"),

@@ -118,6 +118,22 @@ def test_equal_provenance_is_pooled_across_runs_and_orders(results: Path) -> Non
     assert (summary.planned, summary.measured) == (2, 2)
 
 
+def test_a_mix_has_its_own_line_after_the_foci_and_no_figure_of_the_paper(results: Path) -> None:
+    runs = [
+        load_run(store(results, synthetic_plan(run_id="one", mix="idle=5,random_fill=10"))),
+        load_run(store(results, synthetic_plan(run_id="two", mix="idle=6,random_fill=9"))),
+        load_run(store(results, synthetic_plan(run_id="foci", focus="3"))),
+    ]
+    summaries = summarise(tidy(runs))
+    assert [(s.focus, s.workload, s.measured) for s in summaries] == [
+        (3, "random_fill", 1),
+        (0, "idle=5,random_fill=10", 1),
+        (0, "idle=6,random_fill=9", 1),
+    ]
+    assert [s.paper is None for s in summaries] == [False, True, True]
+    assert summaries[1].estimates["saved_gross_mib_per_vm"] is not None
+
+
 def test_hosts_and_sizes_of_guests_are_summarised_apart(results: Path) -> None:
     runs = [
         load_run(store(results, synthetic_plan(run_id="a", hosts=("h1", "h2")))),

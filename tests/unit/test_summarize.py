@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 from synthetic import store, synthetic_failure, synthetic_plan
+from synthetic_census import census_record
 
 from analysis.__main__ import main
-from analysis.design import Cell
+from analysis.design import Cell, cell_directory
 
 Records = dict[str, dict[str, Any]]
 
@@ -46,6 +47,34 @@ def test_the_table_of_three_foci(results: Path, summarize: Any) -> None:
     assert "CoV" in text
     assert "MB means MiB (2^20 bytes)" in text
     assert max(map(len, text.splitlines())) <= 110
+
+
+MIX = "constant_fill=5,idle=5,random_fill=5"
+
+
+def test_a_mix_in_every_form(results: Path, summarize: Any, tmp_path: Path) -> None:
+    store(results, synthetic_plan(mix=MIX, repetitions=2))
+    page, figure = tmp_path / "page.html", tmp_path / "figure.svg"
+    text = summarize("--html", str(page), "--figure", str(figure))
+    lines = text.splitlines()
+    place = lines.index(f"mix: {MIX}")
+    assert flowing(lines[place + 1]) == "2/2 8000 6620 92.0 100.0 92.0 100.0 - - 12.0 6.0"
+    assert max(map(len, lines)) <= 110
+    assert f"<td>mix: {MIX}</td>" in page.read_text()
+    assert page.read_text().count("<svg") == 3
+    assert "the paper" not in figure.read_text()
+    (summary,) = json.loads(summarize("--json"))["summaries"]
+    assert (summary["focus"], summary["workload"], summary["paper"]) == (0, MIX, None)
+    table = pd.read_csv(io.StringIO(summarize("--csv")))
+    assert list(table["workload"]) == [MIX, MIX]
+
+
+def test_a_mix_that_failed_is_named_by_its_workloads(results: Path, summarize: Any) -> None:
+    def change(_cell: Cell, records: Records) -> None:
+        records["failed"] = synthetic_failure(records)
+
+    store(results, synthetic_plan(mix=MIX), change)
+    assert f"! mix: {MIX}, repetition 1: failed, left out of the mean" in flowing(summarize())
 
 
 def test_one_repetition_says_that_there_is_no_interval(results: Path, summarize: Any) -> None:
@@ -147,6 +176,32 @@ def test_the_page_needs_nothing_else(results: Path, summarize: Any, tmp_path: Pa
     assert "<script>" not in page
     assert "<td>2 constant fill</td>" in page
     assert not re.search(r'(?:src|href)="(?!#)', page.replace('xlink:href="#', 'href="#'))
+
+
+def test_a_census_is_on_the_page_and_in_the_json(results: Path, summarize: Any, tmp_path: Path) -> None:
+    plan = synthetic_plan(focus="1,3", guests=2)
+    run = store(results, plan)
+    page = tmp_path / "page.html"
+    summarize("--html", str(page))
+    assert "census" not in page.read_text()
+    first, second = plan.cells
+    # 256 pages are 1 MiB: 512 of zeros less the one that stays, 255 within each guest, 256 between them.
+    contents = [1] * 256 + list(range(2, 257))
+    guests = {"guest01": [0] * 512 + contents, "guest02": contents}
+    record = census_record(guests, cell=first, max_page_sharing=10_000)
+    (cell_directory(run, first) / "census.json").write_text(json.dumps(record))
+    (cell_directory(run, second) / "census.json").write_text("{}")
+    summarize("--html", str(page))
+    shown = page.read_text()
+    assert "<td>1 idle</td><td>1/1</td><td>1.0</td><td>1.0</td><td>0.5</td><td>0.0</td><td>2.5</td>" in shown
+    assert "1 idle: By the page census a perfect KSM would save 2.5 of 3.0 MB/VM" in shown
+    assert "census.json is no census" in shown
+    content = json.loads(summarize("--json"))
+    seen, unusable = (summary["census"] for summary in content["summaries"])
+    assert seen["ideal"] == pytest.approx((511 + 510 + 256) / 256 / 2)
+    assert seen["efficiency_percent"] == pytest.approx(100 * 100 / seen["ideal"])
+    assert unusable is None
+    assert any("census.json is no census" in note for note in content["notes"])
 
 
 def test_the_page_of_a_cell_without_a_ledger_says_so(results: Path, summarize: Any, tmp_path: Path) -> None:

@@ -89,6 +89,37 @@ def test_the_text_has_one_line_for_each_held_out_cell(
     assert (tmp_path / "figures/validation.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_measured_mix_is_joined_with_its_forecast_and_never_calibrates(
+    capsys: pytest.CaptureFixture[str], results: Path
+) -> None:
+    store_numbers(results, NUMBERS)
+    path = results / "forecasts/mixed.json"
+    mix = "random_fill=5,constant_fill=5,idle=5"
+    assert main(["forecast", "--results", str(results), "--mix", mix, "--out", str(path)]) == 0
+    predicted = json.loads(path.read_text())["predicted"][0]["used_on"]["mean_bytes"]
+    said = capsys.readouterr().out
+    assert max(len(line) for line in said.splitlines() if not line.startswith("Written to ")) <= 110
+
+    def change(_cell: Cell, records: dict[str, dict[str, Any]]) -> None:
+        for kind, used in (("off", 8900), ("on", 5000)):
+            memory = records[kind]["observed"]["host"]["meminfo"]
+            memory["MemAvailable_bytes"] = memory["MemTotal_bytes"] - used * MIB
+        for record in records.values():
+            record["recorded_at"] = LATER
+
+    store(results, synthetic_plan(run_id="mixed", mix=mix), change)
+    (one,) = seen(capsys, results)["joined"]
+    assert (one["workload"], one["guests"]) == ("constant_fill=5,idle=5,random_fill=5", 15)
+    assert one["error_on"] == pytest.approx(predicted / (5000 * MIB) - 1)
+    assert main(["report", "--results", str(results), "--figures", str(results / "figures")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 110
+    assert "constant_fill=5,idle=5,random_fill=5" in lines
+    assert main(["forecast", "--results", str(results), "--guests", "9"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "! not used: run mixed, mix-constant_fill5-idle5-random_fill5-guests15-rep1: it is a mix." in said
+
+
 def test_repetitions_are_a_line_each(
     capsys: pytest.CaptureFixture[str], results: Path, forecast: Path
 ) -> None:

@@ -83,6 +83,15 @@ def test_reports_and_verdicts() -> None:
     assert verdicts["guest02"]["intact"] is False
 
 
+def test_of_a_mix_only_the_filled_guests_answer_and_the_idle_one_counts_for_the_size() -> None:
+    hosts = barrier(400 * MIB, 200 * MIB)
+    hosts["guest01"] |= {"workload_start": report("d1"), "workload_verify": report("d1")}
+    hosts["guest02"] |= {"workload_start": {"skipped": True}, "workload_verify": {"skipped": True}}
+    assert workload.workload_fill_bytes(hosts, GUESTS, 32) == 168 * MIB
+    assert list(workload.workload_reports(hosts, GUESTS)) == ["guest01"]
+    assert list(workload.workload_verdicts(hosts, GUESTS)) == ["guest01"]
+
+
 def test_an_idle_guest_has_neither() -> None:
     hosts = {
         name: {"workload_start": {"skipped": True}, "workload_verify": {"skipped": True}} for name in GUESTS

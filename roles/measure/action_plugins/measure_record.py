@@ -8,6 +8,7 @@ Arguments:
     domains: guest name to libvirt domain name (off, on).
     workload: guest name to what filled it (off, on); empty where nothing was filled.
     verify: guest name to the digests before and after merging (verify).
+        Of a mix both name exactly the guests whose workload fills memory; their names are those of domains.
     failure: phase, task and message (failed).
     start_ksm: merge begins with writing 1 to run (default true).
     until, duration_seconds: what ends merge (converged or seconds), as in the module measure_series.
@@ -32,6 +33,8 @@ from ansible.plugins.action import ActionBase
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
+from analysis.design import FILLS
+from analysis.mix import MIX, MixError, guest_workloads
 from analysis.module_progress import run_with_progress
 
 SCHEMA_VERSION = 1
@@ -53,6 +56,7 @@ PROVENANCE_READ = (
     "ksm_knobs",
     "swap_total_bytes",
 )
+FILLED_IN = {"off": "workload", "on": "workload", "verify": "verify"}
 NEEDS = {"off": "domains", "on": "domains", "failed": "failure"}
 MERGE_SETUP_SECONDS = 120
 MESSAGE_LIMIT_CHARACTERS = 4000
@@ -128,13 +132,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         needed = NEEDS.get(plain["phase"])
         if needed and not plain[needed]:
             raise AnsibleActionFail(f"measure_record: phase {plain['phase']} needs the argument {needed}.")
-        guests = plain["cell"].get("guests")
+        guests, mixed = plain["cell"].get("guests"), plain["cell"].get("focus") == MIX
         # An idle cell has nothing to verify and no workload; half of the guests is a fault.
-        for name in ("domains", "workload", "verify"):
+        for name in ("domains",) if mixed else ("domains", "workload", "verify"):
             if plain[name] and len(plain[name]) != guests:
                 raise AnsibleActionFail(
                     f"measure_record: {name} names {len(plain[name])} guests; cell.guests is {guests}."
                 )
+        if mixed:
+            check_mix(plain)
         if not Path(plain["directory"]).is_absolute():
             raise AnsibleActionFail(
                 f"measure_record: directory is {plain['directory']!r}; it must be an absolute path."
@@ -221,6 +227,21 @@ def assemble(args: dict[str, Any], measured: dict[str, Any], seen: dict[str, Any
         "provenance": provenance,
         "observed": seen,
     }
+
+
+def check_mix(args: dict[str, Any]) -> None:
+    """AnsibleActionFail unless exactly the guests of a mix that fill memory are named."""
+    try:
+        does = guest_workloads(args["cell"]["workload"], args["domains"]) if args["domains"] else {}
+    except MixError as error:
+        raise AnsibleActionFail(f"measure_record: cell.{error}") from None
+    filled = sorted(guest for guest, workload in does.items() if workload in FILLS)
+    for name in ("workload", "verify"):
+        if (args[name] or FILLED_IN.get(args["phase"]) == name) and sorted(args[name]) != filled:
+            raise AnsibleActionFail(
+                f"measure_record: {name} names {', '.join(sorted(args[name])) or 'no guest'}; of domains, "
+                f"those that fill memory in this mix are {', '.join(filled) or 'none'}."
+            )
 
 
 def failure(given: dict[str, Any]) -> dict[str, str]:

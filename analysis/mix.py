@@ -1,0 +1,62 @@
+"""Guests of different workloads on one host, written as constant_fill=5,idle=5. Standard library only."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from analysis.errors import UserError
+
+# The focus of a cell whose guests are a mix: none of the paper's.
+MIX = 0
+
+_PART = re.compile(r"([a-z_]+)=([0-9]{1,4})")
+
+
+class MixError(UserError):
+    """Text that is no mix, or guests that are not those of a mix."""
+
+
+def parse_mix(words: str, name: str) -> dict[str, int]:
+    """Guests by workload from idle=5,random_fill=10. Raises MixError, which calls the text ``name``."""
+    mix: dict[str, int] = {}
+    for part in words.split(","):
+        match = _PART.fullmatch(part.strip())
+        if match is None or match[1] in mix or int(match[2]) < 1:
+            raise MixError(
+                f"{name} is {words!r}: allowed is each workload once with its number of guests from 1, such "
+                "as idle=5,random_fill=10."
+            )
+        mix[match[1]] = int(match[2])
+    return mix
+
+
+def mix_text(mix: Mapping[str, int]) -> str:
+    """The name of a load: the workload alone, or idle=5,random_fill=10 in the order of the alphabet."""
+    if len(mix) == 1:
+        return next(iter(mix))
+    return ",".join(f"{workload}={mix[workload]}" for workload in sorted(mix))
+
+
+def guest_workloads(load: str, guests: Iterable[str]) -> dict[str, str]:
+    """Workload of each guest of a load: a mix's by the alphabet, over the guests in the order of their names.
+
+    Raises MixError when the guests are not as many as the mix has.
+    """
+    names = sorted(guests)
+    if "=" not in load:
+        return dict.fromkeys(names, load)
+    mix = parse_mix(load, "workload")
+    if sum(mix.values()) != len(names):
+        raise MixError(f"workload {load} has {sum(mix.values())} guests: {len(names)} are given.")
+    workloads = [workload for workload in sorted(mix) for _guest in range(mix[workload])]
+    return dict(zip(names, workloads, strict=True))
+
+
+def label(focus: int, workload: str) -> str:
+    """What a cell is called where its workload need not be said: focus 2, or the whole mix."""
+    return f"mix: {workload}" if focus == MIX else f"focus {focus}"
+
+
+def title(focus: int, workload: str) -> str:
+    """What a cell is called: focus 2, constant fill, or the whole mix."""
+    name = label(focus, workload)
+    return name if focus == MIX else f"{name}, {workload.replace('_', ' ')}"

@@ -1,0 +1,44 @@
+"""A mix of guests: one parser, one name, and who does what."""
+
+import pytest
+
+from analysis.mix import MixError, guest_workloads, label, mix_text, parse_mix, title
+
+
+def test_a_mix_is_read_and_named_by_the_alphabet() -> None:
+    mix = parse_mix("random_fill=2, idle=1", "mix")
+    assert mix == {"random_fill": 2, "idle": 1}
+    assert mix_text(mix) == "idle=1,random_fill=2"
+
+
+@pytest.mark.parametrize(
+    "words", ["", "idle", "idle=0", "idle=-1", "idle=1,idle=2", "idle=1,", "Idle=1", "idle=1.5"]
+)
+def test_what_is_no_mix_is_one_sentence_with_the_callers_name(words: str) -> None:
+    with pytest.raises(MixError, match=r"^--mix is '.*': allowed is each workload once .*\.$"):
+        parse_mix(words, "--mix")
+
+
+def test_guests_take_the_workloads_by_the_alphabet_in_the_order_of_their_names() -> None:
+    guests = ["guest03", "guest01", "guest10", "guest02"]
+    assert guest_workloads("random_fill=1,constant_fill=2,idle=1", guests) == {
+        "guest01": "constant_fill",
+        "guest02": "constant_fill",
+        "guest03": "idle",
+        "guest10": "random_fill",
+    }
+    assert guest_workloads("idle", guests) == dict.fromkeys(sorted(guests), "idle")
+
+
+@pytest.mark.parametrize("guests", [[], ["a"], ["a", "b", "c", "d"]])
+def test_guests_that_are_not_those_of_the_mix_are_refused(guests: list[str]) -> None:
+    with pytest.raises(
+        MixError, match=rf"^workload idle=1,random_fill=2 has 3 guests: {len(guests)} are given"
+    ):
+        guest_workloads("idle=1,random_fill=2", guests)
+
+
+def test_a_cell_is_called_by_its_focus_or_its_mix() -> None:
+    assert (label(2, "constant_fill"), title(2, "constant_fill")) == ("focus 2", "focus 2, constant fill")
+    mix = "mix: constant_fill=5,idle=5"
+    assert label(0, "constant_fill=5,idle=5") == title(0, "constant_fill=5,idle=5") == mix
