@@ -195,6 +195,15 @@ def test_start_and_verify_get_over_a_holder_that_was_killed(guest: Guest) -> Non
     assert guest.start("constant")["filled_bytes"] == SIZE
 
 
+def test_a_client_that_leaves_before_its_answer_does_not_take_the_memory_with_it(guest: Guest) -> None:
+    digest = guest.start("random")["digest"]
+    for request in (b"", b"verify", b"nonsense"):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(guest.socket))
+            client.sendall(request)
+    assert guest.answer("verify")["digest"] == digest
+
+
 def test_nothing_can_be_held_too(guest: Guest) -> None:
     report = guest.start(size=0)
     assert report["filled_bytes"] == 0 and report["digest"] == ""

@@ -21,6 +21,7 @@ TESTBED_WORKLOAD_SOCKET names another socket than /run/testbed-workload.sock, fo
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -144,9 +145,35 @@ class Holder:
             outer.update(zlib.crc32(view[start:start + CHUNK_BYTES]).to_bytes(4, "little"))
         return f"crc32-sha256:{outer.hexdigest()}"
 
+    def verify(self) -> dict[str, Any]:
+        return {"filled_bytes": self.size, "digest": self.digest()}
+
+    def stop(self) -> dict[str, Any]:
+        os.unlink(SOCKET_PATH)
+        return {"stopped": True}
+
+
+# What the holder can be asked: the first word of a request; the words that follow are the arguments.
+ANSWERS: dict[str, Callable[..., dict[str, Any]]] = {"verify": Holder.verify, "stop": Holder.stop}
+
+
+def serve_one(client: socket.socket, holder: Holder) -> str:
+    """Answer the one request of a client; return its command, empty where none came."""
+    request = client.recv(64).decode("ascii", "replace").split()
+    if not request or request[0] not in ANSWERS:
+        return ""
+    command, *arguments = request
+    try:
+        answer = ANSWERS[command](holder, *arguments)
+    except (WorkloadError, MemoryError) as error:
+        answer = {"error": str(error) or f"no memory is left for {command}"}
+    with contextlib.suppress(OSError):  # the client left before its answer: the memory is held on
+        client.sendall(json.dumps(answer).encode())
+    return command
+
 
 def serve(spec: dict[str, Any], report: int) -> None:
-    """Fill, tell `report` (a file descriptor) how it went, then answer verify and stop on the socket."""
+    """Fill, tell `report` (a file descriptor) how it went, then answer on the socket until stop."""
     try:
         began = time.monotonic()
         holder = Holder(spec)
@@ -169,30 +196,27 @@ def serve(spec: dict[str, Any], report: int) -> None:
     while True:
         client, _ = server.accept()
         with client:
-            command = client.recv(16)
-            if command == b"verify":
-                client.sendall(json.dumps({"filled_bytes": holder.size, "digest": holder.digest()}).encode())
-            elif command == b"stop":
-                os.unlink(SOCKET_PATH)
-                client.sendall(b'{"stopped": true}')
+            if serve_one(client, holder) == "stop":
                 # The client reads until the kernel closes the socket, which comes after freeing the memory.
                 os._exit(0)
 
 
-def ask(command: str) -> dict[str, Any]:
-    """Send one command to the holder of the memory and return its answer."""
+def ask(*request: str) -> dict[str, Any]:
+    """Send one request to the holder of the memory and wait for its answer, however long that takes."""
     with socket.socket(socket.AF_UNIX) as client:
         try:
             client.connect(SOCKET_PATH)
         except OSError as error:
             raise WorkloadError(f"no workload is running in this guest ({error.strerror})") from None
-        client.sendall(command.encode())
+        client.sendall(" ".join(request).encode())
         answer = b""
         while part := client.recv(65536):
             answer += part
     if not answer:
         raise WorkloadError("the workload ended while it was asked")
     content: dict[str, Any] = json.loads(answer)
+    if "error" in content:
+        raise WorkloadError(content["error"])
     return content
 
 
