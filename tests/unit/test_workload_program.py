@@ -93,6 +93,11 @@ class Guest:
                     found += [first + match.start() for match in re.finditer(re.escape(block), content)]
         return found
 
+    def read(self, address: int, size: int) -> bytes:
+        with Path(f"/proc/{self.pid}/mem").open("rb") as memory:
+            memory.seek(address)
+            return memory.read(size)
+
     def overwrite(self, address: int, value: bytes) -> None:
         with Path(f"/proc/{self.pid}/mem").open("r+b", buffering=0) as memory:
             memory.seek(address)
@@ -262,7 +267,7 @@ def test_a_spec_that_cannot_be_filled_is_refused_in_one_sentence(guest: Guest, s
 @pytest.mark.parametrize("arguments", [[], ["start"], ["begin"], ["verify", "now"], ["probe"]])
 def test_a_wrong_call_says_how_to_call_it(guest: Guest, arguments: list[str]) -> None:
     assert guest.refusal(*arguments) == (
-        "usage: testbed-workload barrier | start SPEC | verify | probe SECONDS | stop"
+        "usage: testbed-workload barrier | start SPEC | verify | probe SECONDS | diverge | stop"
     )
 
 
@@ -359,7 +364,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Scripted]:
 def test_a_probe_by_a_scripted_clock(scripted: tuple[Any, Scripted]) -> None:
     holder, memory = scripted
     seen = holder.probe("6")
-    # By hand: a write of 2 us, each 50th of 90 us; 500 ns a page touched; 1 ms a CRC-32; no 5 us of the clock.
+    # By hand: a write of 2 us, each 50th of 90 us; 500 ns a page touched; 1 ms a CRC-32; no clock.
     assert seen["write_latency_p50_us"] == 2
     assert seen["write_latency_p99_us"] == 90
     assert seen["touch_mib_per_second"] == pytest.approx(PAGE / MIB / 500e-9, rel=1e-6)
@@ -407,6 +412,68 @@ def test_a_probe_whose_writes_are_slow_ends_in_time_with_fewer_pages(
     assert seen["cpu_iterations_per_second"] == pytest.approx(1000, rel=1e-6)
     assert len(memory.touched) < 16 * MIB // PAGE / 4
     assert 6e9 <= memory.now < 10e9
+
+
+def pages_of(content: bytes) -> list[bytes]:
+    return [content[at : at + PAGE] for at in range(0, len(content), PAGE)]
+
+
+def test_after_diverging_no_two_pages_of_any_guest_are_equal(tmp_path: Path) -> None:
+    held = b"\xa5" * 3 * MIB + b"".join(stream("shared", number) for number in (3, 4, 5))
+    before, found = pages_of(held), []
+    assert len(set(before)) == 1 + 3 * MIB // PAGE  # many can be merged, so that what follows says something
+    for name in ("guest01", "guest02"):
+        (tmp_path / name).mkdir()
+        one = Guest(tmp_path / name)
+        try:
+            one.start(("constant", 50), ("shared", 50), size=6 * MIB, seed=f"run:{name}")
+            (address,) = one.find(held)
+            seen = one.answer("diverge")
+            content = one.read(address, len(held))
+        finally:
+            one.answer("stop")
+        after = pages_of(content)
+        assert len(set(after)) == len(after) == len(before)
+        assert [page[16:] for page in after] == [page[16:] for page in before]
+        assert seen["digest"] == digest_of([content[at : at + MIB] for at in range(0, len(held), MIB)])
+        found.append(set(after))
+    assert not found[0] & found[1]
+
+
+def test_diverging_changes_the_digest_which_verify_then_finds_again(guest: Guest) -> None:
+    before = guest.start("random", size=8 * MIB)["digest"]
+    began = time.monotonic()
+    seen = guest.answer("diverge")
+    assert set(seen) == PROBE_FIELDS | {"written_bytes", "seconds", "digest"}
+    assert seen["written_bytes"] == 8 * MIB
+    assert 0 < seen["seconds"] < time.monotonic() - began
+    assert 0 < seen["write_latency_p50_us"] <= seen["write_latency_p99_us"] < seen["seconds"] * 1e6
+    assert seen["touch_mib_per_second"] == pytest.approx(8 / seen["seconds"])
+    assert seen["touch_mib_per_second"] != pytest.approx(8.1 / seen["seconds"])
+    assert seen["cpu_iterations_per_second"] is None
+    assert seen["digest"] != before
+    assert guest.answer("verify") == {"filled_bytes": 8 * MIB, "digest": seen["digest"]}
+    guest.answer("probe", "1")
+    assert guest.answer("verify")["digest"] == seen["digest"]
+
+
+def test_what_is_not_held_cannot_diverge(guest: Guest) -> None:
+    guest.start(size=0)
+    assert guest.refusal("diverge") == "this guest holds no memory that could diverge"
+    assert guest.answer("verify") == {"filled_bytes": 0, "digest": ""}
+
+
+@pytest.mark.parametrize("page", [4 << 10, 16 << 10, 64 << 10])
+def test_each_page_is_stamped_whatever_the_page_size(monkeypatch: pytest.MonkeyPatch, page: int) -> None:
+    holder = program.Holder({"bytes": 0, "seed": "run:guest01", "segments": []})
+    holder.size, holder.memory = 2 * MIB, bytearray(2 * MIB)
+    monkeypatch.setattr(program, "PAGE_BYTES", page)
+    holder.diverge()
+    expected = bytearray(2 * MIB)
+    for number in range(2 * MIB // page):
+        mark = hashlib.sha256(b"run:guest01").digest()[:8]
+        expected[number * page : number * page + 16] = mark + number.to_bytes(8, sys.byteorder)
+    assert holder.memory == expected
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ Runs inside the guest, standard library only (an official cloud image has no mor
     testbed-workload start SPEC              fill, lock, digest; return when all is in place
     testbed-workload verify                  digest the same memory again
     testbed-workload probe SECONDS           measure what a guest's work costs, on the memory held
+    testbed-workload diverge                 make each page held differ from every other, as fast as it goes
     testbed-workload stop                    give the memory back
 
 SPEC is one JSON object:
@@ -23,6 +24,11 @@ SECONDS is a number from 1 to 600, what the whole probe takes. It answers
 A probe writes to at most 16 MiB of the memory held, once to each page, and only the byte that is there:
 the content stays, a page that was merged gets a copy of its own, and KSM can merge it again.
 
+diverge writes 16 bytes into each page, as large as this guest's are: a mark of the seed, so that two guests
+differ, and the page's number. It answers written_bytes (pages x page size), seconds, the latencies as above
+(of each 16th page), touch_mib_per_second (memory made different), cpu_iterations_per_second (null: none is
+done) and the new digest, which a later verify finds again.
+
 Each command prints one JSON object on standard output. An error is one sentence on standard error and exit
 code 1.
 TESTBED_WORKLOAD_SOCKET names another socket than /run/testbed-workload.sock, for tests.
@@ -38,6 +44,7 @@ import mmap
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -50,7 +57,7 @@ if TYPE_CHECKING:  # an import of typing costs CPU time in every emulated guest
 
 CHUNK_BYTES = 1 << 20
 PAGE_BYTES = mmap.PAGESIZE
-USAGE = "usage: testbed-workload barrier | start SPEC | verify | probe SECONDS | stop"
+USAGE = "usage: testbed-workload barrier | start SPEC | verify | probe SECONDS | diverge | stop"
 SOCKET_PATH = os.environ.get("TESTBED_WORKLOAD_SOCKET", "/run/testbed-workload.sock")
 CONSTANT_BYTE = b"\xa5"
 CONTENTS = ("zero", "constant", "random", "shared")
@@ -59,6 +66,7 @@ PROBE_BYTES = 16 << 20
 PROBE_LEAST_PAGES = 512  # 128 latencies, so that the 99th percentile is not the greatest of them
 PROBE_ROUNDS = 16
 CPU_BLOCK_BYTES = 64 << 10
+DIVERGE_GROUP = 16  # pages of which the first is timed by itself; divides the pages of 1 MiB
 
 
 class WorkloadError(Exception):
@@ -167,6 +175,11 @@ def probe_pages(held: int, number: int) -> range:
     return range(number % stride, held, stride)
 
 
+def seed_mark(seed: str) -> int:
+    """Return the 8 bytes, as a number, that tell this guest's pages from those of every other guest."""
+    return int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], sys.byteorder)
+
+
 class Holder:
     """The memory held: filled chunk by chunk, locked, with one CRC-32 a chunk folded into a digest."""
 
@@ -257,6 +270,38 @@ class Holder:
             "cpu_iterations_per_second": iterations / (cpu_ns / 1e9),
         }
 
+    def diverge(self) -> dict[str, Any]:
+        """Write a distinct stamp into each page: the copy-on-write storm of a guest whose pages were merged.
+
+        One write of each DIVERGE_GROUP is timed by itself; the others go as one strided write, since in an
+        emulated guest the interpreter would slow the storm down.
+        """
+        memory = self.memory
+        if memory is None:
+            raise WorkloadError("this guest holds no memory that could diverge")
+        clock, pack, step, mark = time.perf_counter_ns, struct.pack, PAGE_BYTES // 8, seed_mark(self.seed)
+        others = f"{DIVERGE_GROUP - 1}Q"
+        marks = memoryview(pack(others, *[mark] * (DIVERGE_GROUP - 1))).cast("Q")
+        cost = clock_cost(clock)
+        took: list[int] = []
+        with memoryview(memory).cast("Q") as words:
+            began = clock()
+            for page in range(0, self.size // PAGE_BYTES, DIVERGE_GROUP):
+                at, stamp = page * PAGE_BYTES, pack("QQ", mark, page)
+                start = clock()
+                memory[at:at + 16] = stamp
+                took.append(clock() - start)
+                first, end = (page + 1) * step, (page + DIVERGE_GROUP) * step
+                numbers = pack(others, *range(page + 1, page + DIVERGE_GROUP))
+                words[first:end:step] = marks
+                words[first + 1:end + 1:step] = memoryview(numbers).cast("Q")
+            seconds = (clock() - began) / 1e9
+        return {
+            "written_bytes": self.size, "seconds": seconds, **latencies(took, cost),
+            "touch_mib_per_second": self.size / (1 << 20) / seconds, "cpu_iterations_per_second": None,
+            "digest": self.digest(),
+        }
+
     def stop(self) -> dict[str, Any]:
         os.unlink(SOCKET_PATH)
         return {"stopped": True}
@@ -264,7 +309,7 @@ class Holder:
 
 # What the holder can be asked: the first word of a request; the words that follow are the arguments.
 ANSWERS: dict[str, Callable[..., dict[str, Any]]] = {
-    "verify": Holder.verify, "probe": Holder.probe, "stop": Holder.stop,
+    "verify": Holder.verify, "probe": Holder.probe, "diverge": Holder.diverge, "stop": Holder.stop,
 }
 
 
@@ -389,7 +434,7 @@ def main(arguments: list[str]) -> int:
             answer = start(checked(arguments[1]))
         elif len(arguments) == 2 and arguments[0] == "probe":
             answer = ask("probe", checked_seconds(arguments[1]))
-        elif arguments in (["verify"], ["stop"]):
+        elif arguments in (["verify"], ["diverge"], ["stop"]):
             answer = ask(arguments[0])
         else:
             raise WorkloadError(USAGE)
