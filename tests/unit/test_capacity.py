@@ -100,6 +100,26 @@ def test_a_divergence_with_one_fault_is_refused(change: Callable[[dict[str, Any]
     assert breach(content, "capacity") is not None
 
 
+def test_guests_that_diverge_do_no_cpu_work_and_those_that_are_probed_do() -> None:
+    def fits(*keys: str, value: float | None, of: Callable[[], dict[str, Any]]) -> bool:
+        content = of()
+        put("observed", *keys, value=value)(content)
+        return breach(content, "capacity") is None
+
+    def diverging() -> dict[str, Any]:
+        return divergence_record([9.0, 8.0, 7.0], [1.0, 2.0, 3.0])
+
+    during = ("probes_during", "guest01")
+    assert fits(*during, "cpu_iterations_per_second", value=None, of=diverging)
+    assert fits(*during, value=None, of=diverging)
+    assert not fits(*during, "cpu_iterations_per_second", value=-1, of=diverging)
+    for name in ("write_latency_p50_us", "write_latency_p99_us", "touch_mib_per_second", "digest"):
+        assert not fits(*during, name, value=None, of=diverging)
+    for probes, of in (("probes_before", diverging), ("probes", capacity_record)):
+        assert not fits(probes, "guest01", "cpu_iterations_per_second", value=None, of=of)
+        assert fits(probes, "guest01", "cpu_iterations_per_second", value=7, of=of)
+
+
 def test_the_actual_limit_is_the_last_step_without_a_stop(results: Path) -> None:
     run = load(results, both_arms())
     off, on = actual_limit(run.arms["off"]), actual_limit(run.arms["on"])

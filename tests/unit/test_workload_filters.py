@@ -9,6 +9,8 @@ import pytest
 from ansible.errors import AnsibleFilterError
 from role_modules import load
 
+from analysis.capacity import PROBES
+
 workload = load("roles/workload/filter_plugins/workload.py")
 MIB = 1 << 20
 GUESTS = ["guest01", "guest02"]
@@ -99,3 +101,79 @@ def test_an_idle_guest_has_neither() -> None:
     assert workload.workload_reports(hosts, GUESTS) == {}
     assert workload.workload_verdicts(hosts, GUESTS) == {}
     assert workload.workload_verdicts({name: {} for name in GUESTS}, GUESTS) == {}
+
+
+PROBE = {
+    "write_latency_p50_us": 1.5,
+    "write_latency_p99_us": 20.0,
+    "touch_mib_per_second": 700.0,
+    "cpu_iterations_per_second": 900.0,
+}
+DIVERGENCE = {
+    **PROBE,
+    "cpu_iterations_per_second": None,
+    "written_bytes": MIB,
+    "seconds": 0.5,
+    "digest": "d2",
+}
+SILENCES: list[dict[str, Any]] = [
+    {"unreachable": True, "msg": "Connection timed out", "changed": False},
+    {"failed": True, "rc": 1, "stdout": "", "stderr": "testbed-workload: a probe needs ..."},
+    # With a terminal, as over ssh, the error comes on standard output.
+    {"failed": True, "rc": 1, "stdout": "testbed-workload: a probe needs ...", "stderr": ""},
+    {"skipped": True},
+    {},
+]
+
+
+@pytest.mark.parametrize("silence", SILENCES)
+def test_a_guest_that_gave_no_answer_is_null_beside_one_that_did(silence: dict[str, Any]) -> None:
+    hosts = {
+        "guest01": {
+            "workload_probe": {"stdout": json.dumps(PROBE)},
+            "workload_diverge": {"stdout": json.dumps(DIVERGENCE)},
+        },
+        "guest02": {"workload_probe": silence, "workload_diverge": silence},
+    }
+    assert workload.workload_probes(hosts, GUESTS) == {"guest01": PROBE, "guest02": None}
+    assert workload.workload_divergences(hosts, GUESTS) == {"guest01": DIVERGENCE, "guest02": None}
+    hosts["guest02"] = {}
+    assert workload.workload_probes(hosts, GUESTS)["guest02"] is None
+    assert workload.workload_divergences(hosts, GUESTS)["guest02"] is None
+
+
+def test_a_divergence_has_the_measures_of_a_probe() -> None:
+    hosts = {"guest01": {"workload_diverge": {"stdout": json.dumps(DIVERGENCE)}}}
+    assert workload.workload_probes(hosts, ["guest01"], "workload_diverge") == {
+        "guest01": {**PROBE, "cpu_iterations_per_second": None}
+    }
+
+
+def test_a_probe_that_is_no_json_is_no_silence() -> None:
+    hosts = {"guest01": {"workload_probe": {"rc": 0, "stdout": "Segmentation fault"}}}
+    with pytest.raises(AnsibleFilterError, match="guest01 answered 'Segmentation fault' to workload_probe"):
+        workload.workload_probes(hosts, ["guest01"])
+
+
+def test_the_verdict_on_a_guest_that_diverged_is_since_then() -> None:
+    hosts = {
+        "guest01": {
+            "workload_start": report("d1"),
+            "workload_diverge": {"stdout": json.dumps(DIVERGENCE)},
+            "workload_verify": report("d2"),
+        },
+        "guest02": {
+            "workload_start": report("d1"),
+            "workload_diverge": {"failed": True, "stdout": "no"},
+            "workload_verify": report("d1"),
+        },
+    }
+    assert workload.workload_verdicts(hosts, ["guest01"])["guest01"]["intact"] is False
+    since = workload.workload_verdicts(hosts, GUESTS, "workload_diverge")
+    assert since == {
+        "guest01": {"filled_bytes": MIB, "digest_before": "d2", "digest_after": "d2", "intact": True}
+    }
+
+
+def test_the_measures_are_those_of_the_analysis() -> None:
+    assert workload.PROBES == PROBES

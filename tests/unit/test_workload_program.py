@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import mmap
 import os
 import re
 import socket
@@ -17,11 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from role_modules import ROOT
+from role_modules import ROOT, load
+
+from analysis.capacity import PROBES
 
 PROGRAM = ROOT / "roles/workload/files/testbed_workload.py"
 MIB = 1 << 20
 SIZE = 3 * MIB
+PAGE = mmap.PAGESIZE
+PROBE_FIELDS = {
+    "write_latency_p50_us",
+    "write_latency_p99_us",
+    "touch_mib_per_second",
+    "cpu_iterations_per_second",
+}
+
+program = load("roles/workload/files/testbed_workload.py")
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="locks memory, which needs root as in a guest")
 
@@ -79,6 +92,11 @@ class Guest:
                     content = memory.read(last - first)
                     found += [first + match.start() for match in re.finditer(re.escape(block), content)]
         return found
+
+    def read(self, address: int, size: int) -> bytes:
+        with Path(f"/proc/{self.pid}/mem").open("rb") as memory:
+            memory.seek(address)
+            return memory.read(size)
 
     def overwrite(self, address: int, value: bytes) -> None:
         with Path(f"/proc/{self.pid}/mem").open("r+b", buffering=0) as memory:
@@ -195,6 +213,15 @@ def test_start_and_verify_get_over_a_holder_that_was_killed(guest: Guest) -> Non
     assert guest.start("constant")["filled_bytes"] == SIZE
 
 
+def test_a_client_that_leaves_before_its_answer_does_not_take_the_memory_with_it(guest: Guest) -> None:
+    digest = guest.start("random")["digest"]
+    for request in (b"", b"verify", b"nonsense"):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(guest.socket))
+            client.sendall(request)
+    assert guest.answer("verify")["digest"] == digest
+
+
 def test_nothing_can_be_held_too(guest: Guest) -> None:
     report = guest.start(size=0)
     assert report["filled_bytes"] == 0 and report["digest"] == ""
@@ -237,12 +264,230 @@ def test_a_spec_that_cannot_be_filled_is_refused_in_one_sentence(guest: Guest, s
     assert not guest.socket.exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["start"], ["begin"], ["verify", "now"]])
+@pytest.mark.parametrize("arguments", [[], ["start"], ["begin"], ["verify", "now"], ["probe"]])
 def test_a_wrong_call_says_how_to_call_it(guest: Guest, arguments: list[str]) -> None:
-    assert guest.refusal(*arguments) == "usage: testbed-workload barrier | start SPEC | verify | stop"
+    assert guest.refusal(*arguments) == (
+        "usage: testbed-workload barrier | start SPEC | verify | probe SECONDS | diverge | stop"
+    )
 
 
 def test_a_refused_spec_leaves_the_running_workload_alone(guest: Guest) -> None:
     digest = guest.start("random")["digest"]
     guest.refusal("start", "{}")
     assert guest.answer("verify")["digest"] == digest
+
+
+def test_a_probe_answers_what_the_schema_names_and_leaves_the_content_intact(guest: Guest) -> None:
+    digest = guest.start(("constant", 50), ("random", 50), size=32 * MIB)["digest"]
+    assert set(PROBES) == PROBE_FIELDS
+    for _ in range(3):  # all phases of the stride
+        seen = guest.answer("probe", "1")
+        assert set(seen) == PROBE_FIELDS
+        assert 0 < seen["write_latency_p50_us"] <= seen["write_latency_p99_us"] < 1e6
+        assert seen["touch_mib_per_second"] > 0
+        assert seen["cpu_iterations_per_second"] > 0
+    assert guest.answer("verify")["digest"] == digest
+
+
+@pytest.mark.parametrize("seconds", [1.0, 2.5])
+def test_a_probe_takes_the_time_that_it_is_given(guest: Guest, seconds: float) -> None:
+    guest.start("random", size=16 * MIB)
+    began = time.monotonic()
+    guest.answer("probe", str(seconds))
+    assert seconds <= time.monotonic() - began < seconds + 1
+
+
+def test_a_probe_outlives_its_client(guest: Guest) -> None:
+    digest = guest.start("random")["digest"]
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(guest.socket))
+        client.sendall(b"probe 1")
+    assert guest.answer("verify")["digest"] == digest
+
+
+def test_a_guest_that_holds_too_little_is_not_probed(guest: Guest) -> None:
+    least = program.PROBE_LEAST_PAGES * PAGE
+    guest.start(size=0)
+    assert guest.refusal("probe", "1") == (
+        f"a probe needs at least {least} bytes of memory held, and this guest holds 0"
+    )
+    guest.start("random", size=least - MIB)
+    assert guest.refusal("probe", "1").endswith(f"this guest holds {least - MIB}")
+    guest.start("random", size=least)
+    assert set(guest.answer("probe", "1")) == PROBE_FIELDS
+
+
+@pytest.mark.parametrize("seconds", ["0", "0.99", "601", "-5", "nan", "inf", "six", ""])
+def test_the_seconds_of_a_probe_are_a_number_from_1_to_600(guest: Guest, seconds: str) -> None:
+    assert guest.refusal("probe", seconds) == f"SECONDS is {seconds!r}, and must be a number from 1 to 600"
+
+
+class Scripted(bytearray):
+    """Held memory that says which pages were written how, and lets a scripted clock go on as it is."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.now = 0
+        self.single: list[int] = []
+        self.touched: list[int] = []
+
+    def clock(self) -> int:
+        self.now += 5000
+        return self.now
+
+    def crc32(self, block: bytes) -> int:
+        assert len(block) == 64 << 10
+        self.now += 10**6 - 5000  # with the reading of the clock that follows, one millisecond
+        return 0
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        assert self[key] == value, "a probe may write only what is there"
+        if isinstance(key, slice):
+            pages = [at // PAGE for at in range(*key.indices(len(self)))]
+            self.touched += pages
+            self.now += 500 * len(pages)
+        else:
+            self.single.append(key // PAGE)
+            self.now += 90_000 if len(self.single) % 50 == 0 else 2000  # 2 % are slow
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Scripted]:
+    memory = Scripted(40 * MIB)
+    holder = program.Holder({"bytes": 0, "seed": "run:guest01", "segments": []})
+    holder.size, holder.memory = len(memory), memory
+    monkeypatch.setattr(program.time, "perf_counter_ns", memory.clock)
+    monkeypatch.setattr(program.zlib, "crc32", memory.crc32)
+    return holder, memory
+
+
+def test_a_probe_by_a_scripted_clock(scripted: tuple[Any, Scripted]) -> None:
+    holder, memory = scripted
+    seen = holder.probe("6")
+    # By hand: a write of 2 us, each 50th of 90 us; 500 ns a page touched; 1 ms a CRC-32; no clock.
+    assert seen["write_latency_p50_us"] == 2
+    assert seen["write_latency_p99_us"] == 90
+    assert seen["touch_mib_per_second"] == pytest.approx(PAGE / MIB / 500e-9, rel=1e-6)
+    with_the_clock = 500e-9 + program.PROBE_ROUNDS * 5e-6 / len(memory.touched)
+    assert seen["touch_mib_per_second"] != pytest.approx(PAGE / MIB / with_the_clock, rel=1e-2)
+    assert seen["cpu_iterations_per_second"] == pytest.approx(1000, rel=1e-6)
+    assert 6e9 <= memory.now < 6.01e9
+
+
+def test_a_probe_writes_once_to_each_of_its_pages_which_are_spread_and_the_next_probe_to_others(
+    scripted: tuple[Any, Scripted],
+) -> None:
+    holder, memory = scripted
+    held, written = len(memory) // PAGE, []
+    for _ in range(3):
+        holder.probe("1")
+        pages = sorted(memory.single + memory.touched)
+        assert len(set(pages)) == len(pages)
+        assert len(pages) * PAGE <= 16 * MIB
+        assert {after - before for before, after in itertools.pairwise(pages)} == {3}  # 40 MiB, 16 a probe
+        assert pages[0] < 3 and pages[-1] >= held - 3
+        assert len(memory.single) == pytest.approx(len(pages) / 4, abs=16)
+        written.append(set(pages))
+        memory.single, memory.touched = [], []
+    assert set.union(*written) == set(range(held))
+    assert sum(map(len, written)) == held
+    holder.probe("1")
+    assert set(memory.single + memory.touched) == written[0]
+
+
+def test_a_probe_whose_writes_are_slow_ends_in_time_with_fewer_pages(
+    scripted: tuple[Any, Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder, memory = scripted
+    slow = Scripted.__setitem__
+
+    def swapped(self: Scripted, key: Any, value: Any) -> None:
+        slow(self, key, value)
+        self.now += 10**7 * (len(range(*key.indices(len(self)))) if isinstance(key, slice) else 1)
+
+    monkeypatch.setattr(Scripted, "__setitem__", swapped)
+    seen = holder.probe("6")
+    assert seen["write_latency_p50_us"] == 10_002
+    assert seen["touch_mib_per_second"] == pytest.approx(PAGE / MIB / 10.0005e-3, rel=1e-6)
+    assert seen["cpu_iterations_per_second"] == pytest.approx(1000, rel=1e-6)
+    assert len(memory.touched) < 16 * MIB // PAGE / 4
+    assert 6e9 <= memory.now < 10e9
+
+
+def pages_of(content: bytes) -> list[bytes]:
+    return [content[at : at + PAGE] for at in range(0, len(content), PAGE)]
+
+
+def test_after_diverging_no_two_pages_of_any_guest_are_equal(tmp_path: Path) -> None:
+    held = b"\xa5" * 3 * MIB + b"".join(stream("shared", number) for number in (3, 4, 5))
+    before, found = pages_of(held), []
+    assert len(set(before)) == 1 + 3 * MIB // PAGE  # many can be merged, so that what follows says something
+    for name in ("guest01", "guest02"):
+        (tmp_path / name).mkdir()
+        one = Guest(tmp_path / name)
+        try:
+            one.start(("constant", 50), ("shared", 50), size=6 * MIB, seed=f"run:{name}")
+            (address,) = one.find(held)
+            seen = one.answer("diverge")
+            content = one.read(address, len(held))
+        finally:
+            one.answer("stop")
+        after = pages_of(content)
+        assert len(set(after)) == len(after) == len(before)
+        assert [page[16:] for page in after] == [page[16:] for page in before]
+        assert seen["digest"] == digest_of([content[at : at + MIB] for at in range(0, len(held), MIB)])
+        found.append(set(after))
+    assert not found[0] & found[1]
+
+
+def test_diverging_changes_the_digest_which_verify_then_finds_again(guest: Guest) -> None:
+    before = guest.start("random", size=8 * MIB)["digest"]
+    began = time.monotonic()
+    seen = guest.answer("diverge")
+    assert set(seen) == PROBE_FIELDS | {"written_bytes", "seconds", "digest"}
+    assert seen["written_bytes"] == 8 * MIB
+    assert 0 < seen["seconds"] < time.monotonic() - began
+    assert 0 < seen["write_latency_p50_us"] <= seen["write_latency_p99_us"] < seen["seconds"] * 1e6
+    assert seen["touch_mib_per_second"] == pytest.approx(8 / seen["seconds"])
+    assert seen["touch_mib_per_second"] != pytest.approx(8.1 / seen["seconds"])
+    assert seen["cpu_iterations_per_second"] is None
+    assert seen["digest"] != before
+    assert guest.answer("verify") == {"filled_bytes": 8 * MIB, "digest": seen["digest"]}
+    guest.answer("probe", "1")
+    assert guest.answer("verify")["digest"] == seen["digest"]
+
+
+def test_what_is_not_held_cannot_diverge(guest: Guest) -> None:
+    guest.start(size=0)
+    assert guest.refusal("diverge") == "this guest holds no memory that could diverge"
+    assert guest.answer("verify") == {"filled_bytes": 0, "digest": ""}
+
+
+@pytest.mark.parametrize("page", [4 << 10, 16 << 10, 64 << 10])
+def test_each_page_is_stamped_whatever_the_page_size(monkeypatch: pytest.MonkeyPatch, page: int) -> None:
+    holder = program.Holder({"bytes": 0, "seed": "run:guest01", "segments": []})
+    holder.size, holder.memory = 2 * MIB, bytearray(2 * MIB)
+    monkeypatch.setattr(program, "PAGE_BYTES", page)
+    holder.diverge()
+    expected = bytearray(2 * MIB)
+    for number in range(2 * MIB // page):
+        mark = hashlib.sha256(b"run:guest01").digest()[:8]
+        expected[number * page : number * page + 16] = mark + number.to_bytes(8, sys.byteorder)
+    assert holder.memory == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "percent", "expected"),
+    [
+        ([15, 20, 35, 40, 50], 30, 20),  # the textbook's example of the nearest rank
+        ([15, 20, 35, 40, 50], 40, 20),
+        ([50, 40, 35, 20, 15], 50, 35),
+        ([15, 20, 35, 40, 50], 99, 50),
+        ([3, 6, 7, 8, 8, 10, 13, 15, 16, 20], 50, 8),
+        (list(range(1, 101)), 99, 99),
+        (list(range(1, 102)), 99, 100),
+        ([7], 50, 7),
+    ],
+)
+def test_percentiles_are_by_nearest_rank(values: list[int], percent: int, expected: int) -> None:
+    assert program.percentile(values, percent) == expected

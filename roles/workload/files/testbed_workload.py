@@ -6,6 +6,8 @@ Runs inside the guest, standard library only (an official cloud image has no mor
     testbed-workload barrier                 wait for the end of the boot; print the memory available
     testbed-workload start SPEC              fill, lock, digest; return when all is in place
     testbed-workload verify                  digest the same memory again
+    testbed-workload probe SECONDS           measure what a guest's work costs, on the memory held
+    testbed-workload diverge                 make each page held differ from every other, as fast as it goes
     testbed-workload stop                    give the memory back
 
 SPEC is one JSON object:
@@ -14,6 +16,19 @@ SPEC is one JSON object:
     segments  [{"content": "zero" | "constant" | "random" | "shared", "percent": 1..100}, ...], in order,
               100 in all; empty when bytes is 0
 
+SECONDS is a number from 1 to 600, what the whole probe takes. It answers
+    write_latency_p50_us, write_latency_p99_us  one write to one page; the clock's own cost is subtracted, the
+                                                interpreter's is not
+    touch_mib_per_second                        one pass over distinct pages, writing a byte in each
+    cpu_iterations_per_second                   CRC-32s of 64 KiB
+A probe writes to at most 16 MiB of the memory held, once to each page, and only the byte that is there:
+the content stays, a page that was merged gets a copy of its own, and KSM can merge it again.
+
+diverge writes 16 bytes into each page, as large as this guest's are: a mark of the seed, so that two guests
+differ, and the page's number. It answers written_bytes (pages x page size), seconds, the latencies as above
+(of each 16th page), touch_mib_per_second (memory made different), cpu_iterations_per_second (null: none is
+done) and the new digest, which a later verify finds again.
+
 Each command prints one JSON object on standard output. An error is one sentence on standard error and exit
 code 1.
 TESTBED_WORKLOAD_SOCKET names another socket than /run/testbed-workload.sock, for tests.
@@ -21,6 +36,7 @@ TESTBED_WORKLOAD_SOCKET names another socket than /run/testbed-workload.sock, fo
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -28,6 +44,7 @@ import mmap
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -40,9 +57,16 @@ if TYPE_CHECKING:  # an import of typing costs CPU time in every emulated guest
 
 CHUNK_BYTES = 1 << 20
 PAGE_BYTES = mmap.PAGESIZE
+USAGE = "usage: testbed-workload barrier | start SPEC | verify | probe SECONDS | diverge | stop"
 SOCKET_PATH = os.environ.get("TESTBED_WORKLOAD_SOCKET", "/run/testbed-workload.sock")
 CONSTANT_BYTE = b"\xa5"
 CONTENTS = ("zero", "constant", "random", "shared")
+# What a probe writes to, and so takes from KSM's saving: a quarter for the latency, the rest for the touch.
+PROBE_BYTES = 16 << 20
+PROBE_LEAST_PAGES = 512  # 128 latencies, so that the 99th percentile is not the greatest of them
+PROBE_ROUNDS = 16
+CPU_BLOCK_BYTES = 64 << 10
+DIVERGE_GROUP = 16  # pages of which the first is timed by itself; divides the pages of 1 MiB
 
 
 class WorkloadError(Exception):
@@ -109,6 +133,53 @@ def layout(spec: dict[str, Any]) -> list[tuple[str, int, int]]:
     return parts
 
 
+def checked_seconds(text: str) -> str:
+    """Return SECONDS of a probe, or refuse it in one sentence."""
+    try:
+        fits = 1 <= float(text) <= 600
+    except ValueError:
+        fits = False
+    if not fits:
+        raise WorkloadError(f"SECONDS is {text!r}, and must be a number from 1 to 600")
+    return text.strip()
+
+
+def clock_cost(clock: Callable[[], int]) -> int:
+    """Return the nanoseconds between two readings of the clock, in an emulated guest more than a write's."""
+    costs = []
+    for _ in range(101):
+        began = clock()
+        costs.append(clock() - began)
+    return percentile(costs, 50)
+
+
+def percentile(values: list[int], percent: int) -> int:
+    """Return the percentile by nearest rank: one of the values, none made up."""
+    return sorted(values)[-(-len(values) * percent // 100) - 1]
+
+
+def latencies(took: list[int], cost: int) -> dict[str, float]:
+    """Return the percentiles, in microseconds, of writes timed in nanoseconds by a clock of that cost."""
+    return {f"write_latency_p{percent}_us": max(0, percentile(took, percent) - cost) / 1000
+            for percent in (50, 99)}
+
+
+def probe_pages(held: int, number: int) -> range:
+    """Return the pages of `held` that the probe of this number writes to.
+
+    Every stride-th page, at most PROBE_BYTES in all; the next probe takes their neighbours. So the pages are
+    spread over all segments, and none is written to again until `stride` probes later, when KSM has had the
+    time to merge it.
+    """
+    stride = -(-held * PAGE_BYTES // PROBE_BYTES)
+    return range(number % stride, held, stride)
+
+
+def seed_mark(seed: str) -> int:
+    """Return the 8 bytes, as a number, that tell this guest's pages from those of every other guest."""
+    return int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], sys.byteorder)
+
+
 class Holder:
     """The memory held: filled chunk by chunk, locked, with one CRC-32 a chunk folded into a digest."""
 
@@ -118,6 +189,7 @@ class Holder:
         self.parts = layout(spec)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self.memory = mmap.mmap(-1, self.size, flags=flags) if self.size else None
+        self.probes = 0
 
     def fill(self) -> None:
         if self.memory is None:
@@ -144,9 +216,120 @@ class Holder:
             outer.update(zlib.crc32(view[start:start + CHUNK_BYTES]).to_bytes(4, "little"))
         return f"crc32-sha256:{outer.hexdigest()}"
 
+    def verify(self) -> dict[str, Any]:
+        return {"filled_bytes": self.size, "digest": self.digest()}
+
+    def probe(self, seconds: str) -> dict[str, Any]:
+        """Return the latency of writes, the throughput of touching memory and that of the CPU.
+
+        The three take turns in PROBE_ROUNDS rounds, so that each sees the whole time, not one moment of it.
+        Each page is written once: only the first write pays for the copy of a merged page. What the writes
+        leave of a round is CPU work, a third of the round at least. Writes so slow that the time is over
+        before the rounds are end the probe with fewer pages.
+        """
+        held = self.size // PAGE_BYTES
+        memory = self.memory
+        if memory is None or held < PROBE_LEAST_PAGES:
+            least = PROBE_LEAST_PAGES * PAGE_BYTES
+            raise WorkloadError(f"a probe needs at least {least} bytes of memory held, "
+                                f"and this guest holds {self.size}")
+        pages = probe_pages(held, self.probes)
+        self.probes += 1
+        clock, crc32, block = time.perf_counter_ns, zlib.crc32, bytes(CPU_BLOCK_BYTES)
+        cost = clock_cost(clock)
+        took: list[int] = []
+        touched = touch_ns = iterations = cpu_ns = 0
+        length = int(float(seconds) * 1e9) // PROBE_ROUNDS
+        began = now = clock()
+        for number in range(PROBE_ROUNDS):
+            if now - began >= length * PROBE_ROUNDS:
+                break
+            first, last = (len(pages) * edge // PROBE_ROUNDS for edge in (number, number + 1))
+            middle = first + (last - first) // 4
+            for page in pages[first:middle]:
+                at = page * PAGE_BYTES
+                start = clock()
+                memory[at] = memory[at]  # timed with the reading, which a page swapped out waits for
+                took.append(clock() - start)
+            touch = pages[middle:last]
+            span = slice(touch.start * PAGE_BYTES, touch.stop * PAGE_BYTES, touch.step * PAGE_BYTES)
+            start = clock()
+            memory[span] = memory[span]
+            now = clock()
+            touched += len(touch)
+            touch_ns += max(1, now - start - cost)
+            start, end = now, max(began + length * (number + 1), now + length // 3)
+            while now < end:
+                crc32(block)
+                iterations += 1
+                now = clock()
+            cpu_ns += now - start
+        return {
+            **latencies(took, cost),
+            "touch_mib_per_second": touched * PAGE_BYTES / (1 << 20) / (touch_ns / 1e9),
+            "cpu_iterations_per_second": iterations / (cpu_ns / 1e9),
+        }
+
+    def diverge(self) -> dict[str, Any]:
+        """Write a distinct stamp into each page: the copy-on-write storm of a guest whose pages were merged.
+
+        One write of each DIVERGE_GROUP is timed by itself; the others go as one strided write, since in an
+        emulated guest the interpreter would slow the storm down.
+        """
+        memory = self.memory
+        if memory is None:
+            raise WorkloadError("this guest holds no memory that could diverge")
+        clock, pack, step, mark = time.perf_counter_ns, struct.pack, PAGE_BYTES // 8, seed_mark(self.seed)
+        others = f"{DIVERGE_GROUP - 1}Q"
+        marks = memoryview(pack(others, *[mark] * (DIVERGE_GROUP - 1))).cast("Q")
+        cost = clock_cost(clock)
+        took: list[int] = []
+        with memoryview(memory).cast("Q") as words:
+            began = clock()
+            for page in range(0, self.size // PAGE_BYTES, DIVERGE_GROUP):
+                at, stamp = page * PAGE_BYTES, pack("QQ", mark, page)
+                start = clock()
+                memory[at:at + 16] = stamp
+                took.append(clock() - start)
+                first, end = (page + 1) * step, (page + DIVERGE_GROUP) * step
+                numbers = pack(others, *range(page + 1, page + DIVERGE_GROUP))
+                words[first:end:step] = marks
+                words[first + 1:end + 1:step] = memoryview(numbers).cast("Q")
+            seconds = (clock() - began) / 1e9
+        return {
+            "written_bytes": self.size, "seconds": seconds, **latencies(took, cost),
+            "touch_mib_per_second": self.size / (1 << 20) / seconds, "cpu_iterations_per_second": None,
+            "digest": self.digest(),
+        }
+
+    def stop(self) -> dict[str, Any]:
+        os.unlink(SOCKET_PATH)
+        return {"stopped": True}
+
+
+# What the holder can be asked: the first word of a request; the words that follow are the arguments.
+ANSWERS: dict[str, Callable[..., dict[str, Any]]] = {
+    "verify": Holder.verify, "probe": Holder.probe, "diverge": Holder.diverge, "stop": Holder.stop,
+}
+
+
+def serve_one(client: socket.socket, holder: Holder) -> str:
+    """Answer the one request of a client; return its command, empty where none came."""
+    request = client.recv(64).decode("ascii", "replace").split()
+    if not request or request[0] not in ANSWERS:
+        return ""
+    command, *arguments = request
+    try:
+        answer = ANSWERS[command](holder, *arguments)
+    except (WorkloadError, MemoryError) as error:
+        answer = {"error": str(error) or f"no memory is left for {command}"}
+    with contextlib.suppress(OSError):  # the client left before its answer: the memory is held on
+        client.sendall(json.dumps(answer).encode())
+    return command
+
 
 def serve(spec: dict[str, Any], report: int) -> None:
-    """Fill, tell `report` (a file descriptor) how it went, then answer verify and stop on the socket."""
+    """Fill, tell `report` (a file descriptor) how it went, then answer on the socket until stop."""
     try:
         began = time.monotonic()
         holder = Holder(spec)
@@ -169,30 +352,27 @@ def serve(spec: dict[str, Any], report: int) -> None:
     while True:
         client, _ = server.accept()
         with client:
-            command = client.recv(16)
-            if command == b"verify":
-                client.sendall(json.dumps({"filled_bytes": holder.size, "digest": holder.digest()}).encode())
-            elif command == b"stop":
-                os.unlink(SOCKET_PATH)
-                client.sendall(b'{"stopped": true}')
+            if serve_one(client, holder) == "stop":
                 # The client reads until the kernel closes the socket, which comes after freeing the memory.
                 os._exit(0)
 
 
-def ask(command: str) -> dict[str, Any]:
-    """Send one command to the holder of the memory and return its answer."""
+def ask(*request: str) -> dict[str, Any]:
+    """Send one request to the holder of the memory and wait for its answer, however long that takes."""
     with socket.socket(socket.AF_UNIX) as client:
         try:
             client.connect(SOCKET_PATH)
         except OSError as error:
             raise WorkloadError(f"no workload is running in this guest ({error.strerror})") from None
-        client.sendall(command.encode())
+        client.sendall(" ".join(request).encode())
         answer = b""
         while part := client.recv(65536):
             answer += part
     if not answer:
         raise WorkloadError("the workload ended while it was asked")
     content: dict[str, Any] = json.loads(answer)
+    if "error" in content:
+        raise WorkloadError(content["error"])
     return content
 
 
@@ -252,10 +432,12 @@ def main(arguments: list[str]) -> int:
             answer = barrier()
         elif len(arguments) == 2 and arguments[0] == "start":
             answer = start(checked(arguments[1]))
-        elif arguments in (["verify"], ["stop"]):
+        elif len(arguments) == 2 and arguments[0] == "probe":
+            answer = ask("probe", checked_seconds(arguments[1]))
+        elif arguments in (["verify"], ["diverge"], ["stop"]):
             answer = ask(arguments[0])
         else:
-            raise WorkloadError("usage: testbed-workload barrier | start SPEC | verify | stop")
+            raise WorkloadError(USAGE)
     except (WorkloadError, OSError, ValueError, subprocess.CalledProcessError) as error:
         print(f"testbed-workload: {error}", file=sys.stderr)
         return 1

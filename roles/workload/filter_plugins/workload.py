@@ -9,6 +9,7 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 
 MIB = 1 << 20
+PROBES = ("write_latency_p50_us", "write_latency_p99_us", "touch_mib_per_second", "cpu_iterations_per_second")
 
 
 def answer(hostvars: Mapping[str, Any], guest: str, register: str) -> dict[str, Any] | None:
@@ -23,6 +24,14 @@ def answer(hostvars: Mapping[str, Any], guest: str, register: str) -> dict[str, 
             f"{guest} answered {registered['stdout']!r} to {register}, which is no JSON"
         ) from None
     return content
+
+
+def answer_or_silence(hostvars: Mapping[str, Any], guest: str, register: str) -> dict[str, Any] | None:
+    """Return what a guest's program printed, or None where it failed, too, or the guest did not answer."""
+    registered = hostvars[guest].get(register) or {}
+    if registered.get("unreachable") or registered.get("failed"):
+        return None
+    return answer(hostvars, guest, register)
 
 
 def workload_fill_bytes(hostvars: Mapping[str, Any], guests: Sequence[str], reserve_mib: int) -> int:
@@ -55,15 +64,37 @@ def workload_reports(hostvars: Mapping[str, Any], guests: Sequence[str]) -> dict
             for guest, report in reports.items() if report}
 
 
-def workload_verdicts(hostvars: Mapping[str, Any], guests: Sequence[str]) -> dict[str, Any]:
-    """Return guest -> filled_bytes, digest_before, digest_after, intact; empty where nothing was filled."""
+def workload_verdicts(
+    hostvars: Mapping[str, Any], guests: Sequence[str], since: str = "workload_start"
+) -> dict[str, Any]:
+    """Return guest -> filled_bytes, digest_before, digest_after, intact; empty where nothing was filled.
+
+    `since` names the register of the digest before: that of the fill, or workload_diverge.
+    """
     verdicts = {}
     for guest in guests:
-        before, after = answer(hostvars, guest, "workload_start"), answer(hostvars, guest, "workload_verify")
+        before = answer_or_silence(hostvars, guest, since)
+        after = answer(hostvars, guest, "workload_verify")
         if before and after:
             verdicts[guest] = {"filled_bytes": after["filled_bytes"], "digest_before": before["digest"],
                                "digest_after": after["digest"], "intact": before["digest"] == after["digest"]}
     return verdicts
+
+
+def workload_probes(
+    hostvars: Mapping[str, Any], guests: Sequence[str], register: str = "workload_probe"
+) -> dict[str, Any]:
+    """Return guest -> what its probe measured (PROBES), None for a guest that gave no answer.
+
+    With the register workload_diverge: the same measures while the guest's pages diverged.
+    """
+    seen = {guest: answer_or_silence(hostvars, guest, register) for guest in guests}
+    return {guest: probe and {name: probe[name] for name in PROBES} for guest, probe in seen.items()}
+
+
+def workload_divergences(hostvars: Mapping[str, Any], guests: Sequence[str]) -> dict[str, Any]:
+    """Return guest -> PROBES, written_bytes, seconds, digest; None for a guest that gave no answer."""
+    return {guest: answer_or_silence(hostvars, guest, "workload_diverge") for guest in guests}
 
 
 class FilterModule:
@@ -72,4 +103,5 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {"workload_fill_bytes": workload_fill_bytes, "workload_reports": workload_reports,
-                "workload_verdicts": workload_verdicts}
+                "workload_verdicts": workload_verdicts, "workload_probes": workload_probes,
+                "workload_divergences": workload_divergences}
