@@ -86,6 +86,12 @@ def _add_forecast(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     load.add_argument("--workload", metavar="W", help="what all guests do (default: each measured workload)")
     load.add_argument("--mix", metavar="W=N,W=N", help="different guests: idle=5,random_fill=10")
     forecast.add_argument("--fit", action="store_true", help="how many guests fit, with no --guests")
+    forecast.add_argument(
+        "--model",
+        choices=("sharing", "census"),
+        default="sharing",
+        help="saved/VM = I + D (N-1)/N (default), or the curve of the page census of the largest N",
+    )
     limit = forecast.add_mutually_exclusive_group()
     limit.add_argument(
         "--host-memory-mib",

@@ -26,7 +26,7 @@ PREFIX = "capacity_"
 
 @dataclass(frozen=True)
 class CapacityDesign:
-    """Every variable of a capacity run, checked and typed; the names on the command line begin with capacity_.
+    """Every variable of a capacity run, checked and typed; on the command line they begin with capacity_.
 
     ``envelope_mib``: memory that the guests' QEMU processes have to fit in; 0: the whole host.
     ``stop_*``: the first of these that a step exceeds (available: falls below) ends an arm.
@@ -45,7 +45,7 @@ class CapacityDesign:
 
     @classmethod
     def from_variables(cls, variables: Mapping[str, Any]) -> "CapacityDesign":
-        """Check and cast the capacity_ variables. Raises DesignError, one sentence for each that is wrong."""
+        """Check and cast the capacity_ variables. Raises DesignError, a sentence for each that is wrong."""
         wrong = []
         values: dict[str, Any] = {}
         for name in (field.name for field in fields(cls)):
@@ -74,10 +74,17 @@ class CapacityDesign:
     def limit_bytes(self, design: Design, overhead_mib: int) -> int:
         """Hard limit of the envelope's cgroup.
 
-        One step beyond the envelope: a guest is started before it is known to fit, and takes all of its memory
-        before KSM has merged it, so a limit at the envelope itself would have the kernel kill a guest.
+        One step beyond the envelope: a guest is started before it is known to fit, and takes all of its
+        memory before KSM has merged it, so a limit at the envelope would have the kernel kill a guest.
+        Raises DesignError when without an envelope such a step could use up the host.
         """
-        return (self.envelope_mib + self.step_guests * (design.guest_memory_mib + overhead_mib)) * MIB
+        step_mib = self.step_guests * (design.guest_memory_mib + overhead_mib)
+        if not self.envelope_mib and self.stop_available_mib < step_mib:
+            raise DesignError(
+                f"capacity_stop_available_mib is {self.stop_available_mib}: a step of {self.step_guests} may "
+                f"take {step_mib} MiB, so it must be that or more, or capacity_step_guests less."
+            )
+        return (self.envelope_mib + step_mib) * MIB
 
     def digest(self, design: Design) -> str:
         """SHA-256 of the canonical JSON of what is measured."""
@@ -149,15 +156,15 @@ def stop(
 
 
 def fitting(seen: Mapping[int, bool]) -> int | None:
-    """The most guests that a step held without a stop; ``seen``: guests -> whether that step stopped."""
+    """The most guests of a step without a stop; ``seen``: guests -> whether that step stopped."""
     return max((guests for guests, stopped in seen.items() if not stopped), default=None)
 
 
 def next_guests(seen: Mapping[int, bool], step_guests: int, most_guests: int) -> int | None:
     """How many guests the next step has; None at the end of the arm.
 
-    Up by ``step_guests`` until a step stops or there are ``most_guests``; from a step that stopped down one by
-    one until it fits, so that the limit is exact whatever the step.
+    Up by ``step_guests`` until a step stops or there are ``most_guests``; from a step that stopped down one
+    by one until it fits, so that the limit is exact whatever the step.
     """
     most = fitting(seen)
     if most is None:

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from argparse import Namespace
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,8 @@ from typing import Any
 
 from analysis import forecast_figures
 from analysis.capacity import base_steps, conditions, host_used_bytes, load_capacity, text
+from analysis.cell_census import cell_census
+from analysis.census import Census
 from analysis.design import MIB, RECORD_KINDS, SCHEMA_VERSION, WORKLOADS, write_private
 from analysis.errors import UserError
 from analysis.figures import save
@@ -23,8 +25,10 @@ from analysis.mix import mix_text, parse_mix
 from analysis.records import COMPLETE, CellRecords, Run, find_run, find_runs, load_run
 from analysis.report import named, wrap
 from analysis.sharing import (
+    CENSUS,
     ENVELOPE,
     HOST,
+    SHARING,
     Interval,
     Model,
     Sample,
@@ -50,8 +54,8 @@ class Calibration:
     """The measured cells of one host, under one set of conditions, that a forecast rests on.
 
     ``samples``: of the host and of the guests alone (None: their kernel does not tell). ``bases``: path
-    under results, SHA-256 and use of each record with no guest. ``left_out``: cells that are not used, with
-    the reason.
+    under results, SHA-256 and use of each record with no guest. ``censuses``: by workload, that of its cell
+    with the most guests, and the cell's directory. ``left_out``: cells that are not used, with the reason.
     """
 
     hypervisor: str
@@ -64,6 +68,7 @@ class Calibration:
     run_ids: tuple[str, ...]
     samples: dict[str, tuple[Sample, ...] | None]
     bases: tuple[tuple[str, str, int], ...]
+    censuses: dict[str, tuple[Path, Census]]
     left_out: tuple[str, ...]
 
 
@@ -87,7 +92,7 @@ def forecast(arguments: Namespace) -> int:
     wanted = {(mix_text(mix), sum(mix.values()))} if mix else {(arguments.workload, n) for n in numbers}
     scope = HOST if arguments.envelope_mib is None else ENVELOPE
     found = calibration(runs, predicted=wanted, hypervisor=arguments.hypervisor, bases_in=arguments.results)
-    model = make_model(found, scope)
+    model = make_model(found, scope, arguments.model)
     loads = [mix] if mix else [{name: 1} for name in _workloads(arguments.workload, model)]
     mixes = [mix] if mix else [{name: n} for load in loads for name in load for n in numbers]
     capacity = arguments.envelope_mib or arguments.host_memory_mib
@@ -192,18 +197,28 @@ def calibration(
         samples={
             scope: _samples(cells, [gross for _key, gross in used], scope) for scope in (HOST, ENVELOPE)
         },
+        censuses=_censuses(cells),
         bases=() if bases_in is None else _bases(bases_in, hosts[0], shared),
         left_out=tuple(left_out),
     )
 
 
-def make_model(found: Calibration, scope: str) -> Model:
-    """The model of a calibration. Raises ForecastError or SharingError."""
+def make_model(found: Calibration, scope: str, name: str = SHARING) -> Model:
+    """The model of a calibration: SHARING, or CENSUS, in which the saving follows the censuses' curves.
+
+    Raises ForecastError or SharingError.
+    """
     samples = found.samples[scope]
     if samples is None:
         raise ForecastError(
             "the records lack Pss_Anon of smaps_rollup, so the guests alone cannot be forecast: "
             "use --host-memory-mib in place of --envelope-mib."
+        )
+    missing = sorted({cell.cell.workload for cell in found.cells} - found.censuses.keys())
+    if name == CENSUS and missing:
+        raise ForecastError(
+            f"no cell of {missing[0]} has a page census: measure one with -e census=true, or use --model "
+            "sharing."
         )
     return fit(
         samples,
@@ -212,6 +227,11 @@ def make_model(found: Calibration, scope: str) -> Model:
         page_size_bytes=found.page_size_bytes,
         max_page_sharing=found.max_page_sharing,
         bases_bytes=[used for _path, _digest, used in found.bases],
+        shapes=(
+            {load: census.saved_bytes for load, (_path, census) in found.censuses.items()}
+            if name == CENSUS
+            else None
+        ),
     )
 
 
@@ -255,12 +275,14 @@ def forecast_content(
         {"workload": one["workload"], "guests": one["guests"], "guest_memory_bytes": found.guest_memory_bytes}
         for one in predicted
     ]
+    counted = {path for path, _census in found.censuses.values()} if model.name == CENSUS else set()
     content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "kind": "forecast",
         "forecast_id": forecast_id,
         "created_at": now.isoformat(timespec="microseconds").replace("+00:00", "Z"),
         "scope": model.scope,
+        "model": model.name,
         "hypervisor": found.hypervisor,
         "guest_memory_bytes": found.guest_memory_bytes,
         "capacity_bytes": capacity_bytes,
@@ -272,7 +294,10 @@ def forecast_content(
                     "cell_id": cell.cell.cell_id,
                     "workload": cell.cell.workload,
                     "guests": cell.cell.guests,
-                    "records": record_digests(cell.directory),
+                    "records": record_digests(
+                        cell.directory,
+                        (*RECORD_KINDS, "census") if cell.directory in counted else RECORD_KINDS,
+                    ),
                 }
                 for run_id, cell in zip(found.run_ids, found.cells, strict=True)
             ],
@@ -297,21 +322,30 @@ def digest(content: Any) -> str:
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def record_digests(directory: Path) -> dict[str, str]:
-    """SHA-256 of each record file of a cell."""
+def record_digests(directory: Path, kinds: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of these record files of a cell."""
     return {
         kind: "sha256:" + hashlib.sha256((directory / f"{kind}.json").read_bytes()).hexdigest()
-        for kind in RECORD_KINDS
+        for kind in kinds
     }
 
 
 def assumptions(model: Model) -> list[str]:
     """What the forecast takes for granted, as sentences."""
-    stated = [
-        "More guests are of the measured kind: same image, memory, workload, knobs, huge pages and host.",
+    saving = (
         "Memory off is base + u x N; gross saving is N x I + D x (N - ceil(N / "
         f"{model.max_page_sharing})), so saved/VM = I + D (N - 1)/N below that cap: what guests share, all "
-        "of them share.",
+        "of them share."
+    )
+    if model.name == CENSUS:
+        saving = (
+            "Memory off is base + u x N; gross saving is that of a perfect KSM by the page census of the "
+            "largest N, times KSM's measured efficiency: exact rarefaction up to it; beyond it each guest "
+            "brings as many new contents as the last one did on average."
+        )
+    stated = [
+        "More guests are of the measured kind: same image, memory, workload, knobs, huge pages and host.",
+        saving,
         "KSM has converged; until then the host needs up to the figure without KSM.",
         "The intervals take the residuals of the cells as independent and alike at every N; foci of one "
         "repetition share their boot, so they may be too narrow.",
@@ -334,6 +368,7 @@ def forecast_text(content: Mapping[str, Any], found: Calibration) -> str:
         name: sorted({c["guests"] for c in cells if c["workload"] == name})
         for name in sorted({c["workload"] for c in cells})
     }
+    counted = {c["guests"] for c in cells if "census" in c["records"]}
     what = "host memory" if content["scope"] == HOST else "memory of the QEMU processes"
     lines = [
         wrap(
@@ -341,6 +376,9 @@ def forecast_text(content: Mapping[str, Any], found: Calibration) -> str:
             f"{content['guest_memory_bytes'] / MIB:.0f} MiB, from {len(cells)} measured cells: "
             + "; ".join(f"{name} at N = {', '.join(map(str, ns))}" for name, ns in numbers.items())
             + (f"; {len(found.bases)} measurements with no guest" if found.bases else "")
+            + (
+                f"; the saving by the census at N = {', '.join(map(str, sorted(counted)))}" if counted else ""
+            )
             + "."
         ),
         "",
@@ -432,6 +470,16 @@ def _samples(
         # general_profit is gross less the rmap_items (Documentation/admin-guide/mm/ksm.rst).
         samples.append(sample if profit is None else replace(sample, rmap_bytes=gross - profit))
     return tuple(samples)
+
+
+def _censuses(cells: Sequence[CellRecords]) -> dict[str, tuple[Path, Census]]:
+    """By workload, the census of its cell with the most guests, the last of these."""
+    found: dict[str, tuple[Path, Census]] = {}
+    for cell in sorted(cells, key=lambda cell: (cell.cell.guests, cell.records["on"]["recorded_at"])):
+        counted = cell_census(cell)
+        if counted is not None:
+            found[cell.cell.workload] = (cell.directory, counted)
+    return found
 
 
 def _bases(results: Path, hypervisor: str, wanted: Mapping[str, str]) -> tuple[tuple[str, str, int], ...]:

@@ -8,6 +8,7 @@ polling thread would share one become plugin, which keeps the prompt that it wai
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 import signal
 import time
@@ -25,6 +26,7 @@ POLL_SECONDS = 1.0
 FIRST_POLL_SECONDS = 0.5
 CANCEL_LIMIT_SECONDS = 10
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SERIES_SETUP_SECONDS = 120
 ASYNC_KEYS = ("ansible_job_id", "started", "finished", "results_file")
 WRAPPER_GRACE_SECONDS = 30
 RUNNING = "module_progress_running"
@@ -83,6 +85,50 @@ def run_with_progress(  # noqa: PLR0917 -- the order of Ansible's own _execute_m
     if result.get("failed") and result.get("msg") == "Timeout exceeded":
         result["msg"] = f"{module_name} did not end within {timeout_seconds:.0f} s and was killed"
     return {name: value for name, value in result.items() if name not in ASYNC_KEYS}
+
+
+def run_series(
+    action: ActionBase,
+    task_vars: dict[str, Any],
+    requested: dict[str, Any],
+    *,
+    guests: int,
+    roots: dict[str, str],
+    start_ksm: bool = True,
+    until: str = "converged",
+    duration_seconds: float | None = None,
+) -> dict[str, Any]:
+    """Run the module measure_series and display its progress.
+
+    Args:
+        action, task_vars: as for run_with_progress.
+        requested: `requested` of a record: its convergence and sample_interval_seconds.
+        guests: their number, for the progress.
+        roots: proc_root, sys_root and run_root.
+        start_ksm, until, duration_seconds: as in the module.
+
+    Returns: the module's result; a failure has failed=True.
+    """
+    rule = requested["convergence"]
+    limit = rule["timeout_seconds"] if until == "converged" else duration_seconds
+    progress_path = f"{roots['run_root']}/measure_series-{secrets.token_hex(8)}.progress"
+    arguments = {
+        "start_ksm": start_ksm,
+        "interval_seconds": requested["sample_interval_seconds"],
+        "until": until,
+        "duration_seconds": duration_seconds,
+        **{
+            name: rule[name]
+            for name in ("timeout_seconds", "min_full_scans", "window_scans", "threshold_percent")
+        },
+        "guests": guests,
+        "progress_path": progress_path,
+        "proc_root": roots["proc_root"],
+        "sys_root": roots["sys_root"],
+    }
+    return run_with_progress(
+        action, "measure_series", arguments, task_vars, progress_path, float(limit) + SERIES_SETUP_SECONDS
+    )
 
 
 def _start(

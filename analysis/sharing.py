@@ -23,6 +23,7 @@ from analysis.ledger import RMAP_ITEM_BYTES
 
 CONFIDENCE = 0.95
 HOST, ENVELOPE = "host", "envelope"
+SHARING, CENSUS = "sharing", "census"
 MOST_GUESTS = 9999
 
 BASE = "base"
@@ -130,6 +131,11 @@ class Model:
     overhead: dict[str, Regression]
     saving: dict[str, Regression]
     shapes: dict[str, Shape] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What the saving is taken from: SHARING, or CENSUS."""
+        return CENSUS if self.shapes else SHARING
 
     @property
     def workloads(self) -> tuple[str, ...]:

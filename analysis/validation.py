@@ -62,6 +62,7 @@ class Joined:
     """One held-out cell beside its prediction (bytes). ``naive_on`` is keyed by NAIVE."""
 
     forecast_id: str
+    model: str
     workload: str
     guests: int
     run_id: str
@@ -251,6 +252,12 @@ def load_name(workload: str) -> str:
     return mix_text(parse_mix(workload, "workload")) if "=" in workload else workload
 
 
+def by_model(joined: Sequence[Joined]) -> dict[str, list[Joined]]:
+    """The joined cells by the model of their forecast."""
+    models = sorted({one.model for one in joined})
+    return {model: [one for one in joined if one.model == model] for model in models}
+
+
 def score(joined: Sequence[Joined]) -> Score:
     """Worst and mean error over held-out cells, beside the naive answers'.
 
@@ -280,18 +287,21 @@ def score(joined: Sequence[Joined]) -> Score:
 def validation_text(joined: Sequence[Joined], refused: Sequence[str]) -> str:
     """The held-out cells as one table of at most 110 columns, and the scores."""
     lines = ["Forecasts against what was measured afterwards (host memory used with KSM on, MiB)", ""]
-    if joined:
+    for model, mine in by_model(joined).items():
         lines += [
+            f"By the model {model}:",
             f"{'':<30}{'KSM off':>9}{'KSM on, MiB':>27}{'error':>8}{'naive answers, error %':>34}",
             f"{'load':<26}{'N':>4}{'error %':>9}{'measured':>10}{'predicted':>10}{'95 %':>7}{'%':>8}"
             f"{'constant':>12}{'ratio':>11}{'nominal':>11}",
         ]
-        lines += [_line(one) for one in joined]
+        lines += [_line(one) for one in mine]
         lines.append("")
-        lines += _score_lines("All", score(joined))
-        matters = [one for one in joined if one.ksm_matters]
-        if matters and len(matters) < len(joined):
+        lines += _score_lines("All", score(mine))
+        matters = [one for one in mine if one.ksm_matters]
+        if matters and len(matters) < len(mine):
             lines += _score_lines(f"Where KSM saves at least {100 * KSM_MATTERS:.0f} %", score(matters))
+        lines.append("")
+    if joined:
         lines += [wrap(f"{name.replace('_', ' ')}: {meaning}.") for name, meaning in NAIVE.items()]
     else:
         lines.append("Nothing could be joined.")
@@ -446,7 +456,7 @@ def _calibration_problem(content: Mapping[str, Any], results: Path) -> str:
         name = f"its calibration cell {cell['cell_id']} of run {cell['run_id']}"
         try:
             directory = find_run(results, cell["run_id"]) / content["hypervisor"] / cell["cell_id"]
-            found = record_digests(directory)
+            found = record_digests(directory, cell["records"])
         except (OSError, UserError):
             return f"{name} is no longer there"
         if found != cell["records"]:
@@ -505,6 +515,7 @@ def _joined(
 ) -> Joined:
     return Joined(
         forecast_id=content["forecast_id"],
+        model=content["model"],
         workload=predicted["workload"],
         guests=predicted["guests"],
         run_id=names[0],
@@ -557,7 +568,15 @@ def _draw(
 ) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if joined:
-        rows = [(f"{one.workload}\nN = {one.guests}", one.error_on, one.naive_errors) for one in joined]
+        several = len(by_model(joined)) > 1
+        rows = [
+            (
+                f"{one.workload}\nN = {one.guests}{f', {one.model}' if several else ''}",
+                one.error_on,
+                one.naive_errors,
+            )
+            for one in joined
+        ]
         save(forecast_figures.validation_figure(rows), directory / "validation.png")
     for run, section in zip(capacity, sections, strict=True):
         name = f"{run.run_id}-{run.hypervisor}-{run.workload}"
@@ -578,7 +597,8 @@ def _report_json(
     capacity: Sequence[CapacityRun],
     sections: Sequence[_Section],
 ) -> str:
-    matters = [one for one in joined if one.ksm_matters]
+    models = by_model(joined)
+    matter = by_model([one for one in joined if one.ksm_matters])
     content = {
         "schema_version": 1,
         "joined": [
@@ -592,8 +612,8 @@ def _report_json(
             }
             for one in joined
         ],
-        "score": asdict(score(joined)) if joined else None,
-        "score_where_ksm_matters": asdict(score(matters)) if matters else None,
+        "score": {model: asdict(score(mine)) for model, mine in models.items()},
+        "score_where_ksm_matters": {model: asdict(score(mine)) for model, mine in matter.items()},
         "refused": list(refused),
         "capacity": [
             {

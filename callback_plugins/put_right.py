@@ -18,14 +18,14 @@ from analysis.interruption import record_interruption
 DOCUMENTATION = """
 name: put_right
 type: notification
-short_description: Restore KSM and remove the guests after an interrupted experiment
+short_description: Restore KSM and remove the guests after an interrupted experiment or capacity run
 description:
-  - A play that was interrupted leaves its C(always) sections undone. When the experiment's measuring play has
+  - A play that was interrupted leaves its C(always) sections undone. When a measuring play has
     begun and the run ends without its statistics, the teardown playbook is run with the same inventory.
 """
 
 TEARDOWN = Path(__file__).resolve().parent.parent / "playbooks" / "teardown.yml"
-MEASURING_PLAY = "Measure the cells"
+MEASURING_PLAYS = ("Measure the cells", "Measure the capacity")
 
 
 class CallbackModule(CallbackBase):  # type: ignore[misc]
@@ -46,7 +46,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
         """From here on something may have to be put right."""
-        self.owed = self.owed or play.get_name() == MEASURING_PLAY
+        self.owed = self.owed or play.get_name() in MEASURING_PLAYS
 
     def v2_runner_on_ok(self, result: Any) -> None:
         """Keep where the run's records are: an interruption is recorded there."""

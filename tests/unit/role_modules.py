@@ -10,11 +10,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import ansible.module_utils
+
 ROOT = Path(__file__).parents[2]
+# Runs a module with its role's module_utils, as Ansible ships them with it.
+RUN = (
+    "import runpy, sys, ansible.module_utils;"
+    "ansible.module_utils.__path__.append(sys.argv[2]);"
+    "runpy.run_path(sys.argv[1], run_name='__main__')"
+)
 
 
 def load(path: str) -> ModuleType:
     """Load a Python file of the repository under a name of its own: a module and its action share theirs."""
+    shared = str((ROOT / path).parents[1] / "module_utils")
+    if shared not in ansible.module_utils.__path__:
+        ansible.module_utils.__path__.append(shared)
     name = path.removesuffix(".py").replace("/", "_")
     spec = importlib.util.spec_from_file_location(name, ROOT / path)
     assert spec and spec.loader
@@ -27,7 +38,7 @@ def load(path: str) -> ModuleType:
 def run(path: str, *, check: bool = False, **arguments: Any) -> dict[str, Any]:
     """Run a module as a process with JSON arguments."""
     process = subprocess.run(
-        [sys.executable, ROOT / path],
+        [sys.executable, "-c", RUN, ROOT / path, (ROOT / path).parents[1] / "module_utils"],
         input=json.dumps({"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_check_mode": check}}),
         capture_output=True,
         text=True,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from synthetic import MIB, PAGE, store, synthetic_plan, synthetic_records
+from synthetic_census import census_record
 
 from analysis.design import Cell
 
@@ -75,6 +76,24 @@ def store_numbers(
     for guests in numbers:
         plan = synthetic_plan(run_id=f"{prefix}{guests}", guests=guests, focus=focus)
         store(results, plan, shaped(**keywords))
+
+
+def store_censuses(results: Path, run_id: str = "n6") -> None:
+    """Beside the cells of a run, a census of guests that share 30 contents, and have 10 alone and 5 twice."""
+    for path in sorted((results / run_id).rglob("on.json")):
+        record = json.loads(path.read_text())
+        cell = Cell(**record["cell"])
+        pages = {
+            f"guest{guest:02d}": [
+                *range(1, 31),
+                *range(1000 * guest, 1000 * guest + 10),
+                *[1000 * guest + 20 + number // 2 for number in range(10)],
+            ]
+            for guest in range(1, cell.guests + 1)
+        }
+        path.with_name("census.json").write_text(
+            json.dumps({**census_record(pages, cell=cell), "run_id": record["run_id"]})
+        )
 
 
 def capacity_record(**changes: Any) -> dict[str, Any]:

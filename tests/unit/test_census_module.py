@@ -61,7 +61,7 @@ class Host:
 
     def await_running(self, names: list[str]) -> None:
         """SIGCONT takes effect when the process is next scheduled, on a busy machine not at once."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while any(self.state(name) == "T" for name in names) and time.monotonic() < deadline:
             time.sleep(0.02)
 
@@ -174,7 +174,7 @@ def test_a_paused_guest_stays_paused(host: Host) -> None:
     assert host.state("guest02") == "T"
     assert "suspend ksm-testbed-guest02" not in host.events()
     host.await_running(["guest01", "guest03"])
-    assert [host.state(name) for name in ("guest01", "guest03")] == ["S", "S"]
+    assert "T" not in (host.state("guest01"), host.state("guest03"))
 
 
 def test_only_the_named_or_this_testbeds_guests(host: Host) -> None:
@@ -208,7 +208,7 @@ def test_when_one_cannot_be_paused_the_others_run_again(host: Host, monkeypatch:
     monkeypatch.setenv("REFUSE_TO_SUSPEND", "ksm-testbed-guest02")
     assert "cannot acquire state change lock" in host.take()["msg"]
     host.await_running(list(host.guests))
-    assert [host.state(name) for name in host.guests] == ["S", "S", "S"]
+    assert "T" not in [host.state(name) for name in host.guests]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])

@@ -16,6 +16,7 @@ from synthetic_capacity import (
     capacity_record,
     shaped,
     store_capacity,
+    store_censuses,
     store_numbers,
     used_mib,
 )
@@ -371,3 +372,42 @@ def test_cells_of_different_conditions_are_not_fitted_together(
     store(results, plan, change)
     assert main(["forecast", "--results", str(results), "--guests", "15"]) == 2
     assert "kernel_release: 6.1.0 / 6.18.0-synthetic" in capsys.readouterr().err
+
+
+def test_the_census_gives_the_curve_and_the_measured_saving_its_height(
+    capsys: pytest.CaptureFixture[str], results: Path
+) -> None:
+    # Cells of one number of guests each: 50 pages, of which 45 are distinct, 30 in every guest.
+    store_numbers(results, (6,), focus="1")
+    store_numbers(results, (2,), focus="2", prefix="other")
+    store_numbers(results, (3,), focus="2", prefix="other")
+    store_censuses(results, "n6")
+    store_censuses(results, "other3")
+    words = ["forecast", "--results", str(results), "--guests", "12", "--workload", "idle", "--json"]
+    assert main(words) == 2
+    assert "at least two different numbers of guests" in capsys.readouterr().err
+    assert main([*words, "--model", "census"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    _off, _on, gross = used_mib(TRUTH["idle"], 6)
+    # Kept: 30 + 15 for each guest, so that of 300 pages of 6 guests 180 go, and of 600 of 12 guests 390.
+    assert found["predicted"][0]["gross"]["mean_bytes"] / MIB == pytest.approx(gross * 390 / 180, rel=1e-4)
+    assert found["model"] == "census"
+    assert any("census" in cell["records"] for cell in found["calibration"]["cells"])
+    assert found["guest_breakdown"]["idle"]["within_bytes"] is None
+
+
+def test_without_a_census_that_model_is_refused(
+    capsys: pytest.CaptureFixture[str], results: Path
+) -> None:
+    store_numbers(results, NUMBERS, focus="1")
+    words = ["forecast", "--results", str(results), "--guests", "12"]
+    assert main([*words, "--model", "census"]) == 2
+    assert "no cell of idle has a page census: measure one with -e census=true" in capsys.readouterr().err
+
+
+def test_a_census_cannot_tell_a_mix(capsys: pytest.CaptureFixture[str], results: Path) -> None:
+    store_numbers(results, NUMBERS, focus="1,2")
+    store_censuses(results)
+    words = ["forecast", "--results", str(results), "--mix", "idle=5,constant_fill=5", "--model", "census"]
+    assert main(words) == 2
+    assert "does not tell what it shares with another workload" in capsys.readouterr().err

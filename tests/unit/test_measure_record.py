@@ -313,11 +313,11 @@ def test_the_sampler_ends_with_the_controller(tmp_path: Path, number: signal.Sig
         return sampling() is state
 
     try:
-        assert wait_for(True, 30)
+        assert wait_for(True, 60)
         time.sleep(2)
         controller.send_signal(number)
-        assert controller.wait(timeout=10) != 0
-        assert wait_for(False, 10)
+        assert controller.wait(timeout=60) != 0
+        assert wait_for(False, 60)
     finally:
         controller.kill()
     assert not (play.cell / "merge.json").exists()

@@ -78,19 +78,14 @@ def hierarchies(mounts: str) -> list[Hierarchy]:
 
 
 class Envelope:
-    """The cgroup of this host's guests."""
+    """The cgroup of this host's guests, in hierarchies of which one has the memory controller."""
 
-    def __init__(self, mounts: str, *, systemd: bool) -> None:
+    def __init__(self, mounted: list[Hierarchy], *, systemd: bool) -> None:
         self.systemd = systemd
-        self.hierarchies = hierarchies(mounts)
-        with_memory = [one for one in self.hierarchies if one.memory]
-        if not with_memory:
-            raise EnvelopeError(
-                "no cgroup hierarchy with the memory controller is mounted: boot without "
-                "cgroup_disable=memory, or set capacity_envelope_mib to 0"
-            )
-        self.unified = with_memory[0].unified
-        self.path = self._folders(with_memory[0])[-1]
+        self.hierarchies = mounted
+        bounding = next(one for one in mounted if one.memory)
+        self.unified = bounding.unified
+        self.path = self._folders(bounding)[-1]
 
     def _folders(self, hierarchy: Hierarchy) -> list[Path]:
         """The folders from libvirt's own down to the envelope."""
@@ -168,9 +163,9 @@ def inherit(folder: Path) -> None:
     """Give a new cgroup what its children need: the CPUs and nodes (v1), the controllers (v2)."""
     for name in CPUSET:
         # v1 leaves them empty, and a process can't enter then; v2 has the folder's own, empty meaning all.
-        if (folder / "cgroup.clone_children").exists() and (folder / name).exists():
-            if not (folder / name).read_text().strip():
-                (folder / name).write_text((folder.parent / name).read_text())
+        v1 = (folder / "cgroup.clone_children").exists() and (folder / name).exists()
+        if v1 and not (folder / name).read_text().strip():
+            (folder / name).write_text((folder.parent / name).read_text())
     switch = folder.parent / "cgroup.subtree_control"
     if switch.exists() and "memory" in (read_optional(folder.parent / "cgroup.controllers") or "").split():
         switch.write_text("+memory\n", encoding="ascii")
@@ -180,6 +175,23 @@ def limit_bytes(text: str) -> int | None:
     """A limit as the kernel shows it; None where there is none."""
     word = text.strip()
     return None if word == "max" or int(word) > UNLIMITED_BYTES else int(word)
+
+
+def available_bytes(meminfo: str) -> int:
+    """MemAvailable in the text of /proc/meminfo."""
+    rows = dict(line.split(":", 1) for line in meminfo.splitlines())
+    return int(rows["MemAvailable"].split()[0]) * 1024
+
+
+def refuse(memory_bytes: int, available: int) -> None:
+    """EnvelopeError for a limit that bounds nothing: the host would run out before the guests reached it."""
+    if memory_bytes < LEAST_BYTES:
+        raise EnvelopeError(f"memory_bytes is {memory_bytes}: allowed is {LEAST_BYTES} or more")
+    if memory_bytes > available:
+        raise EnvelopeError(
+            f"the envelope would be {memory_bytes >> 20} MiB, one step of guests included, and this host has "
+            f"only {available >> 20} MiB available: lower capacity_envelope_mib or capacity_step_guests"
+        )
 
 
 def main() -> None:
@@ -195,16 +207,21 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
+    proc = Path(params["proc_root"])
     try:
-        envelope = Envelope(
-            Path(params["proc_root"], "mounts").read_text(encoding="utf-8"),
-            systemd=Path(params["run_root"], "systemd/system").is_dir(),
-        )
+        mounted = hierarchies((proc / "mounts").read_text(encoding="utf-8"))
+        if not any(one.memory for one in mounted):
+            if params["state"] == "absent":
+                module.exit_json(changed=False, partition=PARTITION, path="")
+            raise EnvelopeError(
+                "no cgroup hierarchy with the memory controller is mounted: boot without "
+                "cgroup_disable=memory, or set capacity_envelope_mib to 0"
+            )
+        envelope = Envelope(mounted, systemd=Path(params["run_root"], "systemd/system").is_dir())
         exists = envelope.path.is_dir()
         changed = False
         if params["state"] == "present":
-            if params["memory_bytes"] < LEAST_BYTES:
-                raise EnvelopeError(f"memory_bytes is {params['memory_bytes']}: allowed is {LEAST_BYTES} or more")
+            refuse(params["memory_bytes"], available_bytes((proc / "meminfo").read_text(encoding="ascii")))
             # v1 rounds a limit to whole pages.
             former = envelope.read()["limit_bytes"] if exists else None
             changed = former is None or abs(former - params["memory_bytes"]) >= LEAST_BYTES

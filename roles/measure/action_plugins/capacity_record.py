@@ -1,21 +1,21 @@
 """Read a hypervisor at a step of a capacity run, and write the step's or the divergence's record.
 
 Arguments:
-    phase: snapshot (read only, before the guests' probes), step or divergence (read again, write the record).
-    plan: what the action capacity_plan returned.
+    phase: snapshot (read only, before the guests are probed or diverge), step or divergence (read again,
+        write the record).
+    plan: what the action capacity_plan returned; with its envelope_bytes the role envelope must have run.
     provenance: image_digest, accelerator and testbed_version; the rest is read from the host.
-    envelope: whether the guests are in the role envelope's cgroup.
-    ksm: on or off; guests: how many run.
-    before: what snapshot returned before the probes, or before the guests diverged.
-    probes: guest name to what its probe printed, null for no answer (step), or to its probe before (divergence).
+    ksm: on or off (step). guests: how many run.
+    before: what snapshot returned.
+    probes: guest name to what its probe printed, null for no answer; for a divergence those before it.
     converged: whether KSM had settled; null with KSM off (step).
-    series, divergences, alive: the sampler's result, what each guest's diverge printed, and how many guests
-        hold all that they wrote (divergence).
+    series, divergences, alive: what the sampler observed, what each guest's diverge printed, and how many
+        guests hold all that they wrote (divergence).
     proc_root, sys_root, run_root: the host's trees, for tests.
 
 Returns for snapshot: host, envelope, provenance, recorded_at, monotonic_seconds.
-Returns for step: record (path), stop (null or why), next_guests (null: the arm is over), fitting_guests (the most
-that fitted so far, null: none), msg. For divergence: record, msg.
+Returns for step: record (path), stop (null or why), next_guests (null: the arm is over), fitting_guests (the
+most that fitted so far; null: none), msg. For divergence: record, msg.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             raise AnsibleActionFail(f"capacity_record: cannot write {path}: {error.strerror}.") from None
         outcome = {**result, "changed": False, "record": str(path)}
         if args["phase"] == "divergence":
-            return {**outcome, "msg": f"{record['observed']['guests_alive']} of {record['guests']} guests live"}
+            alive = record["observed"]["guests_alive"]
+            return {**outcome, "msg": f"{alive} of {record['guests']} guests hold what they wrote"}
         return {**outcome, **progress(record, folder, args["plan"])}
 
     def _arguments(self) -> dict[str, Any]:
@@ -92,22 +93,21 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "phase": {"type": "str", "required": True, "choices": ["snapshot", "step", "divergence"]},
                 "plan": {"type": "dict", "required": True},
                 "provenance": {"type": "dict", "default": {}},
-                "envelope": {"type": "bool", "required": True},
-                "ksm": {"type": "str", "choices": ["off", "on"]},
+                "ksm": {"type": "str", "choices": ["off", "on"], "default": "on"},
                 "guests": {"type": "int"},
                 "before": {"type": "dict"},
                 "probes": {"type": "dict", "default": {}},
                 "converged": {"type": "bool"},
                 "series": {"type": "dict"},
                 "divergences": {"type": "dict", "default": {}},
-                "alive": {"type": "int"},
+                "alive": {"type": "int", "default": 0},
                 "proc_root": {"type": "str", "default": "/proc"},
                 "sys_root": {"type": "str", "default": "/sys"},
                 "run_root": {"type": "str", "default": "/run"},
             },
             required_if=[
-                ("phase", "step", ("ksm", "guests", "before")),
-                ("phase", "divergence", ("guests", "before", "series", "alive")),
+                ("phase", "step", ("guests", "before")),
+                ("phase", "divergence", ("guests", "before", "series")),
             ],
         )
         # Templated values carry Ansible's tags; a record is plain JSON.
@@ -122,7 +122,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         if measured.get("failed") or measured.get("unreachable"):
             return measured
         envelope = None
-        if args["envelope"]:
+        if args["plan"]["envelope_bytes"]:
             read: dict[str, Any] = self._execute_module(
                 module_name="envelope", module_args={"state": "read"}, task_vars=task_vars
             )
@@ -152,19 +152,26 @@ def step_record(args: dict[str, Any], hypervisor: str, after: dict[str, Any]) ->
 
 
 def divergence_record(args: dict[str, Any], hypervisor: str, after: dict[str, Any]) -> dict[str, Any]:
-    """The record of a divergence; its times are those of the series."""
+    """The record of a divergence; its times are those of the series.
+
+    The write is taken to begin at the snapshot before and to end with the guest that wrote longest: SSH's
+    second or so is neglected.
+    """
     before, series = args["before"], args["series"]
     samples = dict(series["samples"])
-    if not args["envelope"]:
+    if not args["plan"]["envelope_bytes"]:
         samples["envelope_working_set_bytes"] = [None] * len(samples["seconds"])
     began = moment(series["started_at"])
+    started = max(0.0, round(moment(before["recorded_at"]) - began, 3))
     answers = args["divergences"]
     kills = [seen["host"]["vmstat"].get("oom_kill") for seen in (before, after)]
     observed = {
         "write": {
-            "started_seconds": max(0.0, round(moment(before["recorded_at"]) - began, 3)),
+            "started_seconds": started,
             "finished_seconds": (
-                None if None in answers.values() else round(moment(after["recorded_at"]) - began, 3)
+                None
+                if None in answers.values()
+                else started + max((said["seconds"] for said in answers.values()), default=0.0)
             ),
             "written_bytes": {name: said["written_bytes"] for name, said in answers.items() if said},
         },
@@ -195,7 +202,7 @@ def head(  # noqa: PLR0917 -- the parts of one record
         "workload": plan["capacity"]["workload"],
         "guests": args["guests"],
         "guest_memory_bytes": plan["guest_memory_bytes"],
-        "envelope_bytes": plan["envelope_bytes"] if args["envelope"] else None,
+        "envelope_bytes": plan["envelope_bytes"],
         "requested": {"guest_reserve_bytes": plan["requested"]["guest_reserve_bytes"]},
         "provenance": {
             **seen["provenance"],

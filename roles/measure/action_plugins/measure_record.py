@@ -35,7 +35,7 @@ from jsonschema.exceptions import best_match
 
 from analysis.design import FILLS
 from analysis.mix import MIX, MixError, guest_workloads
-from analysis.module_progress import run_with_progress
+from analysis.module_progress import run_series
 
 SCHEMA_VERSION = 1
 PHASES = ("off", "merge", "on", "verify", "failed")
@@ -58,7 +58,6 @@ PROVENANCE_READ = (
 )
 FILLED_IN = {"off": "workload", "on": "workload", "verify": "verify"}
 NEEDS = {"off": "domains", "on": "domains", "failed": "failure"}
-MERGE_SETUP_SECONDS = 120
 MESSAGE_LIMIT_CHARACTERS = 4000
 MIB = 1 << 20
 
@@ -161,29 +160,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         host = self._host(args, task_vars, {})
         if host.get("failed") or host.get("unreachable"):
             return host
-        convergence = args["requested"]["convergence"]
-        limit = convergence["timeout_seconds"] if args["until"] == "converged" else args["duration_seconds"]
-        progress_path = f"{args['run_root']}/measure_series-{secrets.token_hex(8)}.progress"
-        series = run_with_progress(
+        series = run_series(
             self,
-            "measure_series",
-            {
-                "start_ksm": args["start_ksm"],
-                "interval_seconds": args["requested"]["sample_interval_seconds"],
-                "until": args["until"],
-                "duration_seconds": args["duration_seconds"],
-                "timeout_seconds": convergence["timeout_seconds"],
-                "min_full_scans": convergence["min_full_scans"],
-                "window_scans": convergence["window_scans"],
-                "threshold_percent": convergence["threshold_percent"],
-                "guests": args["cell"]["guests"],
-                "progress_path": progress_path,
-                "proc_root": args["proc_root"],
-                "sys_root": args["sys_root"],
-            },
             task_vars,
-            progress_path,
-            float(limit) + MERGE_SETUP_SECONDS,
+            args["requested"],
+            guests=args["cell"]["guests"],
+            roots={name: args[name] for name in ("proc_root", "sys_root", "run_root")},
+            start_ksm=args["start_ksm"],
+            until=args["until"],
+            duration_seconds=args["duration_seconds"],
         )
         return series if series.get("failed") else {**series, "provenance": host["provenance"]}
 
