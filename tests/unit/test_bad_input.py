@@ -62,12 +62,14 @@ CASES = [
 ]
 
 
-def playbook(results: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the experiment; variables arrive as text, as with -e name=value."""
+def playbook(
+    results: Path, *arguments: str, name: str = "experiment", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the experiment, or a capacity run; variables arrive as text, as with -e name=value."""
     return subprocess.run(
         [
             Path(sys.executable).with_name("ansible-playbook"),
-            "playbooks/experiment.yml",
+            f"playbooks/{name}.yml",
             *arguments,
             "-e",
             json.dumps({**variables, "results_directory": str(results)}),
@@ -102,5 +104,39 @@ def test_it_is_refused_in_one_sentence_before_anything_is_changed(
 def test_what_is_allowed_passes_the_same_checks(results: Path) -> None:
     allowed = {"focus": "1,3", "guests": "64", "ksm_knobs": '{"pages_to_scan": 1}', "thp_enabled": "never"}
     done = playbook(results, "--tags", "nothing-but-the-checks", **allowed)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not results.exists()
+
+
+@NEEDS_HOST
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        (
+            {"capacity_workload": "busy", "capacity_step_guests": "0"},
+            "capacity_workload is 'busy': allowed is constant_fill or idle or random_fill. "
+            "capacity_step_guests is '0': allowed is a whole number from 1 to 64.",
+        ),
+        (
+            {"capacity_envelope_mib": "0", "capacity_step_guests": "2"},
+            "capacity_stop_available_mib is 1024: a step of 2 may take 1344 MiB, so it must be that or more, "
+            "or capacity_step_guests less.",
+        ),
+    ],
+)
+def test_a_capacity_run_is_refused_likewise(results: Path, variables: dict[str, str], said: str) -> None:
+    done = playbook(results, name="capacity", **variables)
+    assert done.returncode == 2, done.stdout + done.stderr
+    (failure,) = re.findall(r"^fatal: \[localhost\]: FAILED! => (\{.*?^\}|\{.*\})$", done.stdout, re.M | re.S)
+    assert json.loads(failure)["msg"] == said
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not results.exists()
+    ran = re.findall(r"^TASK \[(.*)\] \**$", done.stdout, re.M)
+    assert set(ran) <= CHECKS
+
+
+@NEEDS_HOST
+def test_a_capacity_run_that_is_allowed_passes_the_same_checks(results: Path) -> None:
+    done = playbook(results, "--tags", "nothing-but-the-checks", name="capacity", capacity_workload="idle")
     assert done.returncode == 0, done.stdout + done.stderr
     assert not results.exists()

@@ -258,3 +258,27 @@ def test_an_argument_out_of_range_is_named(tree: Path, name: str, value: float) 
 
 def test_a_duration_is_needed_to_sample_for_a_time(tree: Path) -> None:
     assert "duration_seconds" in sample(tree, until="seconds")["msg"]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_envelope_joins_the_series(tree: Path, tmp_path: Path, version: int) -> None:
+    folder = tmp_path / "envelope"
+    folder.mkdir()
+    usage, inactive = (
+        ("memory.usage_in_bytes", "total_inactive_file")
+        if version == 1
+        else ("memory.current", "inactive_file")
+    )
+    (folder / usage).write_text("9000000\n")
+    (folder / "memory.stat").write_text(f"inactive_anon 5\n{inactive} 1000000\nactive_file 7\n")
+    observed = sample(tree, until="seconds", duration_seconds=0.3, envelope_path=str(folder))["observed"]
+    column = observed["samples"]["envelope_working_set_bytes"]
+    assert set(column) == {8_000_000}
+    assert len(column) == len(observed["samples"]["seconds"])
+    assert "cow_ksm" in observed["samples"]
+
+
+def test_an_envelope_that_is_not_there_is_named(tree: Path, tmp_path: Path) -> None:
+    result = sample(tree, envelope_path=str(tmp_path / "absent"))
+    assert result["msg"] == f"{tmp_path}/absent is no memory cgroup; a series of the envelope needs it"
+    assert (tree / "sys/kernel/mm/ksm/run").read_text().strip() == "0"
