@@ -27,6 +27,7 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
 
 from analysis.capacity import breach, used_bytes
 from analysis.capacity_design import CapacityDesign, fitting, next_guests, stop
@@ -77,11 +78,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             write_private(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
         except OSError as error:
             raise AnsibleActionFail(f"capacity_record: cannot write {path}: {error.strerror}.") from None
-        outcome = {**result, "changed": False, "record": str(path)}
         if args["phase"] == "divergence":
             alive = record["observed"]["guests_alive"]
-            return {**outcome, "msg": f"{alive} of {record['guests']} guests hold what they wrote"}
-        return {**outcome, **progress(record, folder, args["plan"])}
+            outcome: dict[str, Any] = {"msg": f"{alive} of {record['guests']} guests hold what they wrote"}
+        else:
+            outcome = progress(record, folder, args["plan"])
+        Display().display(f"    [{hypervisor}] {outcome['msg']}")
+        return {**result, "changed": False, "record": str(path), **outcome}
 
     def _arguments(self) -> dict[str, Any]:
         given = dict(self._task.args)
