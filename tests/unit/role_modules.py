@@ -16,8 +16,9 @@ ROOT = Path(__file__).parents[2]
 # Runs a module with its role's module_utils, as Ansible ships them with it.
 RUN = (
     "import runpy, sys, ansible.module_utils;"
-    "ansible.module_utils.__path__.append(sys.argv[2]);"
-    "runpy.run_path(sys.argv[1], run_name='__main__')"
+    "path, shared = sys.argv[1:]; sys.argv = [path];"
+    "ansible.module_utils.__path__.append(shared);"
+    "runpy.run_path(path, run_name='__main__')"
 )
 
 
