@@ -110,7 +110,7 @@ def run_series(
     Returns: the module's result; a failure has failed=True.
     """
     rule = requested["convergence"]
-    limit = rule["timeout_seconds"] if until == "converged" else duration_seconds
+    limit = float(rule["timeout_seconds"] if until == "converged" else duration_seconds or 0)
     progress_path = f"{roots['run_root']}/measure_series-{secrets.token_hex(8)}.progress"
     arguments = {
         "start_ksm": start_ksm,
@@ -127,7 +127,7 @@ def run_series(
         "sys_root": roots["sys_root"],
     }
     return run_with_progress(
-        action, "measure_series", arguments, task_vars, progress_path, float(limit) + SERIES_SETUP_SECONDS
+        action, "measure_series", arguments, task_vars, progress_path, limit + SERIES_SETUP_SECONDS
     )
 
 
