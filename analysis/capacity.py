@@ -83,7 +83,7 @@ class Divergence:
     """What happened when merged guests all wrote at once.
 
     ``regained_bytes``: sharing lost, which the guests took from the host again; ``rate``: bytes per second,
-    the peak between two samples, and the mean until 95 % was regained. Latencies are medians over the
+    the peak between two samples, and the mean from 5 % to 95 % regained. Latencies are medians over the
     guests in microseconds. ``safe_bytes`` is the forecast's safe need of these guests; None without one.
     """
 
@@ -247,7 +247,7 @@ def divergence(record: CapacityRecord, safe_bytes: float | None) -> Divergence:
         oom_kills=observed["oom_kills"],
         regained_bytes=lost,
         peak_rate=max((r / s for r, s in zip(regained, spans, strict=True) if s > 0), default=0.0),
-        mean_rate=_mean_rate(seconds, saved, observed["write"]["started_seconds"]),
+        mean_rate=_mean_rate(seconds, saved),
         cow_ksm=None if None in samples["cow_ksm"] else samples["cow_ksm"][-1] - samples["cow_ksm"][0],
         peak_used_bytes=max(used_series(content)),
         capacity_bytes=content["envelope_bytes"] or provenance["memory_total_bytes"],
@@ -400,14 +400,14 @@ def _row(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _mean_rate(seconds: Sequence[float], saved: Sequence[int], start: float) -> float | None:
+def _mean_rate(seconds: Sequence[float], saved: Sequence[int]) -> float | None:
     lost = saved[0] - min(saved)
     if lost <= 0:
         return None
-    end = next(
-        second for second, now in zip(seconds, saved, strict=True) if saved[0] - now >= (1 - _TAIL) * lost
-    )
-    return (1 - _TAIL) * lost / (end - start) if end > start else None
+    fell = [saved[0] - now for now in saved]
+    end = next(place for place, value in enumerate(fell) if value >= (1 - _TAIL) * lost)
+    start = max((place for place in range(end) if fell[place] <= _TAIL * lost), default=0)
+    return (fell[end] - fell[start]) / (seconds[end] - seconds[start])
 
 
 def _median(probes: dict[str, Any], name: str) -> float | None:

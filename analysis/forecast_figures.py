@@ -240,7 +240,7 @@ def divergence_figure(content: Mapping[str, Any], seen: Divergence) -> Figure:
             seconds[-1] if end is None else end,
             color="#f0f0f0",
             zorder=0,
-            label="writing",
+            label="from the request to write to the last answer",
         )
         axes.set_ylim(bottom=0)
         axes.set_xlim(seconds[0], seconds[-1])

@@ -191,8 +191,8 @@ def test_divergence_by_hand() -> None:
     seen = divergence(storm(), 2900.0 * MIB)
     assert seen.regained_bytes == 800 * MIB
     assert seen.peak_rate == pytest.approx(300 * MIB)
-    # 95 % of 800 is gone at second 6; writing began at 2.
-    assert seen.mean_rate == pytest.approx(190 * MIB)
+    # Of the 800 nothing is gone at second 2, and all at second 6.
+    assert seen.mean_rate == pytest.approx(200 * MIB)
     assert seen.peak_used_bytes == 2800 * MIB
     assert seen.cow_ksm == 800
     assert (seen.p99_before_us, seen.p99_during_us) == (20, 500)

@@ -9,8 +9,8 @@ Arguments:
     before: what snapshot returned.
     probes: guest name to what its probe printed, null for no answer; for a divergence those before it.
     converged: whether KSM had settled; null with KSM off (step).
-    series, divergences, alive: what the sampler observed, what each guest's diverge printed, and how many
-        guests hold all that they wrote (divergence).
+    series, divergences, answered_at, alive: what the sampler observed, what each guest's diverge printed,
+        the host's time after it, and how many guests hold all that they wrote (divergence).
     proc_root, sys_root, run_root: the host's trees, for tests.
 
 Returns for snapshot: host, envelope, provenance, recorded_at, monotonic_seconds.
@@ -103,6 +103,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "converged": {"type": "bool"},
                 "series": {"type": "dict"},
                 "divergences": {"type": "dict", "default": {}},
+                "answered_at": {"type": "str"},
                 "alive": {"type": "int", "default": 0},
                 "proc_root": {"type": "str", "default": "/proc"},
                 "sys_root": {"type": "str", "default": "/sys"},
@@ -110,7 +111,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             },
             required_if=[
                 ("phase", "step", ("guests", "before")),
-                ("phase", "divergence", ("guests", "before", "series")),
+                ("phase", "divergence", ("guests", "before", "series", "answered_at")),
             ],
         )
         # Templated values carry Ansible's tags; a record is plain JSON.
@@ -155,11 +156,7 @@ def step_record(args: dict[str, Any], hypervisor: str, after: dict[str, Any]) ->
 
 
 def divergence_record(args: dict[str, Any], hypervisor: str, after: dict[str, Any]) -> dict[str, Any]:
-    """The record of a divergence; its times are those of the series.
-
-    The write is taken to begin at the snapshot before and to end with the guest that wrote longest: SSH's
-    second or so is neglected.
-    """
+    """The record of a divergence: it begins with the request to write, and ends with the last answer."""
     before, series = args["before"], args["series"]
     samples = dict(series["samples"])
     if not args["plan"]["envelope_bytes"]:
@@ -172,9 +169,7 @@ def divergence_record(args: dict[str, Any], hypervisor: str, after: dict[str, An
         "write": {
             "started_seconds": started,
             "finished_seconds": (
-                None
-                if None in answers.values()
-                else started + max((said["seconds"] for said in answers.values()), default=0.0)
+                None if None in answers.values() else round(moment(args["answered_at"]) - began, 3)
             ),
             "written_bytes": {name: said["written_bytes"] for name, said in answers.items() if said},
         },
