@@ -9,7 +9,15 @@ mpl.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.capacity import CapacityRun, Divergence, actual_limit, saved_series, steps_table, used_series
+from analysis.capacity import (
+    CapacityRun,
+    Divergence,
+    actual_limit,
+    relation,
+    saved_series,
+    steps_table,
+    used_series,
+)
 from analysis.design import MIB
 from analysis.figures import GAIN, GREY, LOSS, OFF, ON, PAPER, FigureError
 
@@ -164,6 +172,58 @@ def capacity_figure(run: CapacityRun, load: Mapping[str, Any] | None) -> Figure:
         figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=9)
         figure.suptitle(
             f"{run.workload.replace('_', ' ')}: to the limit, {run.guest_memory_bytes / MIB:.0f} MiB a guest",
+            fontsize=12,
+            x=0.01,
+            ha="left",
+        )
+    return figure
+
+
+def trade_off_figure(run: CapacityRun) -> Figure:
+    """Memory saved against performance lost, KSM on against off at the same N, each point marked with its N.
+
+    Raises FigureError when no number of guests was seen with KSM off and on.
+    """
+    table = relation(steps_table(run)) if run.arms.keys() >= {"off", "on"} else None
+    if table is None or table.empty:
+        raise FigureError("there is nothing to draw: no number of guests was seen with KSM off and on.")
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.5, 4.6), layout="constrained")
+        for axes, title, names in zip(
+            figure.subplots(1, 2),
+            ("throughput lost, %", "write latency added, %"),
+            (
+                {"touch_lost_percent": "touching memory", "cpu_lost_percent": "CPU work"},
+                {"p50_added_percent": "p50", "p99_added_percent": "p99"},
+            ),
+            strict=True,
+        ):
+            for (name, label), colour in zip(names.items(), (OFF, ON), strict=True):
+                axes.plot(
+                    table["saved_bytes"] / GIB,
+                    table[name],
+                    marker="o",
+                    markersize=4,
+                    color=colour,
+                    label=label,
+                )
+            for saved, guests, lost in zip(
+                table["saved_bytes"] / GIB, table["guests"], table[[*names]].max(axis=1), strict=True
+            ):
+                axes.annotate(
+                    f"{guests}",
+                    (saved, lost),
+                    xytext=(0, 5),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=8,
+                )
+            axes.axhline(0, color=GREY, linewidth=0.8)
+            axes.set_title(title, fontsize=10, loc="left")
+            axes.set_xlabel("memory saved, GiB (numbers: guests)")
+            axes.legend(frameon=False, fontsize=9)
+        figure.suptitle(
+            f"{run.workload.replace('_', ' ')}: memory saved against performance lost, KSM on against off",
             fontsize=12,
             x=0.01,
             ha="left",

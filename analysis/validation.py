@@ -584,6 +584,8 @@ def _draw(
         if run.arms:
             save(forecast_figures.capacity_figure(run, load), directory / f"capacity-{name}.png")
             save(forecast_figures.performance_figure(run), directory / f"performance-{name}.png")
+        if run.arms.keys() >= {"off", "on"} and not relation(steps_table(run)).empty:
+            save(forecast_figures.trade_off_figure(run), directory / f"trade-off-{name}.png")
         for number, (record, seen) in enumerate(zip(run.divergences, section.divergences, strict=True), 1):
             save(
                 forecast_figures.divergence_figure(record.content, seen),

@@ -94,4 +94,4 @@ def test_the_report_tells_it(run: dict[str, Any], capsys: pytest.CaptureFixture[
     assert "Capacity run small: constant_fill" in text
     assert "All guests live" in text
     drawn = {path.name.split("-")[0] for path in tmp_path.iterdir()}
-    assert drawn == {"capacity", "performance", "divergence"}
+    assert drawn == {"capacity", "performance", "trade", "divergence"}

@@ -20,7 +20,12 @@ from analysis.capacity import (
     relation,
     steps_table,
 )
-from analysis.forecast_figures import capacity_figure, divergence_figure, performance_figure
+from analysis.forecast_figures import (
+    capacity_figure,
+    divergence_figure,
+    performance_figure,
+    trade_off_figure,
+)
 from analysis.records import RecordError
 
 GIB = 1 << 30
@@ -223,6 +228,10 @@ def test_the_figures_draw_the_measurements(results: Path) -> None:
     assert list(drawn["KSM on, measured"].get_ydata()) == pytest.approx(
         [n * MIB / GIB for n in (900, 1500, 1900)]
     )
+    throughput, _latency = trade_off_figure(run).axes
+    seen = relation(steps_table(run))
+    assert list(throughput.lines[0].get_xdata()) == pytest.approx(list(seen["saved_bytes"] / GIB))
+    assert list(throughput.lines[1].get_ydata()) == pytest.approx(list(seen["cpu_lost_percent"]))
     touch = performance_figure(run).axes[0]
     assert list(touch.lines[0].get_ydata()) == pytest.approx([800, 400, 800])
     (axes,) = divergence_figure(storm().content, divergence(storm(), None)).axes
@@ -237,7 +246,7 @@ def test_the_report_of_a_run_without_a_forecast(
     text = capsys.readouterr().out
     assert "stopped: PSI above 20 %" in text
     assert "KSM off: actual 4 (PSI above 20 %)" in text
-    assert "800 MiB regained by the guests, 190 MiB/s on average, 300 MiB/s at the peak" in " ".join(
+    assert "800 MiB regained by the guests, 200 MiB/s on average, 300 MiB/s at the peak" in " ".join(
         text.split()
     )
     assert max(map(len, text.splitlines())) <= 110
@@ -246,4 +255,5 @@ def test_the_report_of_a_run_without_a_forecast(
         "capacity-cap1-host1-idle.png",
         "divergence-cap1-host1-idle-1.png",
         "performance-cap1-host1-idle.png",
+        "trade-off-cap1-host1-idle.png",
     ]
