@@ -1,0 +1,160 @@
+"""The action capacity_record: what it makes of two readings of a host, and which step it asks for next."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from role_modules import load
+from synthetic_capacity import MIB, capacity_record, divergence_record
+
+from analysis.capacity import breach
+
+action = load("roles/measure/action_plugins/capacity_record.py")
+CAPACITY = {
+    "workload": "idle",
+    "envelope_mib": 8192,
+    "step_guests": 3,
+    "most_guests": 64,
+    "probe_seconds": 6,
+    "divergence": True,
+    "stop_psi_memory_percent": 10.0,
+    "stop_available_mib": 1,
+    "stop_major_faults_per_second": 100.0,
+    "stop_swapped_pages_per_second": 10.0,
+}
+
+
+def plan(folder: Path | None = None, **changes: Any) -> dict[str, Any]:
+    return {
+        "run_id": "cap1",
+        "directory": str(folder),
+        "capacity": {**CAPACITY, **changes},
+        "requested": {"guest_reserve_bytes": 32 * MIB},
+        "envelope_bytes": changes.get("envelope_mib", 8192) * MIB or None,
+        "guest_memory_bytes": 512 * MIB,
+        "most_guests": 64,
+        "design_digest": "sha256:" + "0" * 64,
+    }
+
+
+def snapshot(seconds: float, **changes: int) -> dict[str, Any]:
+    """A reading of the synthetic host at a second of its clock, some counters larger."""
+    record = copy.deepcopy(capacity_record())
+    host = record["observed"]["host"]
+    host["vmstat"] |= {"pgfault": 1000, "pgmajfault": 10, "cow_ksm": 5, "pswpin": 0, "pswpout": 0}
+    host["vmstat"]["oom_kill"] = 0
+    for name, more in changes.items():
+        host["vmstat"][name] += more
+    return {
+        "host": host,
+        "envelope": record["observed"]["envelope"],
+        "provenance": {
+            name: value
+            for name, value in record["provenance"].items()
+            if name not in ("image_digest", "accelerator", "testbed_version", "design_digest")
+        },
+        "recorded_at": f"2026-11-24T19:00:{seconds:06.3f}000Z",
+        "monotonic_seconds": 1000 + seconds,
+    }
+
+
+def arguments(**changes: Any) -> dict[str, Any]:
+    probe = capacity_record()["observed"]["probes"]["guest01"]
+    return {
+        "plan": plan(),
+        "provenance": {},
+        "ksm": "off",
+        "guests": 2,
+        "before": snapshot(1),
+        "probes": {"guest01": probe, "guest02": probe},
+        "converged": None,
+        **changes,
+    }
+
+
+def test_a_step_is_what_was_before_the_probes_and_what_their_time_did() -> None:
+    record = action.step_record(arguments(), "host1", snapshot(11, pgfault=700, pgmajfault=20, cow_ksm=300))
+    assert breach(record, "capacity") is None
+    assert record["recorded_at"] == "2026-11-24T19:00:01.000000Z"
+    window = record["observed"]["window"]
+    assert window["seconds"] == 10
+    assert window["vmstat"] == {"pgfault": 700, "pgmajfault": 20, "cow_ksm": 300, "pswpin": 0, "pswpout": 0}
+    assert record["stop"] is None
+    assert record["envelope_bytes"] == 8192 * MIB
+
+
+def test_a_guest_without_an_answer_stops_the_arm() -> None:
+    record = action.step_record(arguments(probes={"guest01": None}), "host1", snapshot(11))
+    assert breach(record, "capacity") is None
+    assert record["stop"]["reason"] == "no answer from guest01"
+
+
+def test_a_kernel_without_a_counter_has_null_there() -> None:
+    before, after = snapshot(1), snapshot(11)
+    for seen in (before, after):
+        del seen["host"]["vmstat"]["cow_ksm"]
+        seen["host"]["psi"] = None
+    record = action.step_record(arguments(before=before), "host1", after)
+    assert breach(record, "capacity") is None
+    assert record["observed"]["window"]["vmstat"]["cow_ksm"] is None
+    assert record["observed"]["window"]["psi_some_microseconds"] is None
+
+
+def test_without_an_envelope_the_host_is_the_limit() -> None:
+    before = {**snapshot(1), "envelope": None}
+    record = action.step_record(arguments(plan=plan(envelope_mib=0), before=before), "host1", snapshot(11))
+    assert breach(record, "capacity") is None
+    assert record["envelope_bytes"] is None
+
+
+def diverged(**changes: Any) -> dict[str, Any]:
+    known = divergence_record([900, 900, 200, 100], [1000, 1000, 1700, 1800])["observed"]
+    said = {**known["probes_during"]["guest01"], "cpu_iterations_per_second": None}
+    answer = {**said, "written_bytes": 300 * MIB, "seconds": 1.5, "digest": "crc32-sha256:0"}
+    args = arguments(
+        before=snapshot(3),
+        series={"started_at": "2026-11-24T19:00:02.000000Z", "samples": known["samples"]},
+        divergences={"guest01": answer, "guest02": answer},
+        answered_at="2026-11-24T19:00:08.500000Z",
+        alive=2,
+    )
+    return {**args, **changes}
+
+
+def test_a_divergence_has_its_times_on_the_clock_of_the_series() -> None:
+    record = action.divergence_record(diverged(), "host1", snapshot(12, oom_kill=1))
+    assert breach(record, "capacity") is None
+    write = record["observed"]["write"]
+    assert (write["started_seconds"], write["finished_seconds"]) == (1.0, 6.5)
+    assert write["written_bytes"] == {"guest01": 300 * MIB, "guest02": 300 * MIB}
+    assert record["observed"]["oom_kills"] == 1
+    assert (record["ksm"], record["stop"]) == ("on", None)
+
+
+def test_a_guest_lost_in_the_storm_leaves_the_end_open() -> None:
+    args = diverged(alive=1)
+    args["divergences"]["guest02"] = None
+    record = action.divergence_record(args, "host1", snapshot(12))
+    assert breach(record, "capacity") is None
+    assert record["observed"]["write"]["finished_seconds"] is None
+    assert record["observed"]["probes_during"]["guest02"] is None
+    assert record["observed"]["guests_alive"] == 1
+
+
+@pytest.mark.parametrize(("guests", "stopped", "following"), [(3, False, 6), (6, True, 5), (4, True, None)])
+def test_the_next_step_follows_from_the_records_so_far(
+    tmp_path: Path, guests: int, stopped: bool, following: int | None
+) -> None:
+    stop = {"reason": "full", "measure": "used_mib", "value": 1.0, "limit": 0.5}
+    for number in sorted({0, 3, guests}):
+        record = capacity_record(guests=number, stop=stop if stopped and number == guests else None)
+        (tmp_path / action.file_name(record)).write_text(json.dumps(record))
+    found = action.progress(record, tmp_path, plan(tmp_path))
+    assert found["next_guests"] == following
+    assert found["fitting_guests"] == 3
+    assert found["msg"].startswith(f"KSM off, {guests} guests use 1600 MiB")
+    assert ("beyond the limit: full" in found["msg"]) is stopped
