@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -162,9 +162,19 @@ def used_bytes(content: dict[str, Any]) -> int:
 
 
 def host_used_bytes(content: dict[str, Any]) -> int:
-    """MemTotal - MemAvailable of a step."""
-    memory = content["observed"]["host"]["meminfo"]
-    return int(memory["MemTotal_bytes"] - memory["MemAvailable_bytes"])
+    """What the host uses at a step, see :func:`in_use_bytes`."""
+    return in_use_bytes(content["observed"]["host"], content["provenance"]["page_size_bytes"])
+
+
+def in_use_bytes(host: Mapping[str, Any], page_size_bytes: int) -> int:
+    """MemTotal - MemAvailable, less the free pages on the per-CPU lists.
+
+    MemAvailable does not count these (mm/show_mem.c), and how many there are is chance: tens to hundreds of
+    MiB from one reading to the next. Where the kernel hides them they stay in.
+    """
+    memory = host["meminfo"]
+    per_cpu = (host["per_cpu_free_pages"] or 0) * page_size_bytes
+    return int(memory["MemTotal_bytes"] - memory["MemAvailable_bytes"] - per_cpu)
 
 
 def base_steps(runs: Sequence[CapacityRun], hypervisor: str) -> list[CapacityRecord]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import forecast_figures
-from analysis.capacity import base_steps, conditions, host_used_bytes, load_capacity, text
+from analysis.capacity import base_steps, conditions, host_used_bytes, in_use_bytes, load_capacity, text
 from analysis.cell_census import cell_census
 from analysis.census import Census
 from analysis.design import MIB, RECORD_KINDS, SCHEMA_VERSION, WORKLOADS, write_private
@@ -235,14 +235,14 @@ def make_model(found: Calibration, scope: str, name: str = SHARING) -> Model:
     )
 
 
-def scope_used_bytes(arm: Mapping[str, Any], scope: str) -> float | None:
+def scope_used_bytes(cell: CellRecords, kind: str, scope: str) -> float | None:
     """What an off or on record uses: of the host, or of the guests' own anonymous memory and page tables.
 
     None when the guests' part is asked for and the kernel does not tell it.
     """
+    arm = cell.observed(kind)
     if scope == HOST:
-        memory = arm["host"]["meminfo"]
-        return float(memory["MemTotal_bytes"] - memory["MemAvailable_bytes"])
+        return float(in_use_bytes(arm["host"], cell.page_size_bytes))
     guests = arm["guests"].values()
     if any("Pss_Anon_bytes" not in guest["smaps_rollup"] for guest in guests):
         return None
@@ -354,10 +354,11 @@ def assumptions(model: Model) -> list[str]:
         "Safe: no page is shared, every page of guest memory is in use, and QEMU's part is the largest seen.",
         "Nothing is swapped and nothing is kept free: for a reserve give a smaller capacity.",
     ]
-    if model.scope == ENVELOPE:
-        stated.append(
-            "The envelope holds the guests' anonymous memory and page tables; KSM's own memory is the host's."
-        )
+    stated.append(
+        "Used is MemTotal - MemAvailable less the free pages on per-CPU lists, which MemAvailable leaves out."
+        if model.scope == HOST
+        else "The envelope holds the guests' anonymous memory and page tables; KSM's own memory is the host's."
+    )
     return stated
 
 
@@ -462,7 +463,7 @@ def _samples(
 ) -> tuple[Sample, ...] | None:
     samples = []
     for cell, gross in zip(cells, gross_bytes, strict=True):
-        used = [scope_used_bytes(cell.observed(kind), scope) for kind in ("off", "on")]
+        used = [scope_used_bytes(cell, kind, scope) for kind in ("off", "on")]
         if used[0] is None or used[1] is None:
             return None
         profit = cell.observed("on")["host"]["ksm"]["general_profit"]

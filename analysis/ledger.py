@@ -21,6 +21,7 @@ RMAP_ITEM_BYTES = 64
 FLAG_FRACTION = 0.05
 
 SPLIT = "zero pages freed by splitting huge pages"
+TOUCHED = "guest memory freed (+), first touched (-)"
 SWAPPED = "guest memory swapped out"
 GUEST_REST = "rest: guest memory otherwise"
 OTHERS = "anonymous memory of other processes"
@@ -34,10 +35,11 @@ HOST_REST = "rest: host otherwise"
 FILES = "files and shared memory of the guests"
 
 SOURCES = {
-    SPLIT: "fall of the guests' Pss_Anon beyond gross and swap, at most the fall of their AnonHugePages; "
-    "no counter credits it (mm/migrate.c, try_to_map_unused_to_zeropage)",
+    SPLIT: "fall of the guests' Anonymous of smaps_rollup beyond KSM's zero pages and swap, at most that of "
+    "their AnonHugePages; no counter credits it (mm/migrate.c, try_to_map_unused_to_zeropage)",
+    TOUCHED: "what else of that fall there is, or its rise: a merged page stays in Anonymous",
     SWAPPED: "rise of the guests' SwapPss (Documentation/filesystems/proc.rst, smaps)",
-    GUEST_REST: "fall of the guests' Pss_Anon that neither KSM, splits nor swap explains",
+    GUEST_REST: "fall of the guests' Pss_Anon that none of these explains",
     OTHERS: "fall of AnonPages less that of the guests' Pss_Anon",
     RMAP: "gross less general_profit: rmap_items x 64 B (Documentation/admin-guide/mm/ksm.rst)",
     SLAB: "SUnreclaim less the rmap_items, which lie in it (Documentation/filesystems/proc.rst, meminfo)",
@@ -109,10 +111,15 @@ def ledger(records: CellRecords) -> Ledger:
     available = -memory["MemAvailable"]
 
     swapped = -guests["swap"]
-    unmerged = guests["Pss_Anon_bytes"] - gross - swapped
-    split = min(max(unmerged, 0), max(guests["AnonHugePages_bytes"], 0))
-    guest_rest = unmerged - split
-    in_guests = [Item(SPLIT, split), Item(SWAPPED, swapped), Item(GUEST_REST, guest_rest)]
+    gone = guests["Anonymous_bytes"] - _zero_bytes(records) - swapped
+    split = min(max(gone, 0), max(guests["AnonHugePages_bytes"], 0))
+    guest_rest = guests["Pss_Anon_bytes"] - gross - swapped - gone
+    in_guests = [
+        Item(SPLIT, split),
+        Item(TOUCHED, gone - split),
+        Item(SWAPPED, swapped),
+        Item(GUEST_REST, guest_rest),
+    ]
 
     rmap = -_rmap_bytes(records)
     on_host = [
@@ -174,11 +181,12 @@ class _Fall(dict[str, int]):
 
 
 def _guest_fall(off: dict[str, Any], on: dict[str, Any], cell_id: str) -> dict[str, int]:
-    fall = {"Pss_bytes": 0, "Pss_Anon_bytes": 0, "AnonHugePages_bytes": 0, "swap": 0}
+    names = ("Pss_bytes", "Pss_Anon_bytes", "Anonymous_bytes", "AnonHugePages_bytes")
+    fall = {**dict.fromkeys(names, 0), "swap": 0}
     for sign, arm in ((1, off), (-1, on)):
         for guest in arm["guests"].values():
             smaps = guest["smaps_rollup"]
-            for name in ("Pss_bytes", "Pss_Anon_bytes", "AnonHugePages_bytes"):
+            for name in names:
                 if name not in smaps:
                     raise LedgerError(
                         f"{cell_id}: its records lack {name.removesuffix('_bytes')} of smaps_rollup, "
@@ -193,6 +201,12 @@ def _per_cpu_bytes(off: dict[str, Any], on: dict[str, Any], page_size_bytes: int
     pages = [arm["host"]["per_cpu_free_pages"] for arm in (off, on)]
     # A kernel that hides them leaves their change in the rest.
     return 0 if None in pages else (pages[0] - pages[1]) * page_size_bytes
+
+
+def _zero_bytes(records: CellRecords) -> int:
+    """What KSM mapped to the zero page, which is in no Rss; 0 where the kernel does not do so."""
+    pages = [records.observed(kind)["host"]["ksm"]["ksm_zero_pages"] or 0 for kind in ("off", "on")]
+    return int(pages[1] - pages[0]) * records.page_size_bytes
 
 
 def _gross(records: CellRecords) -> int:

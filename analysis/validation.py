@@ -224,7 +224,7 @@ def join(content: Mapping[str, Any], runs: Sequence[Run]) -> tuple[list[Joined],
             cell = stored[(row["run_id"], row["hypervisor"], row["cell_id"])]
             reason = _refusal(content, row, cell)
             off, on = (
-                None if reason else scope_used_bytes(cell.observed(kind), content["scope"])
+                None if reason else scope_used_bytes(cell, kind, content["scope"])
                 for kind in ("off", "on")
             )
             if off is None or on is None:
