@@ -18,7 +18,7 @@ from jsonschema.validators import validator_for
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
-from analysis.design import MIB, REFERENCE
+from analysis.design import MIB
 from analysis.records import SCHEMA, RecordError, flat
 
 CAPACITY = "capacity"
@@ -33,6 +33,7 @@ PROBES = (
 _NO_CONDITION = frozenset({"design_digest", "ksm_knobs.run"})
 _RUN = ("run_id", "hypervisor", "workload", "guest_memory_bytes", "envelope_bytes")
 _TAIL = 0.05
+_HELD = {True: "it held", False: "it did NOT hold", None: "whether it holds is not known"}
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Divergence:
     ``regained_bytes``: sharing lost, which the guests took from the host again; ``rate``: bytes per second,
     the peak between two samples, and the mean from 5 % to 95 % regained. Latencies are medians over the
     guests in microseconds. ``safe_bytes`` is the forecast's safe need of these guests; None without one.
+    ``whole``: the series goes on to the last guest's answer.
     """
 
     run_id: str
@@ -101,6 +103,7 @@ class Divergence:
     p99_before_us: float | None
     p99_during_us: float | None
     safe_bytes: float | None
+    whole: bool
 
     @property
     def survived(self) -> bool:
@@ -109,22 +112,21 @@ class Divergence:
 
     @property
     def safe_holds(self) -> bool | None:
-        """Whether the guests lived and used no more than the safe need; None without a forecast."""
-        if self.safe_bytes is None:
+        """Whether the guests lived and used no more than the safe need.
+
+        None without a forecast, or where the series ended before the guests had all answered.
+        """
+        if self.safe_bytes is None or (self.survived and not self.whole):
             return None
         return self.survived and self.peak_used_bytes <= self.safe_bytes
 
 
 def load_capacity(results: Path) -> list[CapacityRun]:
-    """Every capacity run under ``results``/capacity; the published ones while there is no other.
+    """Every capacity run under ``results``/capacity.
 
     Raises RecordError naming a record that cannot be used.
     """
-    for place in (results / CAPACITY, results / REFERENCE / CAPACITY):
-        records = [_read(path) for path in sorted(place.rglob("*.json"))] if place.is_dir() else []
-        if records:
-            return _runs(records)
-    return []
+    return _runs([_read(path) for path in sorted((results / CAPACITY).rglob("*.json"))])
 
 
 def breach(content: Any, schema: str) -> str | None:
@@ -230,6 +232,10 @@ def actual_limit(steps: Sequence[CapacityRecord]) -> ActualLimit:
     for step in steps:
         stop = step.content["stop"]
         if stop is not None:
+            beyond = step.content["guests"]
+            if beyond > guests + 1:
+                between = f"it lies between {guests} and {beyond - 1}: the run ended before it was found"
+                return ActualLimit(guests, False, between)
             return ActualLimit(guests, True, str(stop["reason"]))
         guests = step.content["guests"]
     return ActualLimit(guests, False, "the run ended before a limit")
@@ -249,6 +255,7 @@ def divergence(record: CapacityRecord, safe_bytes: float | None) -> Divergence:
     regained = [max(0, before - now) for before, now in pairwise(saved)]
     spans = [later - earlier for earlier, later in pairwise(seconds)]
     lost = saved[0] - min(saved)
+    finished = observed["write"]["finished_seconds"]
     return Divergence(
         run_id=content["run_id"],
         workload=content["workload"],
@@ -264,6 +271,7 @@ def divergence(record: CapacityRecord, safe_bytes: float | None) -> Divergence:
         p99_before_us=_median(observed["probes_before"], "write_latency_p99_us"),
         p99_during_us=_median(observed["probes_during"], "write_latency_p99_us"),
         safe_bytes=safe_bytes,
+        whole=finished is not None and finished <= seconds[-1],
     )
 
 
@@ -344,8 +352,10 @@ def divergence_lines(seen: Divergence) -> list[str]:
     if seen.safe_bytes is not None:
         lines.append(
             f"The safe need of these guests was forecast as {seen.safe_bytes / MIB:.0f} MiB: "
-            f"{'it held' if seen.safe_holds else 'it did NOT hold'}."
+            f"{_HELD[seen.safe_holds]}."
         )
+    if not seen.whole:
+        lines.append("! The series ended before every guest had answered: what came later is not in it.")
     return lines
 
 

@@ -22,6 +22,8 @@ from analysis.design import (
 )
 
 PREFIX = "capacity_"
+# A probe writes to at most so much of a guest's memory, which is merged no more (roles/workload).
+PROBE_MIB = 16
 
 
 @dataclass(frozen=True)
@@ -74,17 +76,19 @@ class CapacityDesign:
     def limit_bytes(self, design: Design, overhead_mib: int) -> int:
         """Hard limit of the envelope's cgroup.
 
-        One step beyond the envelope: a guest is started before it is known to fit, and takes all of its
-        memory before KSM has merged it, so a limit at the envelope would have the kernel kill a guest.
+        One step and one probe of every guest beyond the envelope: a guest is started before it is known to
+        fit, and takes all of its memory before KSM has merged it, and a probe unmerges what it writes to. At
+        the envelope itself the kernel would kill a guest.
         Raises DesignError when without an envelope such a step could use up the host.
         """
-        step_mib = self.step_guests * (design.guest_memory_mib + overhead_mib)
-        if not self.envelope_mib and self.stop_available_mib < step_mib:
+        room_mib = self.step_guests * (design.guest_memory_mib + overhead_mib) + self.most_guests * PROBE_MIB
+        if not self.envelope_mib and self.stop_available_mib < room_mib:
             raise DesignError(
-                f"capacity_stop_available_mib is {self.stop_available_mib}: a step of {self.step_guests} may "
-                f"take {step_mib} MiB, so it must be that or more, or capacity_step_guests less."
+                f"capacity_stop_available_mib is {self.stop_available_mib}: a step of {self.step_guests} and "
+                f"the probes may take {room_mib} MiB, so it must be that or more, or capacity_step_guests or "
+                "capacity_most_guests less."
             )
-        return (self.envelope_mib + step_mib) * MIB
+        return (self.envelope_mib + room_mib) * MIB
 
     def digest(self, design: Design) -> str:
         """SHA-256 of the canonical JSON of what is measured."""
@@ -110,6 +114,7 @@ def stop(
     stall_percent = None if psi is None else psi["memory"] / 1e4 / seconds
     swapped = (vmstat["pswpin"] + vmstat["pswpout"]) / seconds
     faults = vmstat["pgmajfault"] / seconds
+    kills = vmstat.get("oom_kill") or 0
     envelope_mib = design.envelope_mib
     checks = (
         (
@@ -119,6 +124,7 @@ def stop(
             used_bytes / MIB,
             envelope_mib,
         ),
+        (kills > 0, f"the kernel killed {kills} processes for lack of memory", "oom_kills", kills, 0),
         (bool(silent), f"no answer from {', '.join(silent)}", "silent_guests", len(silent), 0),
         (
             available_mib < design.stop_available_mib,
@@ -149,8 +155,10 @@ def stop(
             design.stop_major_faults_per_second,
         ),
     )
+    # With no guest there is no probe, and the moment between two readings is too short for a rate.
+    rated = bool(observed["probes"])
     for beyond, reason, measure, value, limit in checks:
-        if beyond:
+        if beyond and (rated or measure in ("used_mib", "available_mib")):
             return {"reason": reason, "measure": measure, "value": value, "limit": limit}
     return None
 

@@ -91,7 +91,14 @@ def forecast(arguments: Namespace) -> int:
     runs = [load_run(directory) for directory in chosen or find_runs(arguments.results)]
     wanted = {(mix_text(mix), sum(mix.values()))} if mix else {(arguments.workload, n) for n in numbers}
     scope = HOST if arguments.envelope_mib is None else ENVELOPE
-    found = calibration(runs, predicted=wanted, hypervisor=arguments.hypervisor, bases_in=arguments.results)
+    found = calibration(
+        runs,
+        predicted=wanted,
+        asked=mix or ({arguments.workload} if arguments.workload else ()),
+        model=arguments.model,
+        hypervisor=arguments.hypervisor,
+        bases_in=arguments.results,
+    )
     model = make_model(found, scope, arguments.model)
     loads = [mix] if mix else [{name: 1} for name in _workloads(arguments.workload, model)]
     mixes = [mix] if mix else [{name: n} for load in loads for name in load for n in numbers]
@@ -123,6 +130,8 @@ def calibration(
     runs: Sequence[Run],
     *,
     predicted: Collection[tuple[str | None, int]] = (),
+    asked: Collection[str] = (),
+    model: str = SHARING,
     hypervisor: str | None = None,
     bases_in: Path | None = None,
 ) -> Calibration:
@@ -131,6 +140,8 @@ def calibration(
     Args:
         runs: the runs chosen.
         predicted: workload (None: every one) and guests of what is predicted: never read.
+        asked: the workloads asked for; of others, those that the model cannot be fitted to are left out.
+        model: SHARING or CENSUS.
         hypervisor: this one only; needed when there are several.
         bases_in: results whose capacity runs may hold the host's use with no guest.
 
@@ -159,6 +170,9 @@ def calibration(
             left_out.append(f"run {key[0]}, {key[2]}: {reason.rstrip('.')}")
         else:
             used.append((key, float(row["saved_gross_bytes"])))
+    kept = _fitting({key: stored[key] for key, _gross in used}, asked, model)
+    left_out += [f"run {key[0]}, {key[2]}: {kept[key]}" for key, _gross in used if kept[key]]
+    used = [(key, gross) for key, gross in used if not kept[key]]
     if not used:
         raise ForecastError(
             "there is no complete cell to forecast from"
@@ -197,10 +211,29 @@ def calibration(
         samples={
             scope: _samples(cells, [gross for _key, gross in used], scope) for scope in (HOST, ENVELOPE)
         },
-        censuses=_censuses(cells),
+        censuses=_censuses(cells) if model == CENSUS else {},
         bases=() if bases_in is None else _bases(bases_in, hosts[0], shared),
         left_out=tuple(left_out),
     )
+
+
+def _fitting(
+    cells: Mapping[tuple[str, str, str], CellRecords], asked: Collection[str], model: str
+) -> dict[tuple[str, str, str], str]:
+    """By cell, why its workload cannot be fitted; "" when it can, was asked for, or none can."""
+    numbers: dict[str, set[int]] = {}
+    for cell in cells.values():
+        numbers.setdefault(cell.cell.workload, set()).add(cell.cell.guests)
+    if model == CENSUS:
+        fits = set(_censuses(list(cells.values())))
+        reason = "its workload has no page census"
+    else:
+        fits = {workload for workload, seen in numbers.items() if len(seen) > 1}
+        reason = "its workload was measured at one number of guests only"
+    return {
+        key: reason if fits and cell.cell.workload not in {*fits, *asked} else ""
+        for key, cell in cells.items()
+    }
 
 
 def make_model(found: Calibration, scope: str, name: str = SHARING) -> Model:
@@ -357,7 +390,7 @@ def assumptions(model: Model) -> list[str]:
     stated.append(
         "Used is MemTotal - MemAvailable less the free pages on per-CPU lists, which MemAvailable leaves out."
         if model.scope == HOST
-        else "The envelope holds the guests' anonymous memory and page tables; KSM's own memory is the host's."
+        else "The envelope holds the guests' anonymous memory and page tables; KSM's own is the host's."
     )
     return stated
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from analysis import forecast_figures
 from analysis.capacity import (
+    CAPACITY,
     ActualLimit,
     CapacityRun,
     Divergence,
@@ -59,10 +60,14 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Joined:
-    """One held-out cell beside its prediction (bytes). ``naive_on`` is keyed by NAIVE."""
+    """One held-out cell beside its prediction (bytes). ``naive_on`` is keyed by NAIVE.
+
+    ``scope`` says of what the memory is: HOST, or ENVELOPE.
+    """
 
     forecast_id: str
     model: str
+    scope: str
     workload: str
     guests: int
     run_id: str
@@ -142,25 +147,26 @@ def report(arguments: Namespace) -> int:
     Returns 1 when nothing could be joined and there is no capacity run. Raises ValidationError,
     RecordError, FigureError or OSError with a text for the user.
     """
-    forecasts = load_forecasts(arguments.results, arguments.forecast)
-    capacity = load_capacity(arguments.results)
+    results = own_or_published(arguments.results)
+    forecasts = load_forecasts(results, arguments.forecast)
+    capacity = load_capacity(results)
     if not forecasts and not capacity:
         raise ValidationError(
             f"{arguments.results} holds no forecast and no capacity run: write one with `python -m analysis "
             "forecast --guests N --out results/forecasts/NAME.json` before the run that it predicts."
         )
-    runs = _runs(arguments.results, arguments.run) if forecasts else []
+    runs = _runs(results, arguments.run) if forecasts else []
     joined: list[Joined] = []
     refused: list[str] = []
     for one in forecasts:
-        problem = forecast_problem(one, arguments.results)
+        problem = forecast_problem(one, results)
         if problem:
             refused.append(f"{one.path.name}: {problem}")
             continue
         mine, reasons = join(one.content, runs)
         joined += mine
         refused += [f"{one.path.name}: {reason}" for reason in reasons]
-    sound = [one.content for one in forecasts if not forecast_problem(one, arguments.results)]
+    sound = [one.content for one in forecasts if not forecast_problem(one, results)]
     sections = [_capacity_section(run, sound) for run in capacity]
     if arguments.figures:
         _draw(arguments.figures, joined, capacity, sections)
@@ -173,15 +179,18 @@ def report(arguments: Namespace) -> int:
     return 0 if joined or capacity else 1
 
 
+def own_or_published(results: Path) -> Path:
+    """These results, or the published ones in them while they hold nothing else."""
+    own = any((results / name).is_dir() for name in (FORECASTS, CAPACITY)) or bool(_runs(results, None))
+    return results if own or not (results / REFERENCE).is_dir() else results / REFERENCE
+
+
 def load_forecasts(results: Path, files: Sequence[Path] | None = None) -> list[Forecast]:
-    """The forecasts under ``results``/forecasts, the published ones while there is no other, or these files.
+    """The forecasts under ``results``/forecasts, or these files.
 
     Raises ValidationError naming a file that is not a forecast.
     """
-    paths = list(files or ())
-    for place in (results / FORECASTS, results / REFERENCE / FORECASTS):
-        paths = paths or sorted(place.glob("*.json"))
-    return [_read(path) for path in paths]
+    return [_read(path) for path in files or sorted((results / FORECASTS).glob("*.json"))]
 
 
 def forecast_problem(forecast: Forecast, results: Path) -> str:
@@ -253,9 +262,11 @@ def load_name(workload: str) -> str:
 
 
 def by_model(joined: Sequence[Joined]) -> dict[str, list[Joined]]:
-    """The joined cells by the model of their forecast."""
-    models = sorted({one.model for one in joined})
-    return {model: [one for one in joined if one.model == model] for model in models}
+    """The joined cells by the model of their forecast; what is of an envelope apart."""
+    groups: dict[str, list[Joined]] = {}
+    for one in joined:
+        groups.setdefault(f"{one.model}{'' if one.scope == HOST else f', {one.scope}'}", []).append(one)
+    return dict(sorted(groups.items()))
 
 
 def score(joined: Sequence[Joined]) -> Score:
@@ -286,10 +297,10 @@ def score(joined: Sequence[Joined]) -> Score:
 
 def validation_text(joined: Sequence[Joined], refused: Sequence[str]) -> str:
     """The held-out cells as one table of at most 110 columns, and the scores."""
-    lines = ["Forecasts against what was measured afterwards (host memory used with KSM on, MiB)", ""]
+    lines = ["Forecasts against what was measured afterwards (memory used with KSM on, MiB)", ""]
     for model, mine in by_model(joined).items():
         lines += [
-            f"By the model {model}:",
+            f"By the model {model}{'' if ENVELOPE in model else ', host memory'}:",
             f"{'':<30}{'KSM off':>9}{'KSM on, MiB':>27}{'error':>8}{'naive answers, error %':>34}",
             f"{'load':<26}{'N':>4}{'error %':>9}{'measured':>10}{'predicted':>10}{'95 %':>7}{'%':>8}"
             f"{'constant':>12}{'ratio':>11}{'nominal':>11}",
@@ -516,6 +527,7 @@ def _joined(
     return Joined(
         forecast_id=content["forecast_id"],
         model=content["model"],
+        scope=content["scope"],
         workload=predicted["workload"],
         guests=predicted["guests"],
         run_id=names[0],

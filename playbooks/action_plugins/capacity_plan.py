@@ -23,7 +23,7 @@ options:
   experiment: {description: Every variable of the experiment, type: dict, required: true}
   capacity: {description: Every capacity_ variable, type: dict, required: true}
   overhead_mib: {description: "host memory of one QEMU besides its guest's", type: int, default: 160}
-  inventory_guests: {description: guests that the inventory has for the host, type: int, required: true}
+  inventory_guests: {description: the least that the inventory has for a host, type: int, required: true}
   directory: {description: Directory of all results, type: path, required: true}
   run_id: {description: Name of the run; empty for the UTC time, type: str, default: ""}
 attributes:

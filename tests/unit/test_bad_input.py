@@ -119,8 +119,8 @@ def test_what_is_allowed_passes_the_same_checks(results: Path) -> None:
         ),
         (
             {"capacity_envelope_mib": "0", "capacity_step_guests": "2"},
-            "capacity_stop_available_mib is 1024: a step of 2 may take 1344 MiB, so it must be that or more, "
-            "or capacity_step_guests less.",
+            "capacity_stop_available_mib is 2048: a step of 2 and the probes may take 2368 MiB, so it must "
+            "be that or more, or capacity_step_guests or capacity_most_guests less.",
         ),
     ],
 )

@@ -16,6 +16,7 @@ from analysis.capacity import (
     actual_limit,
     breach,
     divergence,
+    divergence_lines,
     load_capacity,
     relation,
     steps_table,
@@ -211,6 +212,24 @@ def test_the_safe_limit_does_not_hold_when_more_is_used_or_a_guest_died() -> Non
     killed.content["observed"]["oom_kills"] = 1
     assert divergence(killed, 2900.0 * MIB).safe_holds is False
     assert divergence(storm(), None).safe_holds is None
+
+
+def test_a_series_that_ends_too_early_gives_no_verdict() -> None:
+    early = copy.deepcopy(storm())
+    early.content["observed"]["write"]["finished_seconds"] = 9.5
+    seen = divergence(early, 2900.0 * MIB)
+    assert (seen.whole, seen.safe_holds) == (False, None)
+    assert "whether it holds is not known" in "\n".join(divergence_lines(seen))
+    # A guest that is lost settles it all the same.
+    early.content["observed"]["guests_alive"] = 3
+    assert divergence(early, 2900.0 * MIB).safe_holds is False
+
+
+def test_an_interrupted_way_back_is_no_limit(results: Path) -> None:
+    run = load(results, [step("off", 0, 0), step("off", 3, 1500), step("off", 6, 9000, "full")])
+    seen = actual_limit(run.arms["off"])
+    assert (seen.guests, seen.reached) == (3, False)
+    assert "between 3 and 5" in seen.reason
 
 
 def test_columns_of_different_lengths_are_refused() -> None:

@@ -52,9 +52,9 @@ def test_a_wrong_variable_is_named(changes: dict[str, Any], words: str) -> None:
 def test_the_cgroup_leaves_room_for_the_step_that_does_not_fit() -> None:
     experiment = Design.from_variables(EXPERIMENT)
     three = replace(DESIGN, step_guests=3)
-    assert three.limit_bytes(experiment, 160) == (8192 + 3 * (512 + 160)) * MIB
+    assert three.limit_bytes(experiment, 160) == (8192 + 3 * (512 + 160) + 64 * 16) * MIB
     # Without an envelope the host's memory takes the step.
-    with pytest.raises(DesignError, match="stop_available_mib is 1024: a step of 3 may take 2016 MiB"):
+    with pytest.raises(DesignError, match="is 2048: a step of 3 and the probes may take 3040"):
         replace(three, envelope_mib=0).limit_bytes(experiment, 160)
 
 
@@ -76,7 +76,8 @@ def observed(**changes: Any) -> tuple[dict[str, Any], int]:
     [
         ({"used_mib": 8193}, "used_mib", "the envelope of 8192 MiB is full: 8193 MiB are used"),
         ({"silent": True}, "silent_guests", "no answer from guest02"),
-        ({"available_mib": 1023}, "available_mib", "the host has only 1023 MiB available"),
+        ({"available_mib": 2047}, "available_mib", "the host has only 2047 MiB available"),
+        ({"vmstat": {"oom_kill": 1}}, "oom_kills", "the kernel killed 1 processes"),
         # 10 s of probes, of which 10.1 % were spent waiting.
         ({"stalled_us": 1_010_000}, "psi_memory_percent", "waited for memory during 10.1 % of the time"),
         ({"vmstat": {"pswpout": 101}}, "swapped_pages_per_second", "swapped 10 pages a second"),
@@ -91,9 +92,17 @@ def test_each_limit_ends_an_arm_and_says_why(changes: dict[str, Any], measure: s
 
 def test_just_below_every_limit_goes_on() -> None:
     seen = observed(
-        used_mib=8192, available_mib=1024, stalled_us=999_999, vmstat={"pswpin": 100, "pgmajfault": 1000}
+        used_mib=8192, available_mib=2048, stalled_us=999_999, vmstat={"pswpin": 100, "pgmajfault": 1000}
     )
     assert stop(DESIGN, *seen) is None
+
+
+def test_without_a_guest_a_moments_faults_are_no_limit() -> None:
+    seen, used = observed(vmstat={"pgmajfault": 5000}, stalled_us=9_000_000)
+    seen["probes"] = {}
+    assert stop(DESIGN, seen, used) is None
+    seen["host"]["meminfo"]["MemAvailable_bytes"] = 1
+    assert stop(DESIGN, seen, used) is not None
 
 
 def walk(limit: int, step: int, most: int = 64) -> list[int]:

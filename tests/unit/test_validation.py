@@ -320,7 +320,7 @@ def test_nothing_to_report_says_what_to_run(capsys: pytest.CaptureFixture[str], 
 def joined(error: float, naive: float) -> Joined:
     on = 1000.0
     return Joined(
-        "f", "sharing", "idle", 10, "r", "c", 2000.0, on, 2000.0, on * (1 + error), on * 0.02,
+        "f", "sharing", "host", "idle", 10, "r", "c", 2000.0, on, 2000.0, on * (1 + error), on * 0.02,
         {"constant_saving": on * (1 + naive), "sharing_ratio": on * 2, "nominal": on * 3},
     )  # fmt: skip
 

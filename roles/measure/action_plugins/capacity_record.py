@@ -37,7 +37,7 @@ SCHEMA_VERSION = 1
 # YAML 1.1 reads an unquoted off or on as a truth value.
 YAML_TRUTH = {False: "off", True: "on"}
 PROVENANCE_GIVEN = ("image_digest", "accelerator", "testbed_version")
-VMSTAT = ("pgfault", "pgmajfault", "cow_ksm", "pswpin", "pswpout")
+VMSTAT = ("pgfault", "pgmajfault", "cow_ksm", "pswpin", "pswpout", "oom_kill")
 RESOURCES = ("cpu", "memory", "io")
 PROBE = (
     "write_latency_p50_us",
