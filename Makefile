@@ -3,6 +3,10 @@
 FOCUS ?= 1
 # More variables for the playbook: make experiment FOCUS=2 ARGS="-e guests=4 -e guest_memory_mib=256"
 ARGS ?=
+RESULTS ?= results
+# Goes on with that run: make experiment RUN_ID=20261123T210535Z
+RUN_ID ?= $(NOW)
+NOW := $(shell date -u +%Y%m%dT%H%M%SZ)
 PYTHON ?= /usr/bin/python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -15,8 +19,9 @@ help:
 	@echo 'make teardown                     remove the guests and restore the KSM settings'
 
 experiment: setup
-	ansible-playbook playbooks/experiment.yml -e focus=$(FOCUS) $(ARGS)
-	python -m analysis summarize
+	ansible-playbook playbooks/experiment.yml -e focus=$(FOCUS) -e run_id=$(RUN_ID) \
+	  -e results_directory=$(abspath $(RESULTS)) $(ARGS)
+	python -m analysis summarize --results $(RESULTS) --run $(RUN_ID)
 
 teardown: setup
 	ansible-playbook playbooks/teardown.yml

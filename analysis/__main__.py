@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     explain.set_defaults(function="analysis.explain:explain")
     _add_results(explain)
     explain.add_argument("run_id", metavar="RUN", nargs="?", help="run id (default: the newest run)")
+    explain.add_argument("--guests", action="store_true", help="a line for each guest, not the range alone")
     explain.add_argument("--figure", metavar="FILE", type=Path, help="draw the ledger as a waterfall")
     explain.add_argument("--burndown", metavar="FILE", type=Path, help="draw the saving against time")
 

@@ -33,10 +33,10 @@ PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "results"
 
 # How guests are handled, not what is measured: a run may go on with another value.
-HANDLING = frozenset({"boot_wave", "keep_guests", "census"})
+HANDLING = frozenset({"boot_wave", "keep_guests", "census", "guest_ssh_port_base"})
 
 # What plans lack that were made before these variables, with what was measured then
-_SINCE = {"mix": "", "census": False}
+_SINCE = {"mix": "", "census": False, "guest_ssh_port_base": 22200}
 
 # Takes a variable's name and its value as Ansible has it; raises DesignError.
 Caster = Callable[[str, Any], Any]
@@ -82,6 +82,7 @@ class Design:
     orders: str
     keep_guests: bool
     census: bool
+    guest_ssh_port_base: int
     image_source: str
     image_checksum: str
     ksm_knobs: dict[str, int | str]
@@ -494,6 +495,7 @@ _CASTS: dict[str, Caster] = {
     "orders": choice(ORDERS),
     "keep_guests": boolean,
     "census": boolean,
+    "guest_ssh_port_base": whole(1024, 64000),
     "image_source": _text,
     "image_checksum": _checksum,
     "ksm_knobs": _knobs,

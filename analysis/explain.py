@@ -13,7 +13,7 @@ from analysis.burndown import PERCENTS, Burndown, burndown
 from analysis.cell_census import ROWS, CensusMeans, census_means
 from analysis.design import MIB
 from analysis.guests import contributions, outliers
-from analysis.ledger import GUEST_REST, HOST_REST, RMAP, SPLIT, Item, Ledger, ledger
+from analysis.ledger import GUEST_REST, HOST_REST, RMAP, RMAP_ITEM_BYTES, SPLIT, Item, Ledger, ledger
 from analysis.mix import MIX, label, title
 from analysis.records import CellRecords, Run, find_run, find_runs, load_run
 from analysis.report import by_place, heading, notes, wrap
@@ -53,7 +53,7 @@ def explain(arguments: Namespace) -> int:
     if arguments.burndown:
         cells = [records for focus in explained for records in focus.cells]
         figures.save(figures.burndown_figure(cells), arguments.burndown)
-    print(explanation_text(run, explained), end="")
+    print(explanation_text(run, explained, each_guest=arguments.guests), end="")
     return 0 if explained else 1
 
 
@@ -76,12 +76,12 @@ def explain_run(run: Run) -> list[FocusExplained]:
     return explained
 
 
-def explanation_text(run: Run, explained: Sequence[FocusExplained]) -> str:
-    """The explanation as text of at most 110 columns."""
+def explanation_text(run: Run, explained: Sequence[FocusExplained], *, each_guest: bool = False) -> str:
+    """The explanation as text of at most 110 columns; one screen, unless each guest is asked for."""
     parts = [heading([run])]
     for where, summaries in by_place([focus.summary for focus in explained]):
         mine = [focus for focus in explained if focus.summary in summaries]
-        parts.append("\n".join([where, *_figures(mine)]))
+        parts.append("\n".join([where, *_figures(mine), *_guest_lines(mine, each_guest=each_guest)]))
         parts.append("\n".join(wrap(_words(focus)) for focus in mine))
     left_out = [note for note in notes(summarise(tidy([run]))) if note.startswith("!")]
     left_out += [f"! {problem}" for focus in explained for problem in focus.census_problems]
@@ -138,6 +138,27 @@ def _figures(foci: Sequence[FocusExplained]) -> list[str]:
     return lines
 
 
+def _guest_lines(foci: Sequence[FocusExplained], *, each_guest: bool) -> list[str]:
+    """What the guests contributed and cost: the range and the median, or a line for each."""
+    tables = []
+    for focus in foci:
+        page, repetitions = focus.cells[0].page_size_bytes, pd.concat(focus.guests)
+        means = repetitions[["pss_drop_bytes", "merging_pages", "rmap_items"]].groupby(level=0).mean()
+        table = means.mul([1 / MIB, page / MIB, RMAP_ITEM_BYTES / MIB], axis="columns")
+        tables.append(table if each_guest else table.agg(["min", "median", "max"]))
+    names = {"min": "least", "median": "median", "max": "most"}
+    lines = ["a guest's fall of PSS, merged pages, rmap_items (ksm_stat), MB"]
+    for place in sorted({place for table in tables for place in table.index}) if each_guest else names:
+        cells = [
+            " ".join("-" if pd.isna(value) else f"{value:.1f}" for value in table.loc[place])
+            if place in table.index
+            else "-"
+            for table in tables
+        ]
+        lines.append(_row(f"    {names.get(place, place)}", cells))
+    return lines
+
+
 def _words(focus: FocusExplained) -> str:
     census = "" if focus.census is None else focus.census.words()
     parts = [_result(focus), _origin(focus), census, _against_paper(focus), _guest_words(focus)]
@@ -176,10 +197,10 @@ def _origin(focus: FocusExplained) -> str:
     rest = _rest_percent(focus)
     flagged = [book for book in focus.ledgers if book.flagged]
     if flagged:
-        largest = max(flagged, key=lambda book: abs(book.rest_bytes))
+        largest = max((book.largest_rest for book in flagged), key=lambda rest: abs(rest.bytes))
         return (
             f"{sentence} ! The unexplained rest is above 5 % of the host's change in {len(flagged)} of "
-            f"{len(focus.ledgers)} repetitions, at most {largest.rest_bytes / MIB:+.0f} MiB on the host."
+            f"{len(focus.ledgers)} repetitions, at most {largest.bytes / MIB:+.0f} MiB ({largest.name})."
         )
     if rest is None:
         return f"{sentence} The host's available memory did not change."

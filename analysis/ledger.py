@@ -81,7 +81,7 @@ class Ledger:
 
     general_profit needs no reconciliation: it is gross less the rmap_items, an item of ``available``.
     ``parts`` says in which lines MemAvailable itself rose.
-    ``flagged`` when a rest, or both together, is above 5 % of the host's change.
+    ``flagged`` when a rest, or both together, is above 5 % of the host's change; ``largest_rest`` of these.
     """
 
     cell_id: str
@@ -90,6 +90,7 @@ class Ledger:
     pss: Reconciliation
     parts: tuple[Item, ...]
     rest_bytes: int
+    largest_rest: Item
     flagged: bool
 
     @property
@@ -139,7 +140,11 @@ def ledger(records: CellRecords) -> Ledger:
         Item(PER_CPU, _per_cpu_bytes(off, on, records.page_size_bytes)),
     ]
     host_rest = available - gross - sum(item.bytes for item in (*in_guests, *on_host))
-    rests = (guest_rest, host_rest, guest_rest + host_rest)
+    rests = (
+        Item(GUEST_REST, guest_rest),
+        Item(HOST_REST, host_rest),
+        Item("both rests together", guest_rest + host_rest),
+    )
     return Ledger(
         cell_id=records.cell.cell_id,
         guests=records.cell.guests,
@@ -155,7 +160,8 @@ def ledger(records: CellRecords) -> Ledger:
         ),
         parts=_parts(memory),
         rest_bytes=guest_rest + host_rest,
-        flagged=any(abs(rest) > FLAG_FRACTION * abs(available) for rest in rests),
+        largest_rest=max(rests, key=lambda rest: abs(rest.bytes)),
+        flagged=any(abs(rest.bytes) > FLAG_FRACTION * abs(available) for rest in rests),
     )
 
 

@@ -18,7 +18,7 @@ SCHEMA = Path(__file__).resolve().parent / "schema" / "record.schema.json"
 
 COMPLETE, FAILED, INVALID, MISSING = "complete", "failed", "invalid", "missing"
 
-# Constant while a host is up; the knobs are not: off is recorded before they are set.
+# Constant from one arm to the other; of the knobs only those that KSM itself changes are not.
 _SAME_IN_BOTH_ARMS = (
     "kernel_release",
     "page_size_bytes",
@@ -185,12 +185,22 @@ def _validator() -> Validator:
     return validator_for(schema)(schema)
 
 
+def _set_knobs(knobs: dict[str, Any]) -> dict[str, Any]:
+    """The knobs that nothing but a user, or a tuner, changes between the arms."""
+    adaptive = str(knobs.get("advisor_mode", "none")) != "none"
+    own = {"run", "pages_to_scan"} if adaptive else {"run"}
+    return {name: value for name, value in knobs.items() if name not in own}
+
+
 def _inconsistency(cell: Cell, records: dict[str, dict[str, Any]]) -> str:
     off, on, samples = records["off"], records["on"], records["merge"]["observed"]["samples"]
     guests = {kind: records[kind]["observed"]["guests"] for kind in ("off", "on")}
     for kind, seen in guests.items():
         if len(seen) != cell.guests:
             return f"{kind} saw {len(seen)} guests of {cell.guests}"
+        apart = sorted(n for n, guest in seen.items() if guest["mergeable_bytes"] < cell.guest_memory_bytes)
+        if apart:
+            return f"KSM could not merge all memory of {', '.join(apart)}: it is not private, or not advised"
     changed = sorted(
         name for name, seen in guests["off"].items() if guests["on"].get(name, {}).get("pid") != seen["pid"]
     )
@@ -199,6 +209,8 @@ def _inconsistency(cell: Cell, records: dict[str, dict[str, Any]]) -> str:
     differing = [
         name for name in _SAME_IN_BOTH_ARMS if off["provenance"].get(name) != on["provenance"].get(name)
     ]
+    knobs = [_set_knobs(records[kind]["provenance"]["ksm_knobs"]) for kind in ("off", "on")]
+    differing += [f"ksm_knobs.{name}" for name in sorted(knobs[0]) if knobs[0][name] != knobs[1].get(name)]
     if differing:
         return f"off and on were measured with different {', '.join(differing)}"
     if len({len(column) for column in samples.values()}) != 1 or not samples["seconds"]:

@@ -101,7 +101,8 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 def pooling_conflicts(rows: pd.DataFrame) -> tuple[str, ...]:
     """In what the provenance of these rows differs, as "name: one value / other value"."""
     conflicts = []
-    for column in sorted(name for name in rows.columns if name.startswith(PROVENANCE)):
+    conditions = [name for name in rows.columns if name.startswith(PROVENANCE) or name == "convergence_rule"]
+    for column in sorted(conditions):
         values = sorted({"absent" if pd.isna(value) else str(value) for value in rows[column]})
         if len(values) > 1:
             conflicts.append(f"{column.removeprefix(PROVENANCE)}: {' / '.join(values)}")

@@ -118,6 +118,7 @@ def _merging(records: CellRecords) -> dict[str, Any]:
     after = merge["converged_after_seconds"]
     judged = burndown(records)
     return {
+        "convergence_rule": _rule(records),
         "converged": bool(merge["converged"]),
         "settled": judged.settled,
         "convergence_reason": judged.reason if merge["converged"] else merge["reason"],
@@ -125,6 +126,15 @@ def _merging(records: CellRecords) -> dict[str, Any]:
         "ksmd_cpu_seconds": float(samples["ksmd_cpu_seconds"][-1] - samples["ksmd_cpu_seconds"][0]),
         "swapped_pages": int(sum(samples[name][-1] - samples[name][0] for name in ("pswpin", "pswpout"))),
     }
+
+
+def _rule(records: CellRecords) -> str:
+    """When a saving counted as settled; a longer wait for it is the same rule."""
+    rule = records.records["merge"]["requested"]["convergence"]
+    threshold, window, least = (
+        rule[name] for name in ("threshold_percent", "window_scans", "min_full_scans")
+    )
+    return f"{threshold:g} % over {window} of at least {least} scans"
 
 
 def _verification(records: CellRecords) -> dict[str, Any]:

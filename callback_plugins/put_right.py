@@ -67,20 +67,32 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         )
         if self.run_directory and Path(self.run_directory, PLAN_FILE).exists():
             record_interruption(Path(self.run_directory))
-        inventories = [word for source in self._inventories() for word in ("-i", source)]
         # Ansible keeps its own terminal from its children, so the lines go through a pipe.
         with subprocess.Popen(
-            ["ansible-playbook", *inventories, str(TEARDOWN)],
+            [Path(sys.executable).with_name("ansible-playbook"), *self._options(), str(TEARDOWN)],
             cwd=TEARDOWN.parent.parent,
-            stdin=subprocess.DEVNULL,
+            # A password that was asked for is asked for again, on the terminal.
+            stdin=None if context.CLIARGS.get("become_ask_pass") else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         ) as teardown:
             for line in teardown.stdout or ():
                 print(line, end="", file=sys.stderr)
+        if teardown.returncode:
+            print(f"{TEARDOWN} failed: run `make teardown`.", file=sys.stderr)
 
     @staticmethod
-    def _inventories() -> list[str]:
-        return [str(Path(source).resolve()) if Path(source).exists() else source
-                for source in context.CLIARGS.get("inventory") or ()]
+    def _options() -> list[str]:
+        """The inventory, variables and rights of the interrupted run, as options."""
+        given = context.CLIARGS
+        options = []
+        for source in given.get("inventory") or ():
+            options += ["-i", str(Path(source).resolve()) if Path(source).exists() else source]
+        for variables in given.get("extra_vars") or ():
+            options += ["-e", f"@{Path(variables[1:]).resolve()}" if variables.startswith("@") else variables]
+        if given.get("become_password_file"):
+            options += ["--become-password-file", str(Path(given["become_password_file"]).resolve())]
+        if given.get("become_ask_pass"):
+            options.append("--ask-become-pass")
+        return options

@@ -170,21 +170,17 @@ def test_kept_guests_are_reused_and_a_lost_guest_is_recorded(campaign: dict[str,
     assert knobs() == campaign["before"]
 
 
-def test_ctrl_c_puts_the_host_right(campaign: dict[str, Any]) -> None:
-    """Interrupted while KSM merges: no guest left, knobs as before, records kept; the next starts clean."""
+def merging(campaign: dict[str, Any], run_id: str) -> tuple[subprocess.Popen[str], list[str]]:
+    """An experiment that merges on and on, and what it has said until it did."""
+    variables = {"focus": 2, "run_id": run_id, "results_directory": str(campaign["results"])}
+    never_settled = {"converge_min_full_scans": 10000, "ksm_knobs": {"pages_to_scan": 1234}}
     run = subprocess.Popen(
         [
             "ansible-playbook",
             "playbooks/experiment.yml",
             *SIZE,
             "-e",
-            "focus=2",
-            "-e",
-            "run_id=interrupted",
-            "-e",
-            f"results_directory={campaign['results']}",
-            "-e",
-            "converge_min_full_scans=10000",
+            json.dumps({**variables, **never_settled}),
         ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -198,8 +194,16 @@ def test_ctrl_c_puts_the_host_right(campaign: dict[str, Any]) -> None:
     for line in run.stdout:
         said.append(line)
         if "saved" in line and "MiB/VM" in line:
-            os.kill(run.pid, signal.SIGINT)
-            break
+            return run, said
+    raise AssertionError("".join(said)[-3000:])
+
+
+def test_ctrl_c_puts_the_host_right(campaign: dict[str, Any]) -> None:
+    """Interrupted while KSM merges: no guest left, knobs as before, records kept."""
+    run, said = merging(campaign, "interrupted")
+    assert knobs()["pages_to_scan"] == "1234"
+    os.kill(run.pid, signal.SIGINT)
+    assert run.stdout is not None
     said.append(run.stdout.read())
     assert run.wait(timeout=300) != 0
     assert "Interrupted" in "".join(said), "".join(said)[-3000:]
@@ -210,6 +214,26 @@ def test_ctrl_c_puts_the_host_right(campaign: dict[str, Any]) -> None:
     assert not (cell / "on.json").exists()
     failed = json.loads((cell / "failed.json").read_text())
     assert failed["observed"] == {"phase": "merge", "task": "", "message": "interrupted by the user"}
+
+
+def test_the_run_after_one_that_was_killed_starts_clean(campaign: dict[str, Any]) -> None:
+    run, _said = merging(campaign, "killed")
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait(timeout=60)
+    assert len(domains()) == 2
+    assert knobs()["pages_to_scan"] == "1234"
+    results = campaign["results"]
+    done = playbook(
+        *SIZE, "-e", json.dumps({"run_id": "after", "ksm_knobs": {}, "results_directory": str(results)})
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    (cell,) = (results / "after" / "localhost").iterdir()
+    record = json.loads((cell / "on.json").read_text())
+    # Nothing of the killed run is left under the new one: the knobs are the host's own.
+    measured = {name: str(value) for name, value in record["provenance"]["ksm_knobs"].items()}
+    assert measured["pages_to_scan"] == campaign["before"]["pages_to_scan"]
+    assert domains() == []
+    assert knobs() == campaign["before"]
 
 
 def test_summary_of_the_campaign(campaign: dict[str, Any]) -> None:

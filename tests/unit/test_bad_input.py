@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ KSM = Path("/sys/kernel/mm/ksm")
 CHECKS = {
     "Refuse more guests than the inventory has",
     "Check each variable",
+    "Try to become root",
+    "Become root",
     "Check the KSM knobs against the kernel",
     "ksm : Set the KSM knobs and the THP mode",
     "debian_host : Refuse a host that can't measure",
@@ -44,6 +47,7 @@ CASES = [
     ),
     ("guest_memory_mib=127", "guest_memory_mib is '127': allowed is a whole number from 128 to 1048576."),
     ("thp_enabled=sometimes", "thp_enabled is 'sometimes': allowed is keep or always or madvise or never."),
+    ("guest_ssh_port_base=80", "guest_ssh_port_base is '80': allowed is a whole number from 1024 to 64000."),
     ("accelerator=xen", "accelerator is 'xen': allowed is auto or kvm or tcg."),
     ("repetitions=twice", "repetitions is 'twice': allowed is a whole number from 1 to 1000."),
     pytest.param(
@@ -98,6 +102,27 @@ def test_it_is_refused_in_one_sentence_before_anything_is_changed(
     assert not results.exists()
     ran = re.findall(r"^TASK \[(.*)\] \**$", done.stdout, re.M)
     assert {task for task in ran if "Validating arguments" not in task} <= CHECKS
+
+
+@NEEDS_HOST
+def test_a_user_who_cannot_become_root_is_told_so(results: Path) -> None:
+    done = playbook(results, ansible_become_exe="/bin/false", ansible_become_method="su")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "needs root, which this user could not become: run as root, or with sudo and" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not results.exists()
+
+
+@NEEDS_HOST
+def test_a_port_in_use_is_refused_before_anything_is_changed(results: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        base = listener.getsockname()[1] - 1
+        done = playbook(results, guest_ssh_port_base=str(base), guests="1")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"port {base + 1} of 127.0.0.1, meant for a guest, is in use" in done.stdout
+    assert not results.exists()
 
 
 @NEEDS_HOST

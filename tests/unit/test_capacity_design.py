@@ -16,7 +16,7 @@ from analysis.design import PROJECT, Design, DesignError
 
 VARIABLES = yaml.safe_load((PROJECT / "inventory/group_vars/all/capacity.yml").read_text())
 EXPERIMENT = yaml.safe_load((PROJECT / "inventory/group_vars/all/experiment.yml").read_text())
-del EXPERIMENT["guest_ssh_port_base"], EXPERIMENT["results_directory"]
+del EXPERIMENT["results_directory"]
 DESIGN = CapacityDesign.from_variables(VARIABLES)
 
 

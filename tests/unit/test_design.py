@@ -231,11 +231,12 @@ def test_a_run_goes_on_with_a_census_and_keeps_its_plan(results: Path) -> None:
         open_run(results, synthetic_plan(mix="idle=5,random_fill=10"))
 
 
-def test_a_plan_from_before_the_mix_and_the_census_can_be_gone_on_with(results: Path) -> None:
+def test_a_plan_from_before_the_mix_the_census_and_the_ports_can_be_gone_on_with(results: Path) -> None:
     open_run(results, synthetic_plan())
     path = results / "synthetic" / "plan.json"
     content = json.loads(path.read_text())
-    del content["design"]["mix"], content["design"]["census"]
+    for name in ("mix", "census", "guest_ssh_port_base"):
+        del content["design"][name]
     path.write_text(json.dumps(content))
     schema = json.loads((PROJECT / "analysis/schema/plan.schema.json").read_text())
     Draft202012Validator(schema).validate(content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ GOOD = {
     "guests": 15,
     "guest_memory_mib": 512,
     "own_prefix": "ksm-testbed-",
+    "overhead_mib": 160,
+    "ports": [],
 }
 OFFERS = "ksm_rmap_items 8\nksm_mergeable: yes\nksm_merge_any: no\n"
 
@@ -121,7 +124,8 @@ def test_a_kernel_without_mem_available_is_refused(host: Host) -> None:
 
 
 def test_guests_that_the_host_could_never_hold_are_refused_with_how_many_it_could(host: Host) -> None:
-    assert host.faults(guests=48) == []  # 48 x 512 MiB are all of the 24 GiB
+    # 48 x 512 MiB are all of the 24 GiB, which are not available.
+    assert not any("in all" in fault for fault in host.faults(guests=48))
     assert host.faults(guests=49) == [
         "guests is 49 and guest_memory_mib is 512: this host has 24576 MiB in all, "
         "which holds 48 such guests at the most"
@@ -172,3 +176,31 @@ def test_a_tree_that_cannot_be_read_is_no_traceback(host: Host) -> None:
     (host.root / "etc/os-release").unlink()
     result = run(MODULE, **host.arguments)
     assert result["failed"] and result["msg"].startswith("the preflight can't read this host: ")
+
+
+def test_guests_that_do_not_fit_what_is_available_are_refused(host: Host) -> None:
+    host.write("proc/meminfo", "MemTotal: 25165824 kB\nMemAvailable: 8388608 kB\n")
+    (fault,) = host.faults()
+    assert fault == (
+        "guests is 15 and guest_memory_mib is 512: each needs up to 672 MiB of host memory, and 7680 MiB are "
+        "available besides a reserve, which fits 11: lower guests or guest_memory_mib"
+    )
+    assert host.faults(guests=11) == []
+    # What a former run's guests hold is given back, or is what is asked for.
+    host.process(9, "qemu-system-x86", "qemu -name guest=ksm-testbed-guest01")
+    host.write("proc/9/smaps_rollup", "Rss: 9000000 kB\nPss: 2752512 kB\n")
+    assert host.faults() == []
+
+
+def test_a_port_in_use_is_refused_but_not_that_of_a_guest_of_ours(host: Host) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        assert host.faults(ports=[port]) == [
+            f"port {port} of 127.0.0.1, meant for a guest, is in use: end what uses it, or set "
+            "guest_ssh_port_base"
+        ]
+        host.process(9, "qemu", f"qemu -name guest=ksm-testbed-guest01 hostfwd=tcp:127.0.0.1:{port}-:22")
+        assert host.faults(ports=[port]) == []
+    assert host.faults(ports=[port]) == []

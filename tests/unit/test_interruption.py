@@ -16,8 +16,7 @@ from analysis.interruption import record_interruption
 
 def variables(**given: Any) -> dict[str, Any]:
     defaults = yaml.safe_load((PROJECT / "inventory/group_vars/all/experiment.yml").read_text())
-    for name in ("guest_ssh_port_base", "results_directory"):
-        del defaults[name]
+    del defaults["results_directory"]
     return {**defaults, **given}
 
 

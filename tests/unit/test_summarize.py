@@ -111,13 +111,32 @@ def test_cells_left_out_are_counted_and_named(results: Path, summarize: Any) -> 
 def test_refused_pooling_shows_each_repetition(results: Path, summarize: Any) -> None:
     def change(cell: Cell, records: Records) -> None:
         if cell.repetition == 2:
-            records["on"]["provenance"]["ksm_knobs"]["pages_to_scan"] = 100
+            for record in records.values():
+                record["provenance"]["ksm_knobs"]["pages_to_scan"] = 100
 
     store(results, synthetic_plan(repetitions=2), change)
     text = summarize()
     assert row(text, "1 idle") == "2/2 - - - - - - 50.6 - - -"
     assert "ksm_knobs.pages_to_scan: 100 / 20000" in flowing(text)
     assert "synthetic repetition 1 92.0 MB/VM, synthetic repetition 2 92.0 MB/VM" in flowing(text)
+
+
+def test_runs_by_another_convergence_rule_are_not_pooled(results: Path, summarize: Any) -> None:
+    def change(_cell: Cell, records: Records) -> None:
+        records["merge"]["requested"]["convergence"]["threshold_percent"] = 100
+
+    store(results, synthetic_plan(run_id="strict"))
+    store(results, synthetic_plan(run_id="lax"), change)
+    text = flowing(summarize("--all"))
+    assert "convergence_rule: 0.5 % over 2 of at least 3 scans / 100 % over 2 of at least 3 scans" in text
+
+
+def test_a_knob_that_changes_between_the_arms_spoils_the_cell(results: Path, summarize: Any) -> None:
+    def change(_cell: Cell, records: Records) -> None:
+        records["on"]["provenance"]["ksm_knobs"]["sleep_millisecs"] = 5
+
+    store(results, synthetic_plan(), change)
+    assert "off and on were measured with different ksm_knobs.sleep_millisecs" in flowing(summarize())
 
 
 def test_the_newest_run_is_the_default_and_the_others_are_named(results: Path, summarize: Any) -> None:

@@ -143,7 +143,7 @@ def test_forecasts_of_both_models_are_scored_apart(
     assert [one["model"] for one in found["joined"]] == ["census", "census", "sharing", "sharing"]
     assert main(["report", "--results", str(results), "--figures", str(results / "figures")]) == 0
     text = capsys.readouterr().out
-    assert text.index("By the model census:") < text.index("By the model sharing:")
+    assert text.index("By the model census, host") < text.index("By the model sharing, host")
 
 
 def test_a_census_that_was_changed_is_refused(

@@ -8,7 +8,8 @@ module: host_preflight
 short_description: Refuse a host that can't measure, before anything on it is changed
 description:
   - Checks the system, the rights, the kernel's KSM and counters, rival tuners, other processes whose memory
-    KSM could merge, and that the host's memory could hold the guests at all.
+    KSM could merge, that the host's memory holds the guests, and that their SSH ports are free. What guests
+    of this testbed hold, who will be removed or used again, counts as free.
 options:
   debian_versions:
     description: major versions that are supported
@@ -26,6 +27,8 @@ options:
     default: false
   guests: {description: guests that are to run; 0 leaves their memory unchecked, type: int, default: 0}
   guest_memory_mib: {description: memory of one of them, type: int, default: 0}
+  overhead_mib: {description: "host memory of one QEMU besides its guest's, at most", type: int, default: 160}
+  ports: {description: ports of 127.0.0.1 that the guests need, type: list, elements: int, default: []}
   own_prefix: {description: the guests' domains begin with this, type: str, default: ksm-testbed-}
   proc_root: {description: for tests, type: path, default: /proc}
   sys_root: {description: for tests, type: path, default: /sys}
@@ -46,7 +49,9 @@ other_mergeable:
   returned: success
 """
 
+import errno
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +66,7 @@ NEEDED_KSM_FILES = (
     "pages_sharing",
     "pages_unshared",
 )
+HOST_RESERVE_MIB = 512
 COMM_CHARACTERS = 15  # the kernel keeps no more of a command's name
 
 
@@ -102,10 +108,32 @@ def mergeable(proc: Path, pid: int) -> bool:
         return False
 
 
-def total_mib(meminfo: str) -> int:
-    """Return MemTotal in MiB."""
+def mib(meminfo: str, name: str) -> int:
+    """Return a line of /proc/meminfo or smaps_rollup in MiB."""
     lines = (line.split() for line in meminfo.splitlines())
-    return next((int(words[1]) >> 10 for words in lines if words and words[0] == "MemTotal:"), 0)
+    return next((int(words[1]) >> 10 for words in lines if words and words[0] == f"{name}:"), 0)
+
+
+def held_mib(proc: Path, pids: list[int]) -> int:
+    """Return what these processes hold, merged pages by their share."""
+    held = 0
+    for pid in pids:
+        try:
+            held += mib((proc / str(pid) / "smaps_rollup").read_text(), "Pss")
+        except OSError:
+            continue  # it ended meanwhile
+    return held
+
+
+def in_use(port: int) -> bool:
+    """Tell whether something listens on a port of 127.0.0.1."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
 
 
 def problems(params: dict[str, Any], user_id: int) -> tuple[list[str], dict[str, Any]]:
@@ -137,12 +165,28 @@ def problems(params: dict[str, Any], user_id: int) -> tuple[list[str], dict[str,
     if "MemAvailable:" not in meminfo:
         wrong.append("this kernel's /proc/meminfo has no MemAvailable, which the measurement needs")
     guests, each_mib = params["guests"], params["guest_memory_mib"]
-    if guests * each_mib > total_mib(meminfo):
-        wrong.append(
-            f"guests is {guests} and guest_memory_mib is {each_mib}: this host has {total_mib(meminfo)} MiB "
-            f"in all, which holds {total_mib(meminfo) // each_mib} such guests at the most"
-        )
     running = processes(proc)
+    own = [(pid, line) for pid, _name, line in running if f"guest={params['own_prefix']}" in line]
+    total, with_qemu = mib(meminfo, "MemTotal"), each_mib + params["overhead_mib"]
+    free = max(0, mib(meminfo, "MemAvailable") + held_mib(proc, [pid for pid, _ in own]) - HOST_RESERVE_MIB)
+    if guests * each_mib > total:
+        wrong.append(
+            f"guests is {guests} and guest_memory_mib is {each_mib}: this host has {total} MiB "
+            f"in all, which holds {total // each_mib} such guests at the most"
+        )
+    elif "MemAvailable:" in meminfo and guests * with_qemu > free:
+        wrong.append(
+            f"guests is {guests} and guest_memory_mib is {each_mib}: each needs up to {with_qemu} MiB of "
+            f"host memory, and {free} MiB are available besides a reserve, which fits {free // with_qemu}: "
+            "lower guests or guest_memory_mib"
+        )
+    forwarded = " ".join(line for _pid, line in own)
+    taken = [port for port in params["ports"] if f"127.0.0.1:{port}-" not in forwarded and in_use(port)]
+    if taken:
+        wrong.append(
+            f"port {', '.join(map(str, taken))} of 127.0.0.1, meant for a guest, is in use: end what uses "
+            "it, or set guest_ssh_port_base"
+        )
     tuners = {tuner[:COMM_CHARACTERS] for tuner in params["rival_tuners"]}
     rivals = sorted({name for _, name, _ in running if name in tuners})
     if rivals:
@@ -171,6 +215,8 @@ def main() -> None:
             "allow_other_mergeable": {"type": "bool", "default": False},
             "guests": {"type": "int", "default": 0},
             "guest_memory_mib": {"type": "int", "default": 0},
+            "overhead_mib": {"type": "int", "default": 160},
+            "ports": {"type": "list", "elements": "int", "default": []},
             "own_prefix": {"type": "str", "default": "ksm-testbed-"},
             "proc_root": {"type": "path", "default": "/proc"},
             "sys_root": {"type": "path", "default": "/sys"},

@@ -131,10 +131,15 @@ def port_is_free(port: int) -> bool:
 
 def memory_available_bytes() -> int:
     """Return the host's MemAvailable."""
+    return meminfo_bytes("MemAvailable")
+
+
+def meminfo_bytes(name: str) -> int:
+    """Return a line of the host's /proc/meminfo."""
     for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) << 10
-    raise GuestError("/proc/meminfo has no MemAvailable: this kernel is too old for the testbed")
+    raise GuestError(f"/proc/meminfo has no {name}: this kernel is too old for the testbed")
 
 
 def cpu_seconds(pid: int) -> float:
@@ -240,14 +245,17 @@ class Testbed:
             if guest["ssh_port"] not in held_ports and not port_is_free(guest["ssh_port"]):
                 raise GuestError(
                     f"port {guest['ssh_port']} of 127.0.0.1, meant for {guest['name']}, is in use: "
-                    "end what uses it, or set guests_ssh_port_base"
+                    "end what uses it, or set guest_ssh_port_base"
                 )
         if self.params["overcommit"]:
             return
         kept = {self.domain_name(guest) for guest in self.guests if guest not in new}
+        available = memory_available_bytes()
+        used = meminfo_bytes("MemTotal") - available
         released = sum(domain.memoryStats().get("rss", 0) << 10
                        for name, (domain, _) in own.items() if name not in kept and domain.isActive())
-        free = max(0, memory_available_bytes() + released - HOST_RESERVE_BYTES)
+        # A merged page is in the RSS of every guest that has it: no more comes back than is in use.
+        free = max(0, available + min(released, used) - HOST_RESERVE_BYTES)
         each = (self.params["memory_mib"] + self.params["overhead_mib"]) << 20
         if len(new) * each > free:
             raise GuestError(
