@@ -223,8 +223,9 @@ def test_the_run_after_one_that_was_killed_starts_clean(campaign: dict[str, Any]
     assert len(domains()) == 2
     assert knobs()["pages_to_scan"] == "1234"
     results = campaign["results"]
+    quick = {"sleep_millisecs": 0, "smart_scan": 0}
     done = playbook(
-        *SIZE, "-e", json.dumps({"run_id": "after", "ksm_knobs": {}, "results_directory": str(results)})
+        *SIZE, "-e", json.dumps({"run_id": "after", "ksm_knobs": quick, "results_directory": str(results)})
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     (cell,) = (results / "after" / "localhost").iterdir()
