@@ -69,6 +69,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             capacity = CapacityDesign.from_variables(arguments["capacity"])
             run_id = check_run_id(str(arguments["run_id"]) or new_run_id())
             directory = Path(arguments["directory"]).expanduser().absolute() / "capacity" / run_id
+            limit_bytes = capacity.limit_bytes(design, arguments["overhead_mib"])
             if directory.exists():
                 raise DesignError(f"run_id {run_id} exists as {directory}: give another run_id.")
         except DesignError as error:
@@ -82,7 +83,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             design=design.to_json(),
             requested=design.requested,
             envelope_bytes=capacity.envelope_bytes,
-            limit_bytes=capacity.limit_bytes(design, arguments["overhead_mib"]),
+            limit_bytes=limit_bytes,
             guest_memory_bytes=design.guest_memory_mib * MIB,
             most_guests=min(capacity.most_guests, arguments["inventory_guests"]),
             design_digest=capacity.digest(design),
