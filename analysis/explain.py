@@ -1,5 +1,6 @@
 """`python -m analysis explain RUN`: where the saving of a run comes from, on one screen."""
 
+import math
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -150,7 +151,7 @@ def _guest_lines(foci: Sequence[FocusExplained], *, each_guest: bool) -> list[st
     lines = ["a guest's fall of PSS, merged pages, rmap_items (ksm_stat), MB"]
     for place in sorted({place for table in tables for place in table.index}) if each_guest else names:
         cells = [
-            " ".join("-" if pd.isna(value) else f"{value:.1f}" for value in table.loc[place])
+            " ".join("-" if math.isnan(value) else f"{value:.1f}" for value in table.loc[place].to_list())
             if place in table.index
             else "-"
             for table in tables
