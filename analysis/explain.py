@@ -151,7 +151,7 @@ def _guest_lines(foci: Sequence[FocusExplained], *, each_guest: bool) -> list[st
     lines = ["a guest's fall of PSS, merged pages, rmap_items (ksm_stat), MB"]
     for place in sorted({place for table in tables for place in table.index}) if each_guest else names:
         cells = [
-            " ".join("-" if math.isnan(value) else f"{value:.1f}" for value in table.loc[place].to_list())
+            " ".join("-" if math.isnan(v) else f"{v:.1f}" for v in map(float, table.loc[place].array))
             if place in table.index
             else "-"
             for table in tables
