@@ -72,6 +72,7 @@ class Joined:
     guests: int
     run_id: str
     cell_id: str
+    order: str
     measured_off: float
     measured_on: float
     predicted_off: float
@@ -80,8 +81,10 @@ class Joined:
     naive_on: dict[str, float]
 
     @property
-    def error_off(self) -> float:
-        """Relative error without KSM."""
+    def error_off(self) -> float | None:
+        """Relative error without KSM; None after on: huge pages that KSM split stay split."""
+        if self.order != "off-on":
+            return None
         return self.predicted_off / self.measured_off - 1
 
     @property
@@ -118,8 +121,8 @@ class Score:
     cells: int
     worst: float
     mean: float
-    worst_off: float
-    mean_off: float
+    worst_off: float | None
+    mean_off: float | None
     naive_mean: dict[str, float]
     best_naive: str
     ratio: float | None
@@ -240,7 +243,7 @@ def join(content: Mapping[str, Any], runs: Sequence[Run]) -> tuple[list[Joined],
                 reason = reason or "its records lack Pss_Anon"
                 refused.append(f"run {row['run_id']}, {row['cell_id']} is not joined: {reason}")
             else:
-                names = (str(row["run_id"]), str(row["cell_id"]))
+                names = (str(row["run_id"]), str(row["cell_id"]), str(row["order"]))
                 joined.append(_joined(content, predicted, names, (off, on)))
         if len(joined) == before:
             refused.append(f"{wanted[0]} at {wanted[1]} guests has no measurement to join yet")
@@ -277,7 +280,7 @@ def score(joined: Sequence[Joined]) -> Score:
     if not joined:
         raise ValidationError("there is no joined cell to score.")
     errors = [abs(one.error_on) for one in joined]
-    errors_off = [abs(one.error_off) for one in joined]
+    errors_off = [abs(one.error_off) for one in joined if one.error_off is not None]
     naive = {name: fmean(abs(one.naive_errors[name]) for one in joined) for name in NAIVE}
     best = min(naive, key=lambda name: naive[name])
     ours = fmean(errors)
@@ -285,8 +288,8 @@ def score(joined: Sequence[Joined]) -> Score:
         cells=len(joined),
         worst=max(errors),
         mean=ours,
-        worst_off=max(errors_off),
-        mean_off=fmean(errors_off),
+        worst_off=max(errors_off, default=None),
+        mean_off=fmean(errors_off) if errors_off else None,
         naive_mean=naive,
         best_naive=best,
         ratio=naive[best] / ours if ours else None,
@@ -314,6 +317,8 @@ def validation_text(joined: Sequence[Joined], refused: Sequence[str]) -> str:
         lines.append("")
     if joined:
         lines += [wrap(f"{name.replace('_', ' ')}: {meaning}.") for name, meaning in NAIVE.items()]
+        if any(one.error_off is None for one in joined):
+            lines.append(wrap("KSM off -: measured after KSM was on, whose split huge pages stay split."))
     else:
         lines.append("Nothing could be joined.")
     lines += [wrap(f"! {reason}.") for reason in refused]
@@ -521,7 +526,7 @@ def _step_differences(content: Mapping[str, Any], step: dict[str, Any]) -> list[
 def _joined(
     content: Mapping[str, Any],
     predicted: Mapping[str, Any],
-    names: tuple[str, str],
+    names: tuple[str, str, str],
     used: tuple[float, float],
 ) -> Joined:
     return Joined(
@@ -532,6 +537,7 @@ def _joined(
         guests=predicted["guests"],
         run_id=names[0],
         cell_id=names[1],
+        order=names[2],
         measured_off=used[0],
         measured_on=used[1],
         predicted_off=predicted["used_off"]["mean_bytes"],
@@ -544,10 +550,11 @@ def _joined(
 def _line(one: Joined) -> str:
     half = "none" if one.half_width_on is None else f"±{one.half_width_on / MIB:.0f}"
     naive = one.naive_errors
+    off = "-" if one.error_off is None else f"{100 * one.error_off:+.2f}"
     return named(
         one.workload,
         26,
-        f"{one.guests:>4}{100 * one.error_off:>+9.2f}{one.measured_on / MIB:>10.0f}"
+        f"{one.guests:>4}{off:>9}{one.measured_on / MIB:>10.0f}"
         f"{one.predicted_on / MIB:>10.0f}{half:>7}{100 * one.error_on:>+8.2f}"
         f"{100 * naive['constant_saving']:>+12.2f}{100 * naive['sharing_ratio']:>+11.2f}"
         f"{100 * naive['nominal']:>+11.2f}",
@@ -561,12 +568,14 @@ def _score_lines(label: str, seen: Score) -> list[str]:
         if seen.with_interval
         else "no interval to be inside of"
     )
+    off = ""
+    if seen.worst_off is not None and seen.mean_off is not None:
+        off = f"KSM off worst {100 * seen.worst_off:.2f} %, mean {100 * seen.mean_off:.2f} %; "
     return [
         wrap(
             f"{label} ({seen.cells} cells): with KSM on worst error {100 * seen.worst:.2f} %, mean "
-            f"{100 * seen.mean:.2f} %; KSM off worst {100 * seen.worst_off:.2f} %, mean "
-            f"{100 * seen.mean_off:.2f} %; {inside}. Best naive answer: {seen.best_naive.replace('_', ' ')}, "
-            f"mean error {100 * seen.naive_mean[seen.best_naive]:.2f} %, {ratio}."
+            f"{100 * seen.mean:.2f} %; {off}{inside}. Best naive answer: "
+            f"{seen.best_naive.replace('_', ' ')}, mean error {100 * seen.naive_mean[seen.best_naive]:.2f} %, {ratio}."
         )
     ]
 

@@ -161,6 +161,20 @@ def test_a_census_that_was_changed_is_refused(
     assert "has other records now (digests differ)" in refused(capsys, results)
 
 
+def test_off_measured_after_on_is_not_what_a_forecast_without_ksm_speaks_of(
+    capsys: pytest.CaptureFixture[str], results: Path, forecast: Path
+) -> None:
+    plan = synthetic_plan(run_id="turned", guests=15, orders="on-off")
+    store(results, plan, shaped(recorded_at=LATER))
+    found = seen(capsys, results)
+    assert [one["error_off"] for one in found["joined"]] == [None]
+    assert found["score"]["sharing"]["worst_off"] is None
+    assert main(["report", "--results", str(results)]) == 0
+    text = capsys.readouterr().out
+    assert "KSM off -: measured after KSM was on" in text
+    assert "KSM off worst" not in text
+
+
 def test_repetitions_are_a_line_each(
     capsys: pytest.CaptureFixture[str], results: Path, forecast: Path
 ) -> None:
@@ -320,7 +334,8 @@ def test_nothing_to_report_says_what_to_run(capsys: pytest.CaptureFixture[str], 
 def joined(error: float, naive: float) -> Joined:
     on = 1000.0
     return Joined(
-        "f", "sharing", "host", "idle", 10, "r", "c", 2000.0, on, 2000.0, on * (1 + error), on * 0.02,
+        "f", "sharing", "host", "idle", 10, "r", "c", "off-on",
+        2000.0, on, 2000.0, on * (1 + error), on * 0.02,
         {"constant_saving": on * (1 + naive), "sharing_ratio": on * 2, "nominal": on * 3},
     )  # fmt: skip
 
