@@ -575,7 +575,8 @@ def _score_lines(label: str, seen: Score) -> list[str]:
         wrap(
             f"{label} ({seen.cells} cells): with KSM on worst error {100 * seen.worst:.2f} %, mean "
             f"{100 * seen.mean:.2f} %; {off}{inside}. Best naive answer: "
-            f"{seen.best_naive.replace('_', ' ')}, mean error {100 * seen.naive_mean[seen.best_naive]:.2f} %, {ratio}."
+            f"{seen.best_naive.replace('_', ' ')}, mean error "
+            f"{100 * seen.naive_mean[seen.best_naive]:.2f} %, {ratio}."
         )
     ]
 
