@@ -17,9 +17,9 @@ ROWS = (
     ("duplicates between guests (D)", "between"),
     ("kept by max_page_sharing", "limited"),
     ("ideal saving", "ideal"),
-    ("KSM's efficiency: gross / ideal, %", "efficiency_percent"),
+    ("KSM's efficiency: gross then / ideal, %", "efficiency_percent"),
 )
-# KSM's saving at the moment of the census is told when it is so far from that of the on record.
+# An efficiency so far above 1 is explained.
 _NOTICEABLE = 0.01
 
 
@@ -28,7 +28,8 @@ class CensusMeans:
     """Means over those of a focus's cells that have a census, in MB/VM (MiB).
 
     ``zero`` + ``within`` + ``between`` + ``limited`` = ``ideal``; ``limited`` is negative. ``gross``: of the
-    cells' own on records; ``gross_then``: at the moment of the census. None where the kernel does not tell.
+    cells' own on records; ``gross_then``: at the moment of the census, of which ``efficiency_percent`` is.
+    None where the kernel does not tell.
     """
 
     counted: int
@@ -53,11 +54,12 @@ class CensusMeans:
             f"{self.between:.1f} between guests, less {-self.limited + 0.0:.1f} that max_page_sharing "
             f"{self.max_page_sharing} keeps."
         )
-        if self.gross is None or self.efficiency_percent is None:
+        if self.gross_then is None or self.efficiency_percent is None:
             return f"{sentence} How near KSM came is not known."
-        sentence += f" KSM's {self.gross:.1f} are {self.efficiency_percent:.1f} % of that"
-        if self.gross_then is not None and abs(self.gross_then - self.gross) > _NOTICEABLE * self.gross:
-            sentence += f"; at the moment of the census they were {self.gross_then:.1f}"
+        percent = self.efficiency_percent
+        sentence += f" KSM's counters had {self.gross_then:.1f} at that moment, {percent:.1f} %"
+        if percent > 100 * (1 + _NOTICEABLE):
+            sentence += ": what a guest has written to since stays counted until ksmd comes by again"
         return f"{sentence}."
 
 
@@ -103,6 +105,7 @@ def _of_cell(records: CellRecords, counted: Census) -> dict[str, float | None]:
     unit = counted.page_size_bytes / MIB / guests
     gross = gross_bytes(records.observed("on"), records.provenance["ksm_knobs"], records.page_size_bytes)
     ideal = saving.ideal_pages * unit
+    then = None if counted.saved_pages is None else counted.saved_pages * unit
     measured = None if gross is None else gross / MIB / guests
     return {
         "resident": counted.resident_pages * unit,
@@ -112,8 +115,8 @@ def _of_cell(records: CellRecords, counted: Census) -> dict[str, float | None]:
         "limited": -saving.limited_pages * unit,
         "ideal": ideal,
         "gross": measured,
-        "gross_then": None if counted.saved_pages is None else counted.saved_pages * unit,
-        "efficiency_percent": None if measured is None or not ideal else 100 * measured / ideal,
+        "gross_then": then,
+        "efficiency_percent": None if then is None or not ideal else 100 * then / ideal,
     }
 
 

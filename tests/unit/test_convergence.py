@@ -1,6 +1,7 @@
 """The convergence rule: each series that settles has a companion that must not."""
 
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -153,3 +154,48 @@ def test_the_host_module_imports_this_very_file() -> None:
     shipped = root / "roles/measure/module_utils/ksm_convergence.py"
     assert shipped.is_symlink()
     assert shipped.resolve() == Path(convergence.__file__).resolve()
+
+
+# Real series: every merge of the published runs (results/reference), 1 Hz, by the rule that they record.
+RECORDED = sorted((Path(convergence.__file__).parents[1] / "results/reference").glob("*/*/*/merge.json"))
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: f"{path.parts[-4]}-{path.parts[-2]}")
+def test_a_recorded_series_settles_at_the_very_sample_that_its_host_said(path: Path) -> None:
+    record = json.loads(path.read_text())
+    samples, asked = record["observed"]["samples"], record["requested"]["convergence"]
+    rule = ConvergenceRule(asked["min_full_scans"], asked["window_scans"], asked["threshold_percent"])
+    scans = [scan - samples["full_scans"][0] for scan in samples["full_scans"]]
+    pages = zip(samples["pages_sharing"], samples["ksm_zero_pages"], strict=True)
+    saved = [saved_pages(*row) for row in pages]
+    settled = [
+        second
+        for place, second in enumerate(samples["seconds"], 1)
+        if judge(scans[:place], saved[:place], rule, smart_scan=False).settled
+    ]
+    assert settled[:1] == [record["observed"]["converged_after_seconds"]]
+
+
+def test_the_recorded_series_rise_fast_and_slowly() -> None:
+    seconds = [json.loads(path.read_text())["observed"]["converged_after_seconds"] for path in RECORDED]
+    assert min(seconds) < 10
+    assert max(seconds) > 100
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((Path(convergence.__file__).parents[1] / "results/reference/capacity").rglob("*divergence*.json")),
+    ids=lambda path: path.parts[-3],
+)
+def test_a_recorded_fall_is_not_settled_while_it_lasts(path: Path) -> None:
+    """Merged guests that all write at once: the saving falls for some seconds, then keeps still."""
+    samples = json.loads(path.read_text())["observed"]["samples"]
+    saved = samples["pages_sharing"]
+    scans = [scan - samples["full_scans"][0] for scan in samples["full_scans"]]
+    lost = saved[0] - min(saved)
+    falling = [place for place, now in enumerate(saved) if 0.05 * lost < saved[0] - now < 0.95 * lost]
+    assert falling
+    for place in falling:
+        # Asked for no scan at all, and for the window since the fall began.
+        verdict = judge(scans[: place + 1], saved[: place + 1], ConvergenceRule(0, 2, 0.5), smart_scan=False)
+        assert not verdict.settled

@@ -207,7 +207,8 @@ def test_a_census_is_on_the_page_and_in_the_json(results: Path, summarize: Any, 
     # 256 pages are 1 MiB: 512 of zeros less the one that stays, 255 within each guest, 256 between them.
     contents = [1] * 256 + list(range(2, 257))
     guests = {"guest01": [0] * 512 + contents, "guest02": contents}
-    record = census_record(guests, cell=first, max_page_sharing=10_000)
+    # 51200 pages are 100 MiB for each of the two.
+    record = census_record(guests, cell=first, max_page_sharing=10_000, pages_sharing=51_200)
     (cell_directory(run, first) / "census.json").write_text(json.dumps(record))
     (cell_directory(run, second) / "census.json").write_text("{}")
     summarize("--html", str(page))
