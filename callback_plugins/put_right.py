@@ -69,7 +69,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
             record_interruption(Path(self.run_directory))
         # Ansible keeps its own terminal from its children, so the lines go through a pipe.
         with subprocess.Popen(
-            [Path(sys.executable).with_name("ansible-playbook"), *self._options(), str(TEARDOWN)],
+            [Path(sys.executable).with_name("ansible-playbook"), *self._teardown_options(), str(TEARDOWN)],
             cwd=TEARDOWN.parent.parent,
             # A password that was asked for is asked for again, on the terminal.
             stdin=None if context.CLIARGS.get("become_ask_pass") else subprocess.DEVNULL,
@@ -83,7 +83,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
             print(f"{TEARDOWN} failed: run `make teardown`.", file=sys.stderr)
 
     @staticmethod
-    def _options() -> list[str]:
+    def _teardown_options() -> list[str]:
         """The inventory, variables and rights of the interrupted run, as options."""
         given = context.CLIARGS
         options = []
