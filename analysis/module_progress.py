@@ -24,7 +24,7 @@ from ansible.utils.display import Display
 
 POLL_SECONDS = 1.0
 FIRST_POLL_SECONDS = 0.5
-CANCEL_LIMIT_SECONDS = 10
+CANCEL_LIMIT_SECONDS = 30
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SERIES_SETUP_SECONDS = 120
 ASYNC_KEYS = ("ansible_job_id", "started", "finished", "results_file")
