@@ -3,8 +3,6 @@
 Used on the controller by the Ansible actions of the capacity playbook. Standard library only.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -16,6 +14,7 @@ from analysis.design import (
     Design,
     DesignError,
     boolean,
+    canonical_digest,
     choice,
     number,
     whole,
@@ -92,9 +91,7 @@ class CapacityDesign:
 
     def digest(self, design: Design) -> str:
         """SHA-256 of the canonical JSON of what is measured."""
-        content = {"capacity": asdict(self), "experiment": design.digest}
-        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+        return canonical_digest({"capacity": asdict(self), "experiment": design.digest})
 
 
 def stop(

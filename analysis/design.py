@@ -139,9 +139,7 @@ class Design:
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON of what is measured, the handling of guests left out."""
-        measured = {name: value for name, value in self.to_json().items() if name not in HANDLING}
-        canonical = json.dumps(measured, sort_keys=True, separators=(",", ":"))
-        return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+        return canonical_digest({n: value for n, value in self.to_json().items() if n not in HANDLING})
 
     def cells(self, hypervisors: Iterable[str]) -> list[Cell]:
         """Every cell, by repetition, then focus: guests are filled in place, so idle comes first.
@@ -282,7 +280,7 @@ def open_run(results: Path, plan: Plan, *, write: bool = True) -> Plan:
             )
         return former
     if write:
-        _make_directory(run_directory)
+        make_private_directory(run_directory)
         write_private(path, json.dumps(plan.to_json(), indent=2, sort_keys=True) + "\n")
     return plan
 
@@ -335,6 +333,12 @@ def set_aside_attempt(directory: Path) -> Path | None:
     return directory.rename(place)
 
 
+def canonical_digest(content: Any) -> str:
+    """SHA-256 of the canonical JSON of a content."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
 def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner reads, whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -344,7 +348,8 @@ def write_private(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _make_directory(path: Path) -> None:
+def make_private_directory(path: Path) -> None:
+    """Make a directory, and those above it, that only their owner enters."""
     # parents=True would give the parents the default mode.
     for directory in (*reversed(path.parents), path):
         if not directory.exists():

@@ -18,7 +18,7 @@ from analysis import forecast_figures
 from analysis.capacity import base_steps, conditions, host_used_bytes, in_use_bytes, load_capacity, text
 from analysis.cell_census import cell_census
 from analysis.census import Census
-from analysis.design import MIB, RECORD_KINDS, SCHEMA_VERSION, WORKLOADS, write_private
+from analysis.design import MIB, RECORD_KINDS, SCHEMA_VERSION, WORKLOADS, canonical_digest, write_private
 from analysis.errors import UserError
 from analysis.figures import save
 from analysis.mix import mix_text, parse_mix
@@ -351,8 +351,7 @@ def digest(content: Any) -> str:
     """SHA-256 of the canonical JSON of a content, its own digest left out."""
     if isinstance(content, dict):
         content = {name: value for name, value in content.items() if name != "digest"}
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+    return canonical_digest(content)
 
 
 def record_digests(directory: Path, kinds: Iterable[str]) -> dict[str, str]:

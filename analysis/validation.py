@@ -161,15 +161,16 @@ def report(arguments: Namespace) -> int:
     runs = _runs(results, arguments.run) if forecasts else []
     joined: list[Joined] = []
     refused: list[str] = []
+    sound: list[Mapping[str, Any]] = []
     for one in forecasts:
         problem = forecast_problem(one, results)
         if problem:
             refused.append(f"{one.path.name}: {problem}")
             continue
+        sound.append(one.content)
         mine, reasons = join(one.content, runs)
         joined += mine
         refused += [f"{one.path.name}: {reason}" for reason in reasons]
-    sound = [one.content for one in forecasts if not forecast_problem(one, results)]
     sections = [_capacity_section(run, sound) for run in capacity]
     if arguments.figures:
         _draw(arguments.figures, joined, capacity, sections)
@@ -184,7 +185,7 @@ def report(arguments: Namespace) -> int:
 
 def own_or_published(results: Path) -> Path:
     """These results, or the published ones in them while they hold nothing else."""
-    own = any((results / name).is_dir() for name in (FORECASTS, CAPACITY)) or bool(_runs(results, None))
+    own = any((results / name).is_dir() for name in (FORECASTS, CAPACITY)) or bool(_directories(results))
     return results if own or not (results / REFERENCE).is_dir() else results / REFERENCE
 
 
@@ -243,8 +244,7 @@ def join(content: Mapping[str, Any], runs: Sequence[Run]) -> tuple[list[Joined],
                 reason = reason or "its records lack Pss_Anon"
                 refused.append(f"run {row['run_id']}, {row['cell_id']} is not joined: {reason}")
             else:
-                names = (str(row["run_id"]), str(row["cell_id"]), str(row["order"]))
-                joined.append(_joined(content, predicted, names, (off, on)))
+                joined.append(_joined(content, predicted, row, (off, on)))
         if len(joined) == before:
             refused.append(f"{wanted[0]} at {wanted[1]} guests has no measurement to join yet")
     return joined, refused
@@ -303,7 +303,7 @@ def validation_text(joined: Sequence[Joined], refused: Sequence[str]) -> str:
     lines = ["Forecasts against what was measured afterwards (memory used with KSM on, MiB)", ""]
     for model, mine in by_model(joined).items():
         lines += [
-            f"By the model {model}{'' if ENVELOPE in model else ', host memory'}:",
+            f"By the model {model}{', host memory' if mine[0].scope == HOST else ''}:",
             f"{'':<30}{'KSM off':>9}{'KSM on, MiB':>27}{'error':>8}{'naive answers, error %':>34}",
             f"{'load':<26}{'N':>4}{'error %':>9}{'measured':>10}{'predicted':>10}{'95 %':>7}{'%':>8}"
             f"{'constant':>12}{'ratio':>11}{'nominal':>11}",
@@ -489,8 +489,12 @@ def _calibration_problem(content: Mapping[str, Any], results: Path) -> str:
 def _runs(results: Path, run_ids: Sequence[str] | None) -> list[Run]:
     if run_ids:
         return [load_run(find_run(results, run_id)) for run_id in run_ids]
+    return [load_run(directory) for directory in _directories(results)]
+
+
+def _directories(results: Path) -> list[Path]:
     try:
-        return [load_run(directory) for directory in find_runs(results)]
+        return find_runs(results)
     except RecordError:
         return []
 
@@ -526,7 +530,7 @@ def _step_differences(content: Mapping[str, Any], step: dict[str, Any]) -> list[
 def _joined(
     content: Mapping[str, Any],
     predicted: Mapping[str, Any],
-    names: tuple[str, str, str],
+    row: Mapping[Hashable, Any],
     used: tuple[float, float],
 ) -> Joined:
     return Joined(
@@ -535,9 +539,9 @@ def _joined(
         scope=content["scope"],
         workload=predicted["workload"],
         guests=predicted["guests"],
-        run_id=names[0],
-        cell_id=names[1],
-        order=names[2],
+        run_id=str(row["run_id"]),
+        cell_id=str(row["cell_id"]),
+        order=str(row["order"]),
         measured_off=used[0],
         measured_on=used[1],
         predicted_off=predicted["used_off"]["mean_bytes"],

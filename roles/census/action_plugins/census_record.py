@@ -25,7 +25,7 @@ from ansible.plugins.action import ActionBase
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
-from analysis.design import write_private
+from analysis.design import make_private_directory, write_private
 from analysis.module_progress import run_with_progress
 
 SCHEMA_VERSION = 1
@@ -130,9 +130,7 @@ def prepare(path: Path) -> None:
     if path.exists():
         raise AnsibleActionFail(f"census_record: {path} exists and is kept; choose another run_id.")
     try:
-        for folder in reversed([path.parent, *path.parent.parents]):
-            if not folder.exists():
-                folder.mkdir(mode=0o700)
+        make_private_directory(path.parent)
     except OSError as error:
         raise AnsibleActionFail(f"census_record: cannot write in {path.parent}: {error.strerror}.") from None
 

@@ -29,9 +29,9 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from analysis.capacity import breach, used_bytes
+from analysis.capacity import PROBES, breach, used_bytes
 from analysis.capacity_design import CapacityDesign, fitting, next_guests, stop
-from analysis.design import MIB, write_private
+from analysis.design import MIB, make_private_directory, write_private
 
 SCHEMA_VERSION = 1
 # YAML 1.1 reads an unquoted off or on as a truth value.
@@ -39,12 +39,6 @@ YAML_TRUTH = {False: "off", True: "on"}
 PROVENANCE_GIVEN = ("image_digest", "accelerator", "testbed_version")
 VMSTAT = ("pgfault", "pgmajfault", "cow_ksm", "pswpin", "pswpout", "oom_kill")
 RESOURCES = ("cpu", "memory", "io")
-PROBE = (
-    "write_latency_p50_us",
-    "write_latency_p99_us",
-    "touch_mib_per_second",
-    "cpu_iterations_per_second",
-)
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -72,9 +66,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         if self._task.check_mode:
             return {**result, "changed": False, "record": str(path), "msg": f"would write {path}"}
         try:
-            for parent in reversed([folder, *folder.parents]):
-                if not parent.exists():
-                    parent.mkdir(mode=0o700)
+            make_private_directory(folder)
             write_private(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
         except OSError as error:
             raise AnsibleActionFail(f"capacity_record: cannot write {path}: {error.strerror}.") from None
@@ -176,7 +168,7 @@ def divergence_record(args: dict[str, Any], hypervisor: str, after: dict[str, An
         "samples": samples,
         "probes_before": args["probes"],
         "probes_during": {
-            name: None if said is None else {field: said[field] for field in PROBE}
+            name: None if said is None else {field: said[field] for field in PROBES}
             for name, said in answers.items()
         },
         "guests_alive": args["alive"],

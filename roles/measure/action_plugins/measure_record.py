@@ -33,7 +33,7 @@ from ansible.plugins.action import ActionBase
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
-from analysis.design import FILLS
+from analysis.design import FILLS, make_private_directory
 from analysis.mix import MIX, MixError, guest_workloads
 from analysis.module_progress import run_series
 
@@ -252,9 +252,7 @@ def check(record: dict[str, Any]) -> None:
 def prepare(path: Path, *, replace: bool) -> None:
     """Create the cell's folder before hours of machine time depend on it, and refuse to lose a record."""
     try:
-        for folder in reversed([path.parent, *path.parent.parents]):
-            if not folder.exists():
-                folder.mkdir(mode=0o700)
+        make_private_directory(path.parent)
         if path.exists() and not replace:
             raise AnsibleActionFail(
                 f"measure_record: {path} exists and is kept; choose another run_id or set replace."
