@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.convergence import ConvergenceRule, judge, saved_pages
 from analysis.records import CellRecords
+from plugins.module_utils.ksm_convergence import ConvergenceRule, judge, saved_pages
 
 PERCENTS = (50, 90, 99)
 

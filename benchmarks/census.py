@@ -19,7 +19,7 @@ import ansible.module_utils
 import numpy as np
 import xxhash
 
-ansible.module_utils.__path__.append(str(Path(__file__).parents[1] / "roles/census/module_utils"))
+ansible.module_utils.__path__.append(str(Path(__file__).parents[1] / "plugins/module_utils"))
 
 from ansible.module_utils import page_census  # noqa: E402 -- found in the role by the line above
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from role_modules import ROOT
+from plugin_files import ROOT
 
 KSM = Path("/sys/kernel/mm/ksm")
 # All that may run before a refusal: they only look. The KSM task runs in check mode.

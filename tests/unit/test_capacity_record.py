@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from role_modules import load
+from plugin_files import load
 from synthetic_capacity import MIB, capacity_record, divergence_record
 
 from analysis.capacity import breach
 
-action = load("roles/measure/action_plugins/capacity_record.py")
+action = load("plugins/action/capacity_record.py")
 CAPACITY = {
     "workload": "idle",
     "envelope_mib": 8192,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from role_modules import ROOT
+from plugin_files import ROOT
 
 BLOCK = yaml.safe_load((ROOT / "playbooks/tasks/arm_on.yml").read_text())[-1]
 INSTALL = yaml.safe_load((ROOT / "playbooks/provision.yml").read_text())[0]["tasks"][-1]

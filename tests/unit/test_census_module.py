@@ -19,10 +19,9 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROLE = ROOT / "roles/census"
 FIXTURES = ROOT / "tests/fixtures/census"
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-ansible.module_utils.__path__.append(str(ROLE / "module_utils"))
+ansible.module_utils.__path__.append(str(ROOT / "plugins/module_utils"))
 
 from ansible.module_utils import page_census  # noqa: E402
 from ansible.module_utils.page_census import (  # noqa: E402
@@ -74,9 +73,9 @@ class Host:
     def module(self, **arguments: Any) -> subprocess.Popen[str]:
         wrapper = (
             "import runpy, sys, ansible.module_utils;"
-            f"ansible.module_utils.__path__.append({str(ROLE / 'module_utils')!r});"
+            f"ansible.module_utils.__path__.append({str(ROOT / 'plugins/module_utils')!r});"
             f"sys.argv = ['module', {str(self.run / 'arguments.json')!r}];"
-            f"runpy.run_path({str(ROLE / 'library/census.py')!r}, run_name='__main__')"
+            f"runpy.run_path({str(ROOT / 'plugins/modules/census.py')!r}, run_name='__main__')"
         )
         given = {"run_root": str(self.run), **arguments}
         (self.run / "arguments.json").write_text(json.dumps({"ANSIBLE_MODULE_ARGS": given}))
@@ -391,9 +390,9 @@ def play(host: Host, *options: str, **arguments: Any) -> str:
         **os.environ,
         "PYTHONPATH": str(FIXTURES),
         "RUN_ROOT": str(host.run),
-        "ANSIBLE_LIBRARY": str(ROLE / "library"),
-        "ANSIBLE_MODULE_UTILS": str(ROLE / "module_utils"),
-        "ANSIBLE_ACTION_PLUGINS": str(ROLE / "action_plugins"),
+        "ANSIBLE_LIBRARY": str(ROOT / "plugins/modules"),
+        "ANSIBLE_MODULE_UTILS": str(ROOT / "plugins/module_utils"),
+        "ANSIBLE_ACTION_PLUGINS": str(ROOT / "plugins/action"),
         "ANSIBLE_LOCAL_TEMP": str(host.run / "local"),
         "ANSIBLE_REMOTE_TEMP": str(host.run / "remote"),
         "ANSIBLE_ASYNC_DIR": str(host.run / "async"),

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from plugin_files import ROOT
 
-from analysis import convergence
-from analysis.convergence import ConvergenceRule, Verdict, judge, saved_pages
+from plugins.module_utils.ksm_convergence import ConvergenceRule, Verdict, judge, saved_pages
 
 RULE = ConvergenceRule(min_full_scans=3, window_scans=2, threshold_percent=0.5)
 
@@ -149,15 +149,8 @@ def test_judging_agrees_with_a_plain_search_of_the_window() -> None:
     assert compared == 81 * 243
 
 
-def test_the_host_module_imports_this_very_file() -> None:
-    root = Path(convergence.__file__).parents[1]
-    shipped = root / "roles/measure/module_utils/ksm_convergence.py"
-    assert shipped.is_symlink()
-    assert shipped.resolve() == Path(convergence.__file__).resolve()
-
-
 # Real series: every merge of the published runs (results/reference), 1 Hz, by the rule that they record.
-RECORDED = sorted((Path(convergence.__file__).parents[1] / "results/reference").glob("*/*/*/merge.json"))
+RECORDED = sorted((ROOT / "results/reference").glob("*/*/*/merge.json"))
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: f"{path.parts[-4]}-{path.parts[-2]}")
@@ -184,7 +177,7 @@ def test_the_recorded_series_rise_fast_and_slowly() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    sorted((Path(convergence.__file__).parents[1] / "results/reference/capacity").rglob("*divergence*.json")),
+    sorted((ROOT / "results/reference/capacity").rglob("*divergence*.json")),
     ids=lambda path: path.parts[-3],
 )
 def test_a_recorded_fall_is_not_settled_while_it_lasts(path: Path) -> None:

@@ -325,7 +325,7 @@ def plan_action(tmp_path: Path, *words: str, **changes: Any) -> dict[str, Any]:
         ],
         env={
             **os.environ,
-            "ANSIBLE_ACTION_PLUGINS": str(PROJECT / "playbooks" / "action_plugins"),
+            "ANSIBLE_ACTION_PLUGINS": str(PROJECT / "plugins" / "action"),
             "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
         },
         cwd=tmp_path,

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from role_modules import load, run
+from plugin_files import load, run
 
 MIB = 1 << 20
 V1_UNLIMITED = 0x7FFFFFFFFFFFF000
-MODULE = "roles/envelope/library/envelope.py"
+MODULE = "plugins/modules/envelope.py"
 envelope = load(MODULE)
 
 

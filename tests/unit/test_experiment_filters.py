@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from role_modules import load
+from plugin_files import load
 
-experiment = load("playbooks/filter_plugins/experiment.py")
+experiment = load("plugins/filter/experiment.py")
 
 
 def failed(message: str = "", stderr: str = "", **task: Any) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from role_modules import load, run
+from plugin_files import load, run
 
-MODULE = "roles/guest_image/library/guest_image.py"
+MODULE = "plugins/modules/guest_image.py"
 guest_image = load(MODULE)
 BUILD = {
     "source": "build",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from role_modules import load
+from plugin_files import load
 
 sys.path.append(
     "/usr/lib/python3/dist-packages"
@@ -19,7 +19,7 @@ sys.path.append(
 libvirt = pytest.importorskip("libvirt", reason="needs python3-libvirt, which the role kvm_host installs")
 sys.path.pop()
 
-guests = load("roles/guests/library/guests.py")
+guests = load("plugins/modules/guests.py")
 DOMAIN = """<domain type="test">
   <name>$domain</name>
   <metadata><testbed:guest xmlns:testbed="urn:ksm-testbed" name="$name" digest="$digest"/></metadata>

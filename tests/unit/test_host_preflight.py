@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from role_modules import ROOT, load, run
+from plugin_files import ROOT, load, run
 
-MODULE = "roles/debian_host/library/host_preflight.py"
+MODULE = "plugins/modules/host_preflight.py"
 preflight = load(MODULE)
 GOOD = {
     "debian_versions": ["12", "13"],

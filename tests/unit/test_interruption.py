@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
-from role_modules import load
+from plugin_files import load
 
 from analysis.design import PROJECT, Design, DesignError, cell_directory, make_plan, open_run
 from analysis.interruption import record_interruption
@@ -68,7 +68,7 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_the_teardown_gets_the_inventory_variables_and_rights_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    put_right = load("callback_plugins/put_right.py")
+    put_right = load("plugins/callback/put_right.py")
     given = {
         "inventory": (str(tmp_path),),
         "extra_vars": ("guests=2", '{"focus": 2}'),

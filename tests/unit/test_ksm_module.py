@@ -1,4 +1,4 @@
-"""The module roles/ksm/library/ksm.py against copies of fake sysfs trees.
+"""The module plugins/modules/ksm.py against copies of fake sysfs trees.
 
 A copied tree takes any value. What only a kernel refuses is played by KernelSysfs, which answers as the store
 functions of mm/ksm.c (Linux 6.18) do. The rest of the tests run the module as Ansible does, as a process with
@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MODULE = ROOT / "roles/ksm/library/ksm.py"
+MODULE = ROOT / "plugins/modules/ksm.py"
 FIXTURES = ROOT / "tests/fixtures/sysfs"
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from role_modules import load
+from plugin_files import load
 
-kvm_host = load("roles/kvm_host/library/kvm_host.py")
+kvm_host = load("plugins/modules/kvm_host.py")
 INTEL, AMD, NONE = (f"processor : 0\nflags\t\t: fpu {flag} sse2\n" for flag in ("vmx", "svm", "vmxoff"))
 
 

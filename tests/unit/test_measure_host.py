@@ -13,8 +13,7 @@ import ansible.module_utils
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROLE = ROOT / "roles/measure"
-ansible.module_utils.__path__.append(str(ROLE / "module_utils"))
+ansible.module_utils.__path__.append(str(ROOT / "plugins/module_utils"))
 
 from ansible.module_utils import ksm_probe  # noqa: E402
 from ansible.module_utils.ksm_probe import ProbeError, Roots  # noqa: E402
@@ -286,8 +285,8 @@ def run_module(name: str, arguments: dict[str, Any], cwd: Path) -> dict[str, Any
     """Run a module as Ansible would, in a process of its own."""
     wrapper = (
         "import runpy, sys, ansible.module_utils;"
-        f"ansible.module_utils.__path__.append({str(ROLE / 'module_utils')!r});"
-        f"runpy.run_path({str(ROLE / 'library' / name)!r}, run_name='__main__')"
+        f"ansible.module_utils.__path__.append({str(ROOT / 'plugins/module_utils')!r});"
+        f"runpy.run_path({str(ROOT / 'plugins/modules' / name)!r}, run_name='__main__')"
     )
     (cwd / "arguments.json").write_text(json.dumps({"ANSIBLE_MODULE_ARGS": arguments}))
     script = f"import sys; sys.argv = ['module', {str(cwd / 'arguments.json')!r}];{wrapper}"

@@ -18,7 +18,6 @@ from ansible.errors import AnsibleActionFail
 from jsonschema import Draft202012Validator
 
 ROOT = Path(__file__).parents[2]
-ROLE = ROOT / "roles/measure"
 RECORDED = ROOT / "tests/fixtures/host/linux-6.18"
 SCHEMA = json.loads((ROOT / "analysis/schema/record.schema.json").read_text())
 DIGEST = "sha256:" + "a" * 64
@@ -45,7 +44,7 @@ VERIFIED = {"filled_bytes": 4096, "digest_before": "d", "digest_after": "d", "in
 
 
 def load_action() -> Any:
-    spec = importlib.util.spec_from_file_location("measure_record", ROLE / "action_plugins/measure_record.py")
+    spec = importlib.util.spec_from_file_location("measure_record", ROOT / "plugins/action/measure_record.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -94,9 +93,9 @@ class Play:
         (self.folder / "ansible.cfg").touch()
         environment = {
             **os.environ,
-            "ANSIBLE_LIBRARY": str(ROLE / "library"),
-            "ANSIBLE_MODULE_UTILS": str(ROLE / "module_utils"),
-            "ANSIBLE_ACTION_PLUGINS": str(ROLE / "action_plugins"),
+            "ANSIBLE_LIBRARY": str(ROOT / "plugins/modules"),
+            "ANSIBLE_MODULE_UTILS": str(ROOT / "plugins/module_utils"),
+            "ANSIBLE_ACTION_PLUGINS": str(ROOT / "plugins/action"),
             "ANSIBLE_LOCAL_TEMP": str(self.folder / "local"),
             "ANSIBLE_REMOTE_TEMP": str(self.folder / "remote"),
             "ANSIBLE_ASYNC_DIR": str(self.folder / "async"),

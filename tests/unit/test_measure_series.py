@@ -16,14 +16,13 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROLE = ROOT / "roles/measure"
 RECORDED = ROOT / "tests/fixtures/host/linux-6.18"
 PAGES_IN_A_MIB = 256
 
 SCRIPT = f"""
 import runpy, sys, ansible.module_utils
-ansible.module_utils.__path__.append({str(ROLE / "module_utils")!r})
-runpy.run_path({str(ROLE / "library/measure_series.py")!r}, run_name="__main__")
+ansible.module_utils.__path__.append({str(ROOT / "plugins/module_utils")!r})
+runpy.run_path({str(ROOT / "plugins/modules/measure_series.py")!r}, run_name="__main__")
 """
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from role_modules import ROOT, load
+from plugin_files import ROOT, load
 
 from analysis.design import FILLS, WORKLOADS
 

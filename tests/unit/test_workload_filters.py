@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from role_modules import load
+from plugin_files import load
 
 from analysis.capacity import PROBES
 
-workload = load("roles/workload/filter_plugins/workload.py")
+workload = load("plugins/filter/workload.py")
 MIB = 1 << 20
 GUESTS = ["guest01", "guest02"]
 

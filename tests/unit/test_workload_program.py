@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from role_modules import ROOT, load
+from plugin_files import ROOT, load
 
 from analysis.capacity import PROBES
 

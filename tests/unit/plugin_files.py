@@ -13,7 +13,7 @@ from typing import Any
 import ansible.module_utils
 
 ROOT = Path(__file__).parents[2]
-# Runs a module with its role's module_utils, as Ansible ships them with it.
+# Runs a module with the shared module_utils, as Ansible ships them with it.
 RUN = (
     "import runpy, sys, ansible.module_utils;"
     "path, shared = sys.argv[1:]; sys.argv = [path];"
@@ -24,7 +24,7 @@ RUN = (
 
 def load(path: str) -> ModuleType:
     """Load a Python file of the repository under a name of its own: a module and its action share theirs."""
-    shared = str((ROOT / path).parents[1] / "module_utils")
+    shared = str(ROOT / "plugins/module_utils")
     if shared not in ansible.module_utils.__path__:
         ansible.module_utils.__path__.append(shared)
     name = path.removesuffix(".py").replace("/", "_")
@@ -39,7 +39,7 @@ def load(path: str) -> ModuleType:
 def run(path: str, *, check: bool = False, **arguments: Any) -> dict[str, Any]:
     """Run a module as a process with JSON arguments."""
     process = subprocess.run(
-        [sys.executable, "-c", RUN, ROOT / path, (ROOT / path).parents[1] / "module_utils"],
+        [sys.executable, "-c", RUN, ROOT / path, ROOT / "plugins/module_utils"],
         input=json.dumps({"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_check_mode": check}}),
         capture_output=True,
         text=True,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-# The controller may run from anywhere, and the analysis need not be installed.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from analysis import design as matrix
 
 DOCUMENTATION = r"""

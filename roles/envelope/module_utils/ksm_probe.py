@@ -1,1 +1,0 @@
-../../measure/module_utils/ksm_probe.py
