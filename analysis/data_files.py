@@ -34,7 +34,8 @@ def read_file(folder: Path, what: str, name: str, allowed: frozenset[str]) -> di
     path = folder / f"{name}.yml"
     if not _NAME.fullmatch(name):
         raise DataFileError(
-            f"{path}: a {what}'s name has 1 to 32 small letters, digits, hyphens and underscores, a letter first."
+            f"{path}: a {what}'s name has 1 to 32 small letters, digits, hyphens and underscores, and a "
+            "letter first."
         )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -63,7 +63,9 @@ def read_policy(name: str, folder: Path = POLICIES) -> Policy:
     if not isinstance(knobs, dict) or not all(
         isinstance(knob, str) and knob != "run" and type(value) in (int, str) for knob, value in knobs.items()
     ):
-        raise DataFileError(f"{path}: knobs must map files of /sys/kernel/mm/ksm, without run, to a number or a word.")
+        raise DataFileError(
+            f"{path}: knobs must map files of /sys/kernel/mm/ksm, without run, to a number or a word."
+        )
     needs = content.get("needs") or []
     if not isinstance(needs, list) or not set(needs) <= set(knobs):
         raise DataFileError(f"{path}: needs must be a list of some of its knobs.")
