@@ -1,6 +1,9 @@
 """What earlier versions wrote, as this version reads it: pure functions, in and out as JSON has it."""
 
+from collections.abc import Mapping
 from typing import Any
+
+VERSION = 2
 
 _MIB = 1 << 20
 
@@ -29,7 +32,7 @@ def migrate_plan(content: dict[str, Any]) -> dict[str, Any]:
     single = {part.partition("=")[0] for cell in cells for part in cell["workload"].split(",")}
     return {
         **content,
-        "schema_version": 2,
+        "schema_version": VERSION,
         "cell_order_seed": None,
         "design": {
             **{name: value for name, value in given.items() if name not in ("orders", "run_id")},
@@ -47,6 +50,71 @@ def migrate_plan(content: dict[str, Any]) -> dict[str, Any]:
             for name in sorted(single)
         },
         "cells": cells,
+    }
+
+
+def migrate_record(record: Any) -> Any:
+    """A record of one phase of a cell (off, merge, on, verify, failed) as schema version 2 has it.
+
+    Its guests were measured in the processes that booted. What does not look like a record of version 1 is
+    returned as it is, as by the functions below: the schema judges it.
+    """
+    if not _is_first(record) or not _has_mappings(record, "cell", "requested", "provenance"):
+        return record
+    try:
+        cell = _cell(record["cell"])
+        start = _start(record["cell"]["order"])
+    except KeyError:
+        return record
+    return {
+        **record,
+        "schema_version": VERSION,
+        "cell": cell,
+        "requested": {**record["requested"], "policy": _POLICY, "service": ""},
+        "provenance": {**record["provenance"], "start": start},
+    }
+
+
+def migrate_census(record: Any) -> Any:
+    """A census, of a cell or of guests outside an experiment."""
+    if not _is_first(record):
+        return record
+    try:
+        cell = record["cell"] and _cell(record["cell"])
+    except (KeyError, TypeError):
+        return record
+    return {**record, "schema_version": VERSION, "cell": cell}
+
+
+def migrate_capacity(record: Any) -> Any:
+    """A step of a capacity run or a divergence: ``ksm`` becomes the policy."""
+    if not _is_first(record) or not _has_mappings(record, "provenance"):
+        return record
+    policy = {"off": "off", "on": _POLICY}.get(str(record.get("ksm")))
+    if policy is None:
+        return record
+    rest = {name: value for name, value in record.items() if name != "ksm"}
+    return {
+        **rest,
+        "schema_version": VERSION,
+        "policy": policy,
+        "provenance": {**record["provenance"], "start": _start("off-on")},
+    }
+
+
+def migrate_forecast(content: Any) -> Any:
+    """A forecast: its digests are those of what is stored, so they are checked before."""
+    if not _is_first(content) or not _has_mappings(content, "calibration"):
+        return content
+    calibration = content["calibration"]
+    if not _has_mappings(calibration, "conditions"):
+        return content
+    conditions = {**calibration["conditions"], "start.from": "boot"}
+    return {
+        **content,
+        "schema_version": VERSION,
+        "policy": _POLICY,
+        "calibration": {**calibration, "conditions": conditions},
     }
 
 
@@ -75,4 +143,24 @@ def _policy(design: dict[str, Any]) -> dict[str, Any]:
             },
             "sample_interval_seconds": design["sample_interval_seconds"],
         },
+    }
+
+
+def _is_first(content: Any) -> bool:
+    return isinstance(content, Mapping) and content.get("schema_version") == 1
+
+
+def _has_mappings(content: Mapping[str, Any], *names: str) -> bool:
+    return all(isinstance(content.get(name), Mapping) for name in names)
+
+
+def _start(arm_order: str) -> dict[str, Any]:
+    return {
+        "from": "boot",
+        "checkpoint": None,
+        "booted_at": None,
+        "boot_seconds": None,
+        "restore_seconds": None,
+        "loaded": False,
+        "arm_order": arm_order,
     }
