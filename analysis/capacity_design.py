@@ -106,6 +106,11 @@ class CapacityDesign:
             )
         return (self.envelope_mib + room_mib) * MIB
 
+    @property
+    def most_steps(self) -> int:
+        """Steps of the longest arm: none, up to the most guests, and down from the last one by one."""
+        return 1 + -(-self.most_guests // self.step_guests) + self.step_guests - 1
+
     def digest(self, design: Design) -> str:
         """SHA-256 of the canonical JSON of what is measured."""
         return canonical_digest({"capacity": asdict(self), "experiment": design.digest})
