@@ -1,5 +1,9 @@
 """Plans and directories of cells for the tests of the matrix; no record in them is whole."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +41,28 @@ def measured(results: Path, plan: Plan) -> Path:
     for cell in plan.cells:
         complete(results / plan.run_id, cell)
     return results / plan.run_id
+
+
+def play_action(directory: Path, task: dict[str, Any], *words: str) -> dict[str, Any]:
+    """The result of one task on the controller through ansible-playbook, also where it failed."""
+    keep = {"content": "{{ result | to_json }}", "dest": str(directory / "result.json"), "mode": "0600"}
+    tasks = [
+        {**task, "register": "result", "ignore_errors": True},
+        {"ansible.builtin.copy": keep, "check_mode": False},
+    ]
+    play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": tasks}
+    (directory / "play.yml").write_text(json.dumps([play]))
+    ansible = Path(sys.executable).with_name("ansible-playbook")
+    subprocess.run(
+        [ansible, "-i", "localhost,", directory / "play.yml", *words],
+        env={
+            **os.environ,
+            "ANSIBLE_ACTION_PLUGINS": str(PROJECT / "plugins" / "action"),
+            "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
+        },
+        cwd=directory,
+        check=True,
+        capture_output=True,
+    )
+    result: dict[str, Any] = json.loads((directory / "result.json").read_text())
+    return result

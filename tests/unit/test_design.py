@@ -1,17 +1,14 @@
 """The experiment matrix: what is accepted, what is refused and in which words, what a run owes."""
 
 import json
-import os
 import stat
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from planned import measured, planned, variables
+from planned import measured, planned, play_action, variables
 
 from analysis.design import (
     PROJECT,
@@ -450,48 +447,13 @@ def test_an_attempt_is_set_aside_and_never_overwritten(tmp_path: Path) -> None:
 
 
 def plan_action(tmp_path: Path, *words: str, **changes: Any) -> dict[str, Any]:
-    """The action plan through ansible-playbook, its result as stored by the play."""
-    tasks = [
-        {
-            "plan": {
-                "variables": variables(**changes),
-                "hypervisors": ["host1", "host2"],
-                "directory": str(tmp_path / "results"),
-                "run_id": "planned",
-            },
-            "register": "planned",
-            "ignore_errors": True,
-        },
-        {
-            "ansible.builtin.copy": {
-                "content": "{{ planned | to_json }}",
-                "dest": str(tmp_path / "planned.json"),
-                "mode": "0600",
-            },
-            "check_mode": False,
-        },
-    ]
-    play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": tasks}
-    (tmp_path / "play.yml").write_text(json.dumps([play]))
-    subprocess.run(
-        [
-            Path(sys.executable).with_name("ansible-playbook"),
-            "-i",
-            "localhost,",
-            tmp_path / "play.yml",
-            *words,
-        ],
-        env={
-            **os.environ,
-            "ANSIBLE_ACTION_PLUGINS": str(PROJECT / "plugins" / "action"),
-            "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
-        },
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-    )
-    result: dict[str, Any] = json.loads((tmp_path / "planned.json").read_text())
-    return result
+    arguments = {
+        "variables": variables(**changes),
+        "hypervisors": ["host1", "host2"],
+        "directory": str(tmp_path / "results"),
+        "run_id": "planned",
+    }
+    return play_action(tmp_path, {"plan": arguments}, *words)
 
 
 def test_the_action_plans_once_and_then_changes_nothing(tmp_path: Path) -> None:
