@@ -551,7 +551,7 @@ def several(cast: Caster, allowed: str) -> Caster:
 
     def cast_all(name: str, value: Any) -> tuple[Any, ...]:
         texts = _parts(value)
-        if not all(texts):
+        if not texts or not all(texts):
             raise _refuse(name, value, allowed)
         values = [cast(name, text) for text in texts]
         twice = sorted({str(one) for one in values if values.count(one) > 1})
