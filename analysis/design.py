@@ -423,13 +423,9 @@ def is_complete(directory: Path) -> bool:
     )
 
 
-def pending_cells(run_directory: Path) -> list[Cell]:
+def pending_cells(plan: Plan, run_directory: Path) -> list[Cell]:
     """The planned cells of a run that are not complete, in the order of the plan."""
-    return [
-        cell
-        for cell in read_plan(run_directory).cells
-        if not is_complete(cell_directory(run_directory, cell))
-    ]
+    return [cell for cell in plan.cells if not is_complete(cell_directory(run_directory, cell))]
 
 
 def set_aside_attempt(directory: Path) -> Path | None:
@@ -555,7 +551,7 @@ def several(cast: Caster, allowed: str) -> Caster:
 
     def cast_all(name: str, value: Any) -> tuple[Any, ...]:
         texts = _parts(value)
-        if not all(texts):
+        if not texts or not all(texts):
             raise _refuse(name, value, allowed)
         values = [cast(name, text) for text in texts]
         twice = sorted({str(one) for one in values if values.count(one) > 1})

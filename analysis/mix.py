@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from analysis.errors import UserError
 
-_PART = re.compile(r"([a-z_]+)=([0-9]{1,4})")
+_PART = re.compile(r"([a-z][a-z0-9_-]*)=([0-9]{1,4})")
 
 
 class MixError(UserError):
