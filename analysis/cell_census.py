@@ -92,9 +92,7 @@ def cell_census(records: CellRecords) -> Census | None:
     return counted
 
 
-def censuses(
-    summaries: Sequence[Summary], runs: Sequence[Run]
-) -> tuple[list[CensusMeans | None], list[str]]:
+def censuses(summaries: Sequence[Summary], runs: Sequence[Run]) -> tuple[list[CensusMeans | None], list[str]]:
     """The means of each summary's averaged cells, and every problem."""
     found = [census_means(averaged(summary, runs)) for summary in summaries]
     return [means for means, _problems in found], [problem for _means, mine in found for problem in mine]

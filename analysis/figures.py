@@ -15,6 +15,7 @@ from analysis.burndown import burndown
 from analysis.design import MIB
 from analysis.errors import UserError
 from analysis.ledger import GUEST_REST, HOST_REST, Ledger
+from analysis.policies import policy_order
 from analysis.records import CellRecords
 from analysis.statistics import PAPER_MIB_PER_VM, Estimate, Summary, exact
 from analysis.workloads import focus_of, in_order, title
@@ -95,11 +96,7 @@ def figure_2(summaries: Sequence[Summary]) -> Figure:
         )
         intervals = any(len(summary.boots) > 1 for summary in drawn)
         figure.supxlabel(
-            (
-                "Lines on bars: 95 % t interval over boots. "
-                if intervals
-                else "One boot: no interval. "
-            )
+            ("Lines on bars: 95 % t interval over boots. " if intervals else "One boot: no interval. ")
             + (
                 "The paper gives its saving per VM only, so its bars of memory used are not drawn."
                 if any(papers)
@@ -125,7 +122,7 @@ def burndown_figure(cells: Sequence[CellRecords]) -> Figure:
         axes = figure.subplots()
         labelled: set[str] = set()
         loads = in_order(records.cell.workload for records in cells)
-        policies = sorted({records.cell.policy for records in cells})
+        policies = sorted({records.cell.policy for records in cells}, key=policy_order)
         for records in cells:
             merge, cell = burndown(records), records.cell
             unit, name = cell.guests * MIB, f"{title(cell.workload)}, {cell.policy}"

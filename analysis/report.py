@@ -11,6 +11,7 @@ import pandas as pd
 
 from analysis.cell_census import ROWS, CensusMeans, censuses
 from analysis.design import MIB
+from analysis.policies import policy_order
 from analysis.records import COMPLETE, CellRecords, Run
 from analysis.statistics import (
     COMPARED,
@@ -124,7 +125,7 @@ def _policy_lines(measured: Sequence[CellRecords]) -> list[str]:
     for cell in measured:
         first.setdefault(cell.cell.policy, cell)
     lines = []
-    for policy, cell in sorted(first.items()):
+    for policy, cell in sorted(first.items(), key=lambda item: policy_order(item[0])):
         service = cell.records["on"]["requested"]["service"]
         lines.append(
             f"Policy {policy}: "

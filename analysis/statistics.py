@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.stats import t  # type: ignore[import-untyped]
 
 from analysis.design import MIB
+from analysis.policies import DEFAULT, policy_order
 from analysis.records import COMPLETE, CellRecords, Run
 from analysis.table import MEASURES, PROVENANCE, REQUESTED, TREATMENT
 from analysis.workloads import focus_of, in_order
@@ -33,8 +34,6 @@ QUANTITIES = {
 # What two policies are compared by.
 COMPARED = tuple(f"saved_{name}_mib_per_vm" for name in MEASURES)
 
-# The policy that others are compared with, where it was measured.
-DEFAULT_POLICY = "ksm"
 OFF_ON = "off-on"
 CHECKPOINT = "checkpoint"
 
@@ -108,7 +107,7 @@ class Summary:
     def variant(self) -> str:
         """What was done to the guests' pages: the policy, and what else tells this line from another."""
         if self.arm_order != OFF_ON:
-            return "KSM on first" if self.policy == DEFAULT_POLICY else f"{self.policy}, on first"
+            return "KSM on first" if self.policy == DEFAULT else f"{self.policy}, on first"
         return f"{self.policy}, loaded" if self.loaded else self.policy
 
 
@@ -208,21 +207,20 @@ def averaged(summary: Summary, runs: Sequence[Run]) -> tuple[CellRecords, ...]:
         records
         for run in runs
         for records in run.cells
-        if records.cell.hypervisor == summary.hypervisor
-        and (run.plan.run_id, records.cell.cell_id) in wanted
+        if records.cell.hypervisor == summary.hypervisor and (run.plan.run_id, records.cell.cell_id) in wanted
     )
 
 
 def policy_differences(table: pd.DataFrame) -> list[PolicyDifference]:
     """Each policy against the baseline, wherever both were measured from the same checkpoint.
 
-    The baseline is ksm, or where that was not measured the first by the alphabet.
+    The baseline is the default policy, or where that was not measured the first by the alphabet.
     """
     usable = table[(table["status"] == COMPLETE) & (table["start_from"] == CHECKPOINT)]
     names = ["hypervisor", *(name for name in TREATMENT if name != "policy")]
     found = []
     for _key, rows in usable.groupby(names, sort=True):
-        baseline, *others = sorted(set(rows["policy"]), key=_policy_order)
+        baseline, *others = sorted(set(rows["policy"]), key=policy_order)
         found += [one for policy in others if (one := _difference(rows, policy, baseline)) is not None]
     place = {load: number for number, load in enumerate(in_order(table["workload"]))}
     return sorted(
@@ -252,10 +250,6 @@ def _within_boot_sd(boots: Sequence[Sequence[float]]) -> float | None:
     return sqrt(squares / sum(len(boot) - 1 for boot in repeated))
 
 
-def _policy_order(policy: str) -> tuple[bool, str]:
-    return (policy != DEFAULT_POLICY, policy)
-
-
 def _order(loads: Iterable[str]) -> Callable[[Summary], Any]:
     place = {load: number for number, load in enumerate(in_order(loads))}
     return lambda one: (
@@ -265,7 +259,7 @@ def _order(loads: Iterable[str]) -> Callable[[Summary], Any]:
         one.start_from,
         place[one.workload],
         one.arm_order != OFF_ON,
-        _policy_order(one.policy),
+        policy_order(one.policy),
         one.loaded,
     )
 

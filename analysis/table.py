@@ -112,9 +112,7 @@ def _planned(records: CellRecords) -> dict[str, Any]:
     }
 
 
-def _start(
-    run_id: str, records: CellRecords, cells: Sequence[tuple[str, CellRecords]]
-) -> dict[str, Any]:
+def _start(run_id: str, records: CellRecords, cells: Sequence[tuple[str, CellRecords]]) -> dict[str, Any]:
     """The start of a cell; where no record of its own tells, in which way cells like it began."""
     start = records.start
     if start is None:
