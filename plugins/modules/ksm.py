@@ -16,7 +16,9 @@ description:
     goes to what was asked, or back to what it was. C(pages_to_scan) answers EINVAL unless C(advisor_mode) is
     C(none), and a change of C(advisor_mode) resets it (to 100 for C(none)), so it is written afterwards.
   - Unmerging needs memory. It is refused unless (C(pages_sharing) + C(ksm_zero_pages)) x page size is below
-    MemAvailable less 5 % of MemTotal.
+    MemAvailable less 5 % of MemTotal. The counters keep pages of processes that ended until ksmd passes by,
+    so no more is counted than what processes still have merged, where the kernel tells it. In check mode it
+    is not refused, since guests may be away by the time that counts.
 options:
   state:
     description:
@@ -24,8 +26,9 @@ options:
       - V(unmerged) turns KSM off truly. It writes C(run=2), waits until nothing is merged, then writes
         C(run=0).
       - V(restored) puts everything that O(snapshot) holds back, verifies it and removes the file. Where
-        O(snapshot) is absent nothing is done. C(pages_to_scan) is left to the kernel where C(advisor_mode)
-        was C(scan-time). Pages are unmerged too where KSM was stopped and nothing was merged at the snapshot.
+        O(snapshot) is absent nothing is done, and one of another boot of the host is only removed, since a
+        boot undoes all settings. C(pages_to_scan) is left to the kernel where C(advisor_mode) was
+        C(scan-time). Pages are unmerged too where KSM was stopped and nothing was merged at the snapshot.
     type: str
     choices: [present, unmerged, restored]
     default: present
@@ -41,6 +44,12 @@ options:
         C(khugepaged/defrag), for O(state=present).
     type: dict
     default: {}
+  reset:
+    description:
+      - With O(state=present), every setting but C(run) that O(knobs) and O(thp) leave out goes back to what
+        O(snapshot) holds, so that nothing of what was set before stays in force.
+    type: bool
+    default: false
   optional:
     description: Knobs that this kernel may lack; those it lacks are reported in RV(missing) and not set.
     type: list
@@ -49,7 +58,7 @@ options:
   snapshot:
     description:
       - Where all settings are stored before anything is changed, with mode 0600, written atomically.
-      - A file that exists is never overwritten, so it keeps the state before the first change.
+      - A file of this boot is never overwritten, so it keeps the state before the first change.
     type: path
   unmerge_timeout_seconds:
     description: How long to wait after C(run=2) until the counters of merged pages are 0.
@@ -59,6 +68,7 @@ options:
     description: The folder that holds C(ksm) and C(transparent_hugepage).
     type: path
     default: /sys/kernel/mm
+  proc_root: {description: for tests, type: path, default: /proc}
 attributes:
   check_mode:
     support: full
@@ -77,6 +87,13 @@ EXAMPLES = r"""
     optional: [smart_scan]
     thp:
       enabled: madvise
+    snapshot: /var/lib/ksm-testbed/ksm-snapshot.json
+
+- name: Let the kernel's advisor choose, with all else as the host had it
+  ksm:
+    knobs:
+      advisor_mode: scan-time
+    reset: true
     snapshot: /var/lib/ksm-testbed/ksm-snapshot.json
 
 - name: Unmerge everything and stop KSM
@@ -167,7 +184,7 @@ RANGES = {
     "transparent_hugepage/khugepaged/alloc_sleep_millisecs": (0, UINT_MAX),
 }
 UNMERGE_RESERVE_PERCENT = 5
-SNAPSHOT_SCHEMA_VERSION = 1
+SNAPSHOT_SCHEMA_VERSION = 2
 
 
 class KsmError(Exception):
@@ -184,19 +201,25 @@ class Setting:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All settings of a host at one moment, and how many pages were merged then."""
+    """All settings of a host at one moment, how many pages were merged then, and which boot it was."""
 
     settings: dict[str, str]
     merged_pages: int
+    boot_id: str
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What /proc/meminfo says, and the size of a page."""
+class Host:
+    """What /proc says: memory, the size of a page, this boot, and what processes have merged.
+
+    ``process_merged_pages``: zero pages included; None where the kernel does not tell it of each process.
+    """
 
     available_bytes: int
     total_bytes: int
     page_size_bytes: int
+    boot_id: str
+    process_merged_pages: int | None = None
 
 
 @dataclass(frozen=True)
@@ -207,6 +230,7 @@ class Request:
     knobs: Mapping[str, object]
     thp: Mapping[str, object]
     optional: Collection[str]
+    reset: bool
     snapshot: Path | None
     unmerge_timeout_seconds: int
 
@@ -321,8 +345,12 @@ def wanted_settings(
     current: Mapping[str, Setting],
     counters: Collection[str],
     ranges: Mapping[str, tuple[int, int]],
+    base: Mapping[str, str],
 ) -> tuple[dict[str, str], list[str]]:
-    """The checked values to set, and the optional knobs that this kernel lacks."""
+    """The checked values to set, and the optional knobs that this kernel lacks.
+
+    ``base``: checked values of the settings that the request leaves out; others stay as they are.
+    """
     wanted: dict[str, str] = {}
     missing: list[str] = []
     for knob, value in request.knobs.items():
@@ -343,13 +371,16 @@ def wanted_settings(
             known = names_of(current, THP)
             raise KsmError(f"thp {path} is not a setting of this kernel, whose THP settings are {known}")
         wanted[name] = checked_value(name, value, current[name], ranges)
-    advisor = wanted.get(ADVISOR_MODE) or (current[ADVISOR_MODE].value if ADVISOR_MODE in current else "none")
+    laid = {**base, **wanted}
+    advisor = laid.get(ADVISOR_MODE) or (current[ADVISOR_MODE].value if ADVISOR_MODE in current else "none")
+    if advisor != "none":
+        laid.pop(PAGES_TO_SCAN, None)
     if PAGES_TO_SCAN in wanted and advisor != "none":
         raise KsmError(
             f"knob pages_to_scan cannot be set while advisor_mode is {advisor}: "
             "ask for advisor_mode none too, or leave pages_to_scan out"
         )
-    return wanted, missing
+    return laid, missing
 
 
 def plan_writes(
@@ -379,10 +410,12 @@ def plan_writes(
     return writes
 
 
-def check_headroom(pages: int, memory: Memory) -> None:
+def check_headroom(pages: int, host: Host) -> None:
     """Refuse to unmerge `pages` pages where the host has no room for them."""
-    needed_bytes = pages * memory.page_size_bytes
-    room_bytes = memory.available_bytes - memory.total_bytes * UNMERGE_RESERVE_PERCENT // 100
+    if host.process_merged_pages is not None:
+        pages = min(pages, host.process_merged_pages)
+    needed_bytes = pages * host.page_size_bytes
+    room_bytes = host.available_bytes - host.total_bytes * UNMERGE_RESERVE_PERCENT // 100
     if pages and needed_bytes >= room_bytes:
         raise KsmError(
             f"unmerging needs {needed_bytes >> 20} MiB, and only {max(room_bytes, 0) >> 20} MiB may be used "
@@ -390,10 +423,44 @@ def check_headroom(pages: int, memory: Memory) -> None:
         )
 
 
-def read_memory() -> Memory:
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+def read_host(proc: Path) -> Host:
+    lines = (proc / "meminfo").read_text(encoding="ascii").splitlines()
     fields = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-    return Memory(fields["MemAvailable"] * 1024, fields["MemTotal"] * 1024, os.sysconf("SC_PAGE_SIZE"))
+    return Host(
+        available_bytes=fields["MemAvailable"] * 1024,
+        total_bytes=fields["MemTotal"] * 1024,
+        page_size_bytes=os.sysconf("SC_PAGE_SIZE"),
+        boot_id=(proc / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
+        process_merged_pages=process_merged_pages(proc),
+    )
+
+
+def process_merged_pages(proc: Path) -> int | None:
+    """Merged pages of all processes; None where one does not tell (before Linux 5.19, or not root)."""
+    pages = 0
+    for process in proc.iterdir():
+        if not process.name.isdecimal():
+            continue
+        try:
+            # Empty for what has no memory of its own: threads of the kernel, processes that ended.
+            pages += int((process / "ksm_merging_pages").read_text(encoding="ascii").strip() or 0)
+        except ProcessLookupError:
+            continue
+        except OSError:
+            if process.is_dir():
+                return None
+            continue  # it ended meanwhile
+        pages += _process_zero_pages(process)
+    return pages
+
+
+def _process_zero_pages(process: Path) -> int:
+    """Pages that KSM mapped to the kernel's zero page; kernels that do not count them make none by KSM."""
+    try:
+        lines = (process / "ksm_stat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("ksm_zero_pages "))
 
 
 def load_snapshot(path: Path) -> Snapshot | None:
@@ -402,10 +469,9 @@ def load_snapshot(path: Path) -> Snapshot | None:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["schema_version"] != SNAPSHOT_SCHEMA_VERSION:
             raise ValueError(f"its schema_version is not {SNAPSHOT_SCHEMA_VERSION}")
-        settings, merged_pages = data["settings"], data["merged_pages"]
-        if not isinstance(merged_pages, int) or not all(
-            isinstance(value, str) for value in settings.values()
-        ):
+        settings, merged_pages, boot_id = data["settings"], data["merged_pages"], data["boot_id"]
+        texts = (boot_id, *settings.values())
+        if not isinstance(merged_pages, int) or not all(isinstance(value, str) for value in texts):
             raise ValueError("a value is of the wrong type")
         if RUN not in settings:
             raise ValueError(f"{RUN} is missing")
@@ -416,7 +482,7 @@ def load_snapshot(path: Path) -> Snapshot | None:
             f"snapshot {path} cannot be used ({reason(error)}): "
             "look at what it holds, set by hand what you need, and remove it"
         ) from error
-    return Snapshot(settings, merged_pages)
+    return Snapshot(settings, merged_pages, boot_id)
 
 
 def save_snapshot(path: Path, snapshot: Snapshot) -> None:
@@ -425,6 +491,7 @@ def save_snapshot(path: Path, snapshot: Snapshot) -> None:
         "schema_version": SNAPSHOT_SCHEMA_VERSION,
         "recorded_at": datetime.now(UTC).isoformat(),
         "kernel_release": os.uname().release,
+        "boot_id": snapshot.boot_id,
         "merged_pages": snapshot.merged_pages,
         "settings": snapshot.settings,
     }
@@ -456,6 +523,16 @@ def restorable_settings(
     if wanted.get(ADVISOR_MODE, "none") != "none":
         wanted.pop(PAGES_TO_SCAN, None)
     return wanted, [name for name in snapshot.settings if name not in current]
+
+
+def base_settings(
+    snapshot: Snapshot | None, current: Mapping[str, Setting], ranges: Mapping[str, tuple[int, int]]
+) -> dict[str, str]:
+    """What the settings are that nobody asks for: the host's own, but for run."""
+    if snapshot is None:
+        return {}
+    settings, _ = restorable_settings(snapshot, current, ranges)
+    return {name: value for name, value in settings.items() if name != RUN}
 
 
 def verify(sysfs: Sysfs, wanted: Mapping[str, str]) -> None:
@@ -493,15 +570,17 @@ def as_text(settings: Mapping[str, str], extra: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in (*(f"{name} {value}" for name, value in settings.items()), *extra))
 
 
-def apply(sysfs: Sysfs, request: Request, memory: Memory, check_mode: bool) -> Outcome:
+def apply(sysfs: Sysfs, request: Request, host: Host, check_mode: bool) -> Outcome:
     """Do what `request` asks for; everything that can be refused is refused before the first write."""
     restoring = request.state == "restored"
     if request.state != "present" and (request.knobs or request.thp):
         raise KsmError(f"knobs and thp are for state present, not {request.state}")
     current = sysfs.settings()
     before = {name: setting.value for name, setting in current.items()}
-    ranges = allowed_ranges(sysfs.huge_page_bytes(), memory.page_size_bytes)
-    snapshot = load_snapshot(request.snapshot) if request.snapshot else None
+    ranges = allowed_ranges(sysfs.huge_page_bytes(), host.page_size_bytes)
+    stored = load_snapshot(request.snapshot) if request.snapshot else None
+    outdated = stored is not None and stored.boot_id != host.boot_id
+    snapshot = None if outdated else stored
     may_hold_pages = before[RUN] == MERGE or sysfs.pages(TRACKED_COUNTERS) > 0
 
     wanted: dict[str, str] = {}
@@ -509,7 +588,8 @@ def apply(sysfs: Sysfs, request: Request, memory: Memory, check_mode: bool) -> O
     unmerge = False
     if request.state == "present":
         counters = {f"{KSM}{path.name}" for path in (sysfs.root / KSM).iterdir()} - current.keys()
-        wanted, missing = wanted_settings(request, current, counters, ranges)
+        base = base_settings(snapshot, current, ranges) if request.reset else {}
+        wanted, missing = wanted_settings(request, current, counters, ranges, base)
     elif request.state == "unmerged":
         wanted, unmerge = {RUN: STOP}, may_hold_pages
     elif snapshot:
@@ -519,20 +599,22 @@ def apply(sysfs: Sysfs, request: Request, memory: Memory, check_mode: bool) -> O
     writes = plan_writes(before, wanted, unmerge)
     unmerges = (RUN, UNMERGE) in writes
     merged_pages = sysfs.pages(MERGED_COUNTERS)
-    if unmerges:
-        check_headroom(sysfs.pages(UNMERGE_COST_COUNTERS), memory)
+    if unmerges and not check_mode:
+        check_headroom(sysfs.pages(UNMERGE_COST_COUNTERS), host)
     stores_snapshot = request.snapshot is not None and snapshot is None and not restoring
-    removes_snapshot = restoring and snapshot is not None
+    removes_snapshot = restoring and stored is not None
 
     if not check_mode:
+        if request.snapshot and outdated and stores_snapshot:
+            request.snapshot.unlink()
         if request.snapshot and stores_snapshot:
-            save_snapshot(request.snapshot, Snapshot(before, merged_pages))
+            save_snapshot(request.snapshot, Snapshot(before, merged_pages, host.boot_id))
         write_settings(sysfs, writes, request.unmerge_timeout_seconds)
         verify(sysfs, wanted)
         if request.snapshot and removes_snapshot:
             request.snapshot.unlink()
     settings = {name: setting.value for name, setting in sysfs.settings().items()}
-    held = snapshot is not None
+    held = stored is not None
     will_hold = (held or stores_snapshot) and not removes_snapshot
     return Outcome(
         changed=bool(writes) or stores_snapshot or removes_snapshot,
@@ -558,11 +640,13 @@ def main() -> None:
             "knobs": {"type": "dict", "default": {}},
             "thp": {"type": "dict", "default": {}},
             "optional": {"type": "list", "elements": "str", "default": []},
+            "reset": {"type": "bool", "default": False},
             "snapshot": {"type": "path"},
             "unmerge_timeout_seconds": {"type": "int", "default": 60},
             "sysfs_root": {"type": "path", "default": "/sys/kernel/mm"},
+            "proc_root": {"type": "path", "default": "/proc"},
         },
-        required_if=[("state", "restored", ["snapshot"])],
+        required_if=[("state", "restored", ["snapshot"]), ("reset", True, ["snapshot"])],
         supports_check_mode=True,
     )
     params: dict[str, Any] = module.params
@@ -571,11 +655,13 @@ def main() -> None:
         knobs=params["knobs"],
         thp=params["thp"],
         optional=params["optional"],
+        reset=params["reset"],
         snapshot=Path(params["snapshot"]) if params["snapshot"] else None,
         unmerge_timeout_seconds=params["unmerge_timeout_seconds"],
     )
     try:
-        outcome = apply(Sysfs(Path(params["sysfs_root"])), request, read_memory(), module.check_mode)
+        host = read_host(Path(params["proc_root"]))
+        outcome = apply(Sysfs(Path(params["sysfs_root"])), request, host, module.check_mode)
     except KsmError as error:
         module.fail_json(msg=str(error))
     else:

@@ -7,6 +7,7 @@ JSON arguments.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import importlib.util
 import json
@@ -20,6 +21,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from analysis.policies import policy_names, read_policy
 
 ROOT = Path(__file__).parents[2]
 MODULE = ROOT / "plugins/modules/ksm.py"
@@ -36,7 +39,7 @@ def load_module() -> ModuleType:
 
 
 ksm = load_module()
-ROOMY = ksm.Memory(available_bytes=16 << 30, total_bytes=24 << 30, page_size_bytes=4096)
+ROOMY = ksm.Host(available_bytes=16 << 30, total_bytes=24 << 30, page_size_bytes=4096, boot_id="boot-a")
 
 GONE_WHEN_UNMERGED = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "ksm_zero_pages")
 
@@ -116,14 +119,15 @@ class KernelSysfs(ksm.Sysfs):  # type: ignore[misc, name-defined]
         busy = {"ksm/max_page_sharing", "ksm/merge_across_nodes"}
         if name in busy and self.counter("pages_shared"):
             raise OSError(errno.EBUSY, "Device or resource busy")
-        if name == "ksm/pages_to_scan" and self.read("ksm/advisor_mode") != "none":
+        advised = self.has("ksm/advisor_mode") and self.read("ksm/advisor_mode") != "none"
+        if name == "ksm/pages_to_scan" and advised:
             raise OSError(errno.EINVAL, "Invalid argument")
         if name == "ksm/advisor_mode" and self.read(name) != value:
             first = "100" if value == "none" else self.read("ksm/advisor_min_pages_to_scan")
             super().write("ksm/pages_to_scan", first)
         if name == "ksm/run" and value == "2" and self.read(name) != "2":
-            for counter in GONE_WHEN_UNMERGED:
-                replace(self.root / "ksm" / counter, "0\n")
+            for counter in filter(self.has, (f"ksm/{name}" for name in GONE_WHEN_UNMERGED)):
+                replace(self.root / counter, "0\n")
         words = (self.root / name).read_text().replace("[", "").replace("]", "").split()
         if value in words and len(words) > 1:
             value = " ".join(f"[{word}]" if word == value else word for word in words)
@@ -137,18 +141,17 @@ def merge_pages(root: Path, pages_sharing: int = 1000) -> None:
     (root / "ksm/run").write_text("1\n")
 
 
-def apply(
-    sysfs: Any, state: str = "present", memory: Any = ROOMY, check: bool = False, **options: Any
-) -> Any:
+def apply(sysfs: Any, state: str = "present", host: Any = ROOMY, check: bool = False, **options: Any) -> Any:
     request = ksm.Request(
         state=state,
         knobs=options.get("knobs", {}),
         thp=options.get("thp", {}),
         optional=options.get("optional", ()),
+        reset=options.get("reset", False),
         snapshot=options.get("snapshot"),
         unmerge_timeout_seconds=0,
     )
-    return ksm.apply(sysfs, request, memory, check)
+    return ksm.apply(sysfs, request, host, check)
 
 
 # What the module sets, and how it reports it
@@ -372,7 +375,7 @@ def test_a_snapshot_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "snapshot.json"
     path.write_text("theirs")
     with pytest.raises(ksm.KsmError, match="could not be stored, nothing was changed: File exists"):
-        ksm.save_snapshot(path, ksm.Snapshot({"ksm/run": "0"}, 0))
+        ksm.save_snapshot(path, ksm.Snapshot({"ksm/run": "0"}, 0, "boot-a"))
     assert path.read_text() == "theirs"
 
 
@@ -385,10 +388,12 @@ def test_a_snapshot_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
         "[]",
         '"text"',
         "{}",
+        '{"schema_version": 1, "boot_id": "b", "merged_pages": 0, "settings": {"ksm/run": "0"}}',
         '{"schema_version": 2, "merged_pages": 0, "settings": {"ksm/run": "0"}}',
-        '{"schema_version": 1, "merged_pages": 0, "settings": {}}',
-        '{"schema_version": 1, "merged_pages": 0, "settings": {"ksm/run": 0}}',
-        '{"schema_version": 1, "merged_pages": 0, "settings": ["ksm/run"]}',
+        '{"schema_version": 2, "boot_id": 1, "merged_pages": 0, "settings": {"ksm/run": "0"}}',
+        '{"schema_version": 2, "boot_id": "b", "merged_pages": 0, "settings": {}}',
+        '{"schema_version": 2, "boot_id": "b", "merged_pages": 0, "settings": {"ksm/run": 0}}',
+        '{"schema_version": 2, "boot_id": "b", "merged_pages": 0, "settings": ["ksm/run"]}',
         b"\xff\xfe",
     ],
 )
@@ -416,6 +421,132 @@ def test_restore_on_another_kernel_reports_what_it_lacks(tree: Path, old_tree: P
     assert restored["knobs"]["sleep_millisecs"] == 20
     assert {"smart_scan", "advisor_mode", "shrink_underused"} <= set(restored["missing"])
     assert "pages_to_scan" not in restored["missing"]
+
+
+def test_a_snapshot_of_another_boot_is_removed_and_not_restored(tree: Path, tmp_path: Path) -> None:
+    path = tmp_path / "snapshot.json"
+    sysfs = KernelSysfs(tree)
+    apply(sysfs, snapshot=path, knobs={"sleep_millisecs": 1})
+    next_boot = dataclasses.replace(ROOMY, boot_id="boot-b")
+    assert apply(sysfs, "restored", next_boot, check=True, snapshot=path).changed
+    assert path.exists()
+    assert apply(sysfs, "restored", next_boot, snapshot=path).changed
+    assert sysfs.read("ksm/sleep_millisecs") == "1"
+    assert not path.exists()
+
+
+def test_a_snapshot_of_another_boot_makes_way_for_one_of_this(tree: Path, tmp_path: Path) -> None:
+    path = tmp_path / "snapshot.json"
+    sysfs = KernelSysfs(tree)
+    apply(sysfs, snapshot=path, knobs={"sleep_millisecs": 1})
+    apply(
+        sysfs, host=dataclasses.replace(ROOMY, boot_id="boot-b"), snapshot=path, knobs={"sleep_millisecs": 2}
+    )
+    stored = json.loads(path.read_text())
+    assert (stored["boot_id"], stored["settings"]["ksm/sleep_millisecs"]) == ("boot-b", "1")
+
+
+# One policy after another
+
+
+def apply_policy(sysfs: Any, name: str, snapshot: Path) -> Any:
+    policy = read_policy(name)
+    thp = {} if policy.thp_enabled == "keep" else {"enabled": policy.thp_enabled}
+    return apply(
+        sysfs,
+        knobs=policy.knobs,
+        optional=policy.optional_knobs,
+        thp=thp,
+        reset=True,
+        snapshot=snapshot,
+    )
+
+
+@pytest.mark.parametrize("former", policy_names())
+@pytest.mark.parametrize("name", policy_names())
+def test_a_policy_is_the_same_whatever_came_before(
+    tree: Path, old_tree: Path, tmp_path: Path, former: str, name: str
+) -> None:
+    for number, root in enumerate((tree, old_tree)):
+        lacks = [
+            knob
+            for knob in (*read_policy(former).needs, *read_policy(name).needs)
+            if not (root / "ksm" / knob).exists()
+        ]
+        if lacks:
+            continue
+        fresh = KernelSysfs(shutil.copytree(root, tmp_path / f"fresh{number}"))
+        alone = apply_policy(fresh, name, tmp_path / f"alone{number}.json").settings
+        sysfs, path = KernelSysfs(root), tmp_path / f"after{number}.json"
+        apply_policy(sysfs, former, path)
+        merge_pages(root)
+        apply(sysfs, "unmerged", snapshot=path)
+        outcome = apply_policy(sysfs, name, path)
+        assert outcome.settings == alone
+        assert outcome.settings["ksm/run"] == "0"
+        applied = {
+            knob: outcome.settings[f"ksm/{knob}"]
+            for knob in read_policy(name).knobs
+            if knob not in outcome.missing
+        }
+        assert applied == {
+            knob: str(value) for knob, value in read_policy(name).knobs.items() if knob not in outcome.missing
+        }
+        assert not apply_policy(sysfs, name, path).changed
+
+
+def test_the_advisor_and_back_is_written_in_an_order_that_the_kernel_takes(
+    tree: Path, tmp_path: Path
+) -> None:
+    sysfs, path = KernelSysfs(tree), tmp_path / "snapshot.json"
+    apply_policy(sysfs, "ksm", path)
+    assert sysfs.read("ksm/pages_to_scan") == "20000"
+    sysfs.log.clear()
+    apply_policy(sysfs, "advisor", path)
+    # 500 is the advisor's own lower limit: nobody wrote it.
+    assert sysfs.log == ["sleep_millisecs=20", "smart_scan=1", "advisor_mode=scan-time"]
+    assert sysfs.read("ksm/pages_to_scan") == "500"
+    sysfs.log.clear()
+    apply_policy(sysfs, "ksm", path)
+    assert sysfs.log == ["advisor_mode=none", "pages_to_scan=20000", "sleep_millisecs=10", "smart_scan=0"]
+
+
+def test_what_the_advisor_moved_is_no_change(tree: Path, tmp_path: Path) -> None:
+    sysfs, path = KernelSysfs(tree), tmp_path / "snapshot.json"
+    apply_policy(sysfs, "advisor", path)
+    (tree / "ksm/pages_to_scan").write_text("7777\n")
+    assert not apply_policy(sysfs, "advisor", path).changed
+
+
+def test_reset_takes_back_what_is_not_asked_for_but_run(tree: Path, tmp_path: Path) -> None:
+    sysfs, path = KernelSysfs(tree), tmp_path / "snapshot.json"
+    apply(sysfs, snapshot=path, knobs={"merge_across_nodes": 0, "run": 1}, thp={"enabled": "never"})
+    outcome = apply(sysfs, snapshot=path, knobs={"sleep_millisecs": 5}, reset=True)
+    assert outcome.settings["ksm/merge_across_nodes"] == "1"
+    assert outcome.settings["transparent_hugepage/enabled"] == "madvise"
+    assert (outcome.settings["ksm/sleep_millisecs"], outcome.settings["ksm/run"]) == ("5", "1")
+
+
+def test_reset_leaves_what_another_boot_had(tree: Path, tmp_path: Path) -> None:
+    sysfs, path = KernelSysfs(tree), tmp_path / "snapshot.json"
+    apply(sysfs, snapshot=path, knobs={"sleep_millisecs": 7})
+    next_boot = dataclasses.replace(ROOMY, boot_id="boot-b")
+    outcome = apply(sysfs, host=next_boot, snapshot=path, knobs={"smart_scan": 0}, reset=True)
+    assert outcome.settings["ksm/sleep_millisecs"] == "7"
+
+
+def test_reset_on_a_host_whose_own_advisor_is_on(tree: Path, tmp_path: Path) -> None:
+    sysfs, path = KernelSysfs(tree), tmp_path / "snapshot.json"
+    sysfs.write("ksm/advisor_mode", "scan-time")
+    apply_policy(sysfs, "ksm", path)
+    outcome = apply(sysfs, snapshot=path, knobs={"sleep_millisecs": 5}, reset=True)
+    assert outcome.settings["ksm/advisor_mode"] == "scan-time"
+    with pytest.raises(ksm.KsmError, match="while advisor_mode is scan-time"):
+        apply(sysfs, snapshot=path, knobs={"pages_to_scan": 5}, reset=True)
+
+
+def test_reset_needs_a_snapshot(tree: Path) -> None:
+    assert "reset is True but all of the following are missing: snapshot" in refusal(tree, reset=True)
 
 
 # Order of writes, against a tree that answers as the kernel does
@@ -543,9 +674,9 @@ def test_restore_keeps_pages_that_were_merged_before(tree: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda sysfs, memory: apply(sysfs, "unmerged", memory),
-        lambda sysfs, memory: apply(sysfs, memory=memory, knobs={"max_page_sharing": 9}),
-        lambda sysfs, memory: apply(sysfs, memory=memory, knobs={"run": 2}),
+        lambda sysfs, host: apply(sysfs, "unmerged", host),
+        lambda sysfs, host: apply(sysfs, host=host, knobs={"max_page_sharing": 9}),
+        lambda sysfs, host: apply(sysfs, host=host, knobs={"run": 2}),
     ],
 )
 def test_headroom(tree: Path, ask: Callable[[Any, Any], Any]) -> None:
@@ -553,23 +684,76 @@ def test_headroom(tree: Path, ask: Callable[[Any, Any], Any]) -> None:
     merge_pages(tree, pages_sharing=pages)
     before = contents(tree)
     reserve_bytes = (20 << 30) * 5 // 100
-    short_of_one_byte = ksm.Memory(pages * 4096 + reserve_bytes, 20 << 30, 4096)
+    short_of_one_byte = ksm.Host(pages * 4096 + reserve_bytes, 20 << 30, 4096, "boot-a")
     with pytest.raises(ksm.KsmError, match=r"^unmerging needs 1024 MiB, and only 1024 MiB may be used "):
         ask(KernelSysfs(tree), short_of_one_byte)
     assert contents(tree) == before
-    enough = ksm.Memory(pages * 4096 + reserve_bytes + 1, 20 << 30, 4096)
+    enough = ksm.Host(pages * 4096 + reserve_bytes + 1, 20 << 30, 4096, "boot-a")
     assert ask(KernelSysfs(tree), enough).changed
-
-
-def test_headroom_of_this_host_refuses_what_no_host_has(tree: Path) -> None:
-    merge_pages(tree, pages_sharing=2**45)
-    assert "unmerging needs 137438953472 MiB" in refusal(tree, state="unmerged")
 
 
 def test_zero_pages_need_memory_too(tree: Path) -> None:
     merge_pages(tree, pages_sharing=1)
     replace(tree / "ksm/ksm_zero_pages", f"{2**45}\n")
-    assert "unmerging needs" in refusal(tree, state="unmerged")
+    with pytest.raises(ksm.KsmError, match=r"^unmerging needs"):
+        apply(KernelSysfs(tree), "unmerged")
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    """A host of 1 GiB with 512 MiB available, a process that has 12 pages merged and one that has none."""
+    root = tmp_path / "proc"
+    for pid, (merging, zero) in {1: (0, 0), 42: (8, 4)}.items():
+        (root / str(pid)).mkdir(parents=True)
+        (root / str(pid) / "ksm_merging_pages").write_text(f"{merging}\n")
+        (root / str(pid) / "ksm_stat").write_text(f"ksm_rmap_items 99\nksm_zero_pages {zero}\n")
+    (root / "meminfo").write_text("MemTotal: 1048576 kB\nMemAvailable: 524288 kB\n")
+    (root / "sys/kernel/random").mkdir(parents=True)
+    (root / "sys/kernel/random/boot_id").write_text("boot-b\n")
+    return root
+
+
+def test_a_host_is_read_with_what_its_processes_have_merged(proc: Path) -> None:
+    host = ksm.read_host(proc)
+    assert (host.available_bytes, host.total_bytes, host.boot_id) == (512 << 20, 1 << 30, "boot-b")
+    assert host.process_merged_pages == 12
+    # A thread of the kernel says nothing, without an error.
+    (proc / "1/ksm_merging_pages").write_text("")
+    assert ksm.read_host(proc).process_merged_pages == 12
+    (proc / "42/ksm_stat").unlink()
+    assert ksm.read_host(proc).process_merged_pages == 8
+    (proc / "1/ksm_merging_pages").unlink()
+    assert ksm.read_host(proc).process_merged_pages is None
+
+
+def test_the_restore_is_not_refused_for_guests_that_are_away(tree: Path, proc: Path, tmp_path: Path) -> None:
+    """Their pages stay in the counters until ksmd passes by."""
+    path = tmp_path / "snapshot.json"
+    pages = 1 << 19  # 2 GiB, twice what the host has
+    sysfs = KernelSysfs(tree)
+    apply(sysfs, host=ksm.read_host(proc), snapshot=path, knobs={"sleep_millisecs": 1})
+    merge_pages(tree, pages_sharing=pages)
+    (proc / "42/ksm_merging_pages").write_text(f"{pages}\n")
+    with pytest.raises(ksm.KsmError, match=r"^unmerging needs 2048 MiB"):
+        apply(sysfs, "restored", ksm.read_host(proc), snapshot=path)
+    shutil.rmtree(proc / "42")
+    assert apply(sysfs, "restored", ksm.read_host(proc), snapshot=path).changed
+    assert (sysfs.read("ksm/run"), sysfs.read("ksm/sleep_millisecs")) == ("0", "20")
+    assert not path.exists()
+
+
+def test_a_kernel_that_does_not_tell_of_each_process_is_held_to_its_counters(tree: Path, proc: Path) -> None:
+    merge_pages(tree, pages_sharing=1 << 19)
+    for folder in ("1", "42"):
+        (proc / folder / "ksm_merging_pages").unlink()
+    assert "unmerging needs 2048 MiB" in refusal(tree, state="unmerged", proc_root=str(proc))
+
+
+def test_check_mode_does_not_refuse_what_guests_hold_that_may_be_away_by_then(tree: Path, proc: Path) -> None:
+    merge_pages(tree, pages_sharing=1 << 19)
+    (proc / "42/ksm_merging_pages").write_text(f"{1 << 19}\n")
+    assert run(tree, check=True, state="unmerged", proc_root=str(proc))["changed"]
+    assert "unmerging needs" in refusal(tree, state="unmerged", proc_root=str(proc))
 
 
 # What goes wrong while writing
