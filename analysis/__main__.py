@@ -46,8 +46,11 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="measure, and prove that every planned record exists")
     run.set_defaults(function="analysis.runner:run")
     run.add_argument("--focus", help="1, 2, 3, some of them with commas between, or all")
-    run.add_argument("--guests", help="number of guests")
-    run.add_argument("--repetitions", help="repetitions of each focus")
+    run.add_argument("--workloads", help="in place of --focus: files of workloads/, with commas between")
+    run.add_argument("--policies", help="files of policies/, with commas between (default: ksm)")
+    run.add_argument("--guests", help="number of guests, or several with commas between")
+    run.add_argument("--boots", help="independent sets of guests, each booted once")
+    run.add_argument("--repetitions", help="repetitions of each cell in each boot")
     run.add_argument("--resume", metavar="RUN_ID", help="go on with this run")
     run.add_argument("--inventory", metavar="FILE", type=Path, help="inventory (default: the project's)")
     run.add_argument(

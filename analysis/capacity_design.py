@@ -1,39 +1,56 @@
 """A capacity run: its variables, checked; when it stops; and which number of guests comes next.
 
-Used on the controller by the Ansible actions of the capacity playbook. Standard library only.
+Used on the controller by the Ansible actions of the capacity playbook.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from analysis.design import (
     MIB,
-    WORKLOADS,
+    MOST_GUESTS,
     Caster,
     Design,
     DesignError,
     boolean,
     canonical_digest,
-    choice,
+    existing_policy,
+    existing_workload,
     number,
     whole,
 )
+from analysis.errors import UserError
+from analysis.policies import OFF
 
 PREFIX = "capacity_"
 # A probe writes to at most so much of a guest's memory, which is merged no more (roles/workload).
 PROBE_MIB = 16
+
+# An experiment's variables that choose its cells, in whose place a capacity run has its own
+_CELLS = {
+    "focus": 1,
+    "workloads": "",
+    "mix": "",
+    "policies": "ksm",
+    "guests": 1,
+    "boots": 1,
+    "repetitions": 1,
+    "cell_order_seed": "",
+}
 
 
 @dataclass(frozen=True)
 class CapacityDesign:
     """Every variable of a capacity run, checked and typed; on the command line they begin with capacity_.
 
+    ``policy``: what the guests are under in the second arm; the first one is without KSM.
     ``envelope_mib``: memory that the guests' QEMU processes have to fit in; 0: the whole host.
     ``stop_*``: the first of these that a step exceeds (available: falls below) ends an arm.
     """
 
     workload: str
+    policy: str
     envelope_mib: int
     step_guests: int
     most_guests: int
@@ -55,7 +72,7 @@ class CapacityDesign:
                 if given is None:
                     raise DesignError(f"{PREFIX}{name} is not set: it needs a value.")
                 values[name] = _CASTS[name](PREFIX + name, given)
-            except DesignError as error:
+            except UserError as error:
                 wrong.append(str(error))
         wrong += [
             f"{name} is not a variable of a capacity run: allowed are "
@@ -92,6 +109,45 @@ class CapacityDesign:
     def digest(self, design: Design) -> str:
         """SHA-256 of the canonical JSON of what is measured."""
         return canonical_digest({"capacity": asdict(self), "experiment": design.digest})
+
+
+def check_variables(
+    capacity: Mapping[str, Any], experiment: Mapping[str, Any]
+) -> tuple[CapacityDesign, Design]:
+    """Check the variables of a capacity run and those that it has in common with an experiment.
+
+    Those of an experiment that choose its cells are not looked at: the design returned has the capacity run's
+    workload, policy and most guests. Raises DesignError, a sentence for each variable that is wrong.
+    """
+    wrong = []
+    cells: dict[str, Any] = dict(_CELLS)
+    try:
+        checked = CapacityDesign.from_variables(capacity)
+        cells |= {
+            "workloads": checked.workload,
+            "policies": checked.policy,
+            "guests": checked.most_guests,
+        }
+    except DesignError as error:
+        wrong.append(str(error))
+    try:
+        design = Design.from_variables({**experiment, **cells})
+    except DesignError as error:
+        wrong.append(str(error))
+    if wrong:
+        raise DesignError(" ".join(wrong))
+    return checked, design
+
+
+def arms(design: Design) -> dict[str, dict[str, Any]]:
+    """The policies of both arms by name, off first, as Design.policies_json has them; KSM alone differs.
+
+    Args:
+        design: of check_variables, with the one policy of the second arm.
+    """
+    (policy,) = design.policies
+    off = replace(design, policies=(OFF,), thp_enabled=design.policy(policy).thp_enabled)
+    return {**off.policies_json(), **design.policies_json()}
 
 
 def stop(
@@ -181,10 +237,11 @@ def next_guests(seen: Mapping[int, bool], step_guests: int, most_guests: int) ->
 
 
 _CASTS: dict[str, Caster] = {
-    "workload": choice(tuple(WORKLOADS.values())),
+    "workload": existing_workload,
+    "policy": existing_policy,
     "envelope_mib": whole(0, MIB),
     "step_guests": whole(1, 64),
-    "most_guests": whole(1, 999),
+    "most_guests": whole(1, MOST_GUESTS),
     "probe_seconds": whole(1, 600),
     "divergence": boolean,
     "stop_psi_memory_percent": number(0.1, 100),

@@ -1,42 +1,51 @@
 """The experiment matrix: variables in, cells out, and the plan file that ties a run to them.
 
-Used on the controller by the Ansible action ``plan`` and by the analysis. Standard library only.
+Used on the controller by the Ansible action ``plan`` and by the analysis.
 """
 
 import hashlib
 import json
 import math
 import os
+import random
 import re
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from analysis import data_files
 from analysis.errors import UserError
-from analysis.mix import MIX, MixError, mix_text, parse_mix
+from analysis.migration import migrate_plan
+from analysis.mix import mix_text, parse_mix
+from analysis.policies import OFF, THP_MODES, Policy, policy_names, read_policy
+from analysis.workloads import foci, in_order, read_workload, workload_names
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MIB = 1 << 20
 
-WORKLOADS = {1: "idle", 2: "constant_fill", 3: "random_fill"}
-# Those that fill memory, as their files in roles/workload say
-FILLS = frozenset({"constant_fill", "random_fill"})
 ACCELERATORS = ("auto", "kvm", "tcg")
-ORDERS = ("off-on", "on-off", "abba")
-THP_SETTINGS = ("keep", "always", "madvise", "never")
+CHECKPOINTS = ("keep", "fresh")
+MOST_GUESTS = 999
+LAST_PORT = 65535
+# A seed is drawn from 0 to one below this.
+SEEDS = 1 << 32
 RECORD_KINDS = ("off", "merge", "on", "verify")
 PLAN_FILE = "plan.json"
 REFERENCE = "reference"
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = data_files.PROJECT
 RESULTS = PROJECT / "results"
 
 # How guests are handled, not what is measured: a run may go on with another value.
-HANDLING = frozenset({"boot_wave", "keep_guests", "census", "guest_ssh_port_base"})
+HANDLING = frozenset({"boot_wave", "keep_guests", "census", "guest_ssh_port_base", "checkpoint"})
 
-# What plans lack that were made before these variables, with what was measured then
-_SINCE = {"mix": "", "census": False, "guest_ssh_port_base": 22200}
+# Ways to say what the guests do: what they come to is compared, not the words.
+_LOADS = frozenset({"focus", "workloads", "mix"})
+# Each cell starts from the same checkpoint, so its place in the order changes nothing in it.
+_SEED = "cell_order_seed"
 
 # Takes a variable's name and its value as Ansible has it; raises DesignError.
 Caster = Callable[[str, Any], Any]
@@ -55,31 +64,44 @@ class DesignError(UserError):
 
 @dataclass(frozen=True)
 class Cell:
-    """One focus, or one mix (focus 0), of one repetition on one hypervisor."""
+    """One workload under one policy, in one number of guests, once, on one hypervisor.
+
+    ``workload``: a workload's name, or a mix. ``boot``: 1 to boots, an independent set of booted guests.
+    ``repetition``: 1 to repetitions within that boot, each restored from the same checkpoint.
+    """
 
     hypervisor: str
     cell_id: str
-    focus: int
     workload: str
+    policy: str
     guests: int
     guest_memory_bytes: int
+    boot: int
     repetition: int
-    order: str
 
 
 @dataclass(frozen=True)
 class Design:
-    """Every variable of an experiment, checked and typed. ``mix`` is "" or in the order of the alphabet."""
+    """Every variable of an experiment, checked and typed.
+
+    ``workloads`` (empty: not given) takes the place of ``focus``, and ``mix`` ("" or in the order of the
+    alphabet) of both. Lists are in one order, whatever the order in which they were given.
+    ``cell_order_seed``: None where it is to be drawn. ``thp_enabled``: "" for each policy's own mode.
+    """
 
     focus: tuple[int, ...]
+    workloads: tuple[str, ...]
     mix: str
-    guests: int
+    policies: tuple[str, ...]
+    guests: tuple[int, ...]
+    boots: int
+    repetitions: int
+    checkpoint: str
+    cell_order_seed: int | None
     guest_memory_mib: int
     guest_reserve_mib: int
     accelerator: str
     boot_wave: int
-    repetitions: int
-    orders: str
     keep_guests: bool
     census: bool
     guest_ssh_port_base: int
@@ -108,7 +130,7 @@ class Design:
                 continue
             try:
                 values[name] = check_variable(name, value)
-            except DesignError as error:
+            except UserError as error:
                 wrong.append(str(error))
         wrong.extend(_contradictions(values))
         if wrong:
@@ -116,15 +138,39 @@ class Design:
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
-        """The variables as they stand in plan.json."""
-        return {**asdict(self), "focus": list(self.focus)}
+        """The variables as they stand in plan.json; they can be given to from_variables again."""
+        seed = "" if self.cell_order_seed is None else self.cell_order_seed
+        variables = {**vars(self), _SEED: seed}
+        return {n: list(value) if isinstance(value, tuple) else value for n, value in variables.items()}
 
     @property
-    def requested(self) -> dict[str, Any]:
-        """What a record says under ``requested``."""
+    def loads(self) -> tuple[str, ...]:
+        """What the guests do, one load after another: workloads, or the one mix."""
+        if self.mix:
+            return (self.mix,)
+        return self.workloads or tuple(foci()[focus] for focus in self.focus)
+
+    def policy(self, name: str) -> Policy:
+        """A policy with ksm_knobs laid over its own and thp_enabled in place of its mode.
+
+        Knobs that were asked for must exist in the kernel; ``off`` has none, for KSM does not run.
+        """
+        policy = read_policy(name)
+        if self.thp_enabled:
+            policy = replace(policy, thp_enabled=self.thp_enabled)
+        if policy.run:
+            knobs = dict(sorted({**policy.knobs, **self.ksm_knobs}.items()))
+            policy = replace(policy, knobs=knobs, needs=tuple(sorted({*policy.needs, *self.ksm_knobs})))
+        return policy
+
+    def requested(self, policy_name: str) -> dict[str, Any]:
+        """What a record of a cell with this policy says under ``requested``."""
+        policy = self.policy(policy_name)
         return {
-            "ksm_knobs": self.ksm_knobs,
-            "thp_enabled": self.thp_enabled,
+            "policy": policy.name,
+            "ksm_knobs": policy.knobs,
+            "thp_enabled": policy.thp_enabled,
+            "service": policy.service,
             "accelerator": self.accelerator,
             "guest_reserve_bytes": self.guest_reserve_mib * MIB,
             "convergence": {
@@ -136,63 +182,98 @@ class Design:
             "sample_interval_seconds": self.sample_interval_seconds,
         }
 
+    def policies_json(self) -> dict[str, dict[str, Any]]:
+        """Each policy by its name, as a plan holds it: what is set on the host, and ``requested``."""
+        return {
+            name: {**self.policy(name).to_json(), "requested": self.requested(name)} for name in self.policies
+        }
+
+    def workloads_json(self) -> dict[str, dict[str, Any]]:
+        """Each single workload that occurs, by its name, those within a mix too, as a plan holds it."""
+        single = parse_mix(self.mix, "mix") if self.mix else self.loads
+        return {name: read_workload(name).to_json() for name in single}
+
     @property
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON of what is measured, the handling of guests left out."""
-        return canonical_digest({n: value for n, value in self.to_json().items() if n not in HANDLING})
+        """SHA-256 of the canonical JSON of what is measured.
 
-    def cells(self, hypervisors: Iterable[str]) -> list[Cell]:
-        """Every cell, by repetition, then focus: guests are filled in place, so idle comes first.
-
-        A mix is measured in place of the foci.
+        The handling of guests and the order of the cells are left out; policies and workloads count with
+        what their files say.
         """
-        hosts = list(hypervisors)
-        loads = [(focus, WORKLOADS[focus], f"focus{focus}-{WORKLOADS[focus]}") for focus in self.focus]
-        if self.mix:
-            loads = [(MIX, self.mix, "mix-" + self.mix.replace("=", "").replace(",", "-"))]
-        return [
-            Cell(
-                hypervisor=hypervisor,
-                cell_id=f"{name}-guests{self.guests}-rep{repetition}",
-                focus=focus,
-                workload=workload,
-                guests=self.guests,
-                guest_memory_bytes=self.guest_memory_mib * MIB,
-                repetition=repetition,
-                order=self._order(repetition),
-            )
-            for repetition in range(1, self.repetitions + 1)
-            for focus, workload, name in loads
-            for hypervisor in hosts
-        ]
+        variables = {
+            name: value
+            for name, value in self.to_json().items()
+            if name not in HANDLING | _LOADS | {_SEED, "ksm_knobs", "thp_enabled"}
+        }
+        return canonical_digest(
+            {
+                **variables,
+                "loads": self.loads,
+                "policies": self.policies_json(),
+                "workloads": self.workloads_json(),
+            }
+        )
 
-    def _order(self, repetition: int) -> str:
-        if self.orders == "abba":
-            return "off-on" if repetition % 2 else "on-off"
-        return self.orders
+    def cells(self, hypervisors: Iterable[str], seed: int) -> list[Cell]:
+        """Every cell: by boot, else in an order drawn from the seed, the same for every hypervisor."""
+        hosts = list(hypervisors)
+        draw = random.Random(seed)  # noqa: S311 -- an order that can be had again, no secret
+        cells = []
+        for boot in range(1, self.boots + 1):
+            of_boot = list(product(self.loads, self.policies, self.guests, range(1, self.repetitions + 1)))
+            draw.shuffle(of_boot)
+            cells += [
+                Cell(
+                    hypervisor=hypervisor,
+                    cell_id=f"{_file_name(load)}-{policy}-guests{guests}-boot{boot}-rep{repetition}",
+                    workload=load,
+                    policy=policy,
+                    guests=guests,
+                    guest_memory_bytes=self.guest_memory_mib * MIB,
+                    boot=boot,
+                    repetition=repetition,
+                )
+                for load, policy, guests, repetition in of_boot
+                for hypervisor in hosts
+            ]
+        return cells
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One run: its design and the cells that it owes."""
+    """One run: its design and the cells that it owes, in the order of the run.
+
+    ``cell_order_seed``: None for a run of schema version 1, whose order was fixed.
+    ``policies``, ``workloads``: by name, as Design.policies_json and Design.workloads_json have them.
+    """
 
     run_id: str
     created_at: str
+    cell_order_seed: int | None
     design: dict[str, Any]
     design_digest: str
+    policies: dict[str, dict[str, Any]]
+    workloads: dict[str, dict[str, Any]]
     cells: tuple[Cell, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The content of plan.json."""
         return {
+            **vars(self),
             "schema_version": SCHEMA_VERSION,
             "kind": "plan",
-            "run_id": self.run_id,
-            "created_at": self.created_at,
-            "design": self.design,
-            "design_digest": self.design_digest,
             "cells": [asdict(cell) for cell in self.cells],
         }
+
+    @property
+    def loads(self) -> list[str]:
+        """What the guests do in some cell."""
+        return in_order(cell.workload for cell in self.cells)
+
+    @property
+    def hypervisors(self) -> list[str]:
+        """The hosts that the cells are on, in the order of the alphabet."""
+        return sorted({cell.hypervisor for cell in self.cells})
 
 
 def check_variable(name: str, value: object) -> Any:
@@ -218,7 +299,7 @@ def check_run_id(run_id: str) -> str:
 
 
 def make_plan(design: Design, hypervisors: Sequence[str], run_id: str) -> Plan:
-    """The plan of a run on these hypervisors.
+    """The plan of a run on these hypervisors; the seed of its order is drawn where the design has none.
 
     Raises DesignError when there is no hypervisor, or one whose name cannot be a directory.
     """
@@ -230,17 +311,24 @@ def make_plan(design: Design, hypervisors: Sequence[str], run_id: str) -> Plan:
                 f"hypervisors has the host {_shown(name)}: allowed are letters, digits, dots, underscores "
                 "and hyphens."
             )
+    seed = secrets.randbelow(SEEDS) if design.cell_order_seed is None else design.cell_order_seed
     return Plan(
         run_id=check_run_id(run_id),
         created_at=datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
-        design={**design.to_json(), "run_id": run_id},
+        cell_order_seed=seed,
+        design=design.to_json(),
         design_digest=design.digest,
-        cells=tuple(design.cells(hypervisors)),
+        policies=design.policies_json(),
+        workloads=design.workloads_json(),
+        cells=tuple(design.cells(hypervisors, seed)),
     )
 
 
 def read_plan(run_directory: Path) -> Plan:
-    """Read plan.json of a run. Raises DesignError when it is absent or is not a plan of this version."""
+    """Read plan.json of a run, of this version or of version 1.
+
+    Raises DesignError when it is absent or is no such plan.
+    """
     path = run_directory / PLAN_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -249,13 +337,11 @@ def read_plan(run_directory: Path) -> Plan:
     except (OSError, ValueError) as error:
         raise DesignError(f"{path} cannot be read: {error}.") from None
     try:
-        if content["kind"] != "plan" or content["schema_version"] != SCHEMA_VERSION:
-            raise DesignError(f"{path} is not a plan of schema version {SCHEMA_VERSION}.")
+        if content["kind"] != "plan" or content["schema_version"] not in (1, SCHEMA_VERSION):
+            raise DesignError(f"{path} is not a plan of schema version 1 or {SCHEMA_VERSION}.")
+        content = migrate_plan(content)
         return Plan(
-            run_id=content["run_id"],
-            created_at=content["created_at"],
-            design={**_SINCE, **content["design"]},
-            design_digest=content["design_digest"],
+            **{field.name: content[field.name] for field in fields(Plan) if field.name != "cells"},
             cells=tuple(Cell(**cell) for cell in content["cells"]),
         )
     except (KeyError, TypeError) as error:
@@ -265,13 +351,14 @@ def read_plan(run_directory: Path) -> Plan:
 def open_run(results: Path, plan: Plan, *, write: bool = True) -> Plan:
     """Start the run of a plan under results, or go on with the one that is there.
 
-    Writes plan.json (0600, directories 0700) only when there is none and ``write`` is true.
+    Writes plan.json (0600, directories 0700) only when there is none and ``write`` is true. A run that is
+    there keeps its own order of cells.
     Raises DesignError when the run exists and its design or its hypervisors differ, saying in what.
     """
     run_directory = results / plan.run_id
     path = run_directory / PLAN_FILE
     if path.exists():
-        former = read_plan(run_directory)
+        former = check_resumable(read_plan(run_directory))
         differences = design_differences(former, plan)
         if differences:
             raise DesignError(
@@ -285,17 +372,42 @@ def open_run(results: Path, plan: Plan, *, write: bool = True) -> Plan:
     return plan
 
 
+def check_resumable(plan: Plan) -> Plan:
+    """Return the plan of a run that can be gone on with. Raises DesignError."""
+    if plan.cell_order_seed is None:
+        raise DesignError(
+            f"run_id {plan.run_id} is of an earlier version, whose cells were not restored from a "
+            "checkpoint: it can be summarised but not gone on with, so give another run_id."
+        )
+    return plan
+
+
 def design_differences(former: Plan, new: Plan) -> list[str]:
     """What the new plan would measure otherwise, as "name: former value, now new value"."""
-    differences = [
-        f"{name}: {json.dumps(former.design.get(name))}, now {json.dumps(value)}"
+    pairs = {
+        name: (former.design.get(name), value)
         for name, value in new.design.items()
-        if name not in HANDLING and former.design.get(name) != value
+        if name not in HANDLING | _LOADS | {_SEED}
+    }
+    pairs["workloads"] = (former.loads, new.loads)
+    pairs["hypervisors"] = (former.hypervisors, new.hypervisors)
+    if new.design[_SEED] != "":
+        pairs[_SEED] = (former.cell_order_seed, new.cell_order_seed)
+    differences = [
+        f"{name}: {_listed(before)}, now {_listed(now)}"
+        for name, (before, now) in pairs.items()
+        if before != now
     ]
-    hosts = [sorted({cell.hypervisor for cell in plan.cells}) for plan in (former, new)]
-    if hosts[0] != hosts[1]:
-        differences.append(f"hypervisors: {', '.join(hosts[0])}, now {', '.join(hosts[1])}")
-    return differences
+    # Other variables make other policies, too; where there are none it is the files that changed.
+    return differences or [
+        f"{what} {name} is not what it was: its file has changed"
+        for what, before, now in (
+            ("policy", former.policies, new.policies),
+            ("workload", former.workloads, new.workloads),
+        )
+        for name in now
+        if before.get(name) != now[name]
+    ]
 
 
 def cell_directory(run_directory: Path, cell: Cell) -> Path:
@@ -311,13 +423,9 @@ def is_complete(directory: Path) -> bool:
     )
 
 
-def pending_cells(run_directory: Path) -> list[Cell]:
+def pending_cells(plan: Plan, run_directory: Path) -> list[Cell]:
     """The planned cells of a run that are not complete, in the order of the plan."""
-    return [
-        cell
-        for cell in read_plan(run_directory).cells
-        if not is_complete(cell_directory(run_directory, cell))
-    ]
+    return [cell for cell in plan.cells if not is_complete(cell_directory(run_directory, cell))]
 
 
 def set_aside_attempt(directory: Path) -> Path | None:
@@ -354,6 +462,15 @@ def make_private_directory(path: Path) -> None:
     for directory in (*reversed(path.parents), path):
         if not directory.exists():
             directory.mkdir(mode=0o700)
+
+
+def _file_name(load: str) -> str:
+    """A load within the name of a directory."""
+    return "mix-" + load.replace("=", "").replace(",", "-") if "=" in load else load
+
+
+def _listed(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else json.dumps(value)
 
 
 def _shown(value: object) -> str:
@@ -408,29 +525,84 @@ def boolean(name: str, value: Any) -> bool:
     return text in _TRUE
 
 
+def existing_workload(name: str, value: Any) -> str:
+    """Check the name of one workload, and its file. Raises UserError."""
+    text = str(value)
+    if text not in workload_names():
+        raise DesignError(
+            f"{name} names {text!r}, which does not exist: there are {', '.join(workload_names())}."
+        )
+    return read_workload(text).name
+
+
+def existing_policy(name: str, value: Any) -> str:
+    """Check the name of one policy other than off, and its file. Raises UserError."""
+    text = str(value)
+    known = [policy for policy in policy_names() if policy != OFF]
+    if text == OFF:
+        raise DesignError(f"{name} names off, which is measured anyway: allowed are {', '.join(known)}.")
+    if text not in known:
+        raise DesignError(f"{name} names {text!r}, which does not exist: there are {', '.join(known)}.")
+    return read_policy(text).name
+
+
+def several(cast: Caster, allowed: str) -> Caster:
+    """A check of one value, or several with commas between, or a list; each of them once."""
+
+    def cast_all(name: str, value: Any) -> tuple[Any, ...]:
+        texts = _parts(value)
+        if not all(texts):
+            raise _refuse(name, value, allowed)
+        values = [cast(name, text) for text in texts]
+        twice = sorted({str(one) for one in values if values.count(one) > 1})
+        if twice:
+            raise DesignError(f"{name} has {', '.join(twice)} more than once: allowed is {allowed}.")
+        return tuple(sorted(values))
+
+    return cast_all
+
+
+def _parts(value: Any) -> list[str]:
+    parts = value if isinstance(value, list | tuple) else str(value).split(",")
+    return [str(part).strip() for part in parts]
+
+
 def _focus(name: str, value: Any) -> tuple[int, ...]:
-    parts = list(value) if isinstance(value, list | tuple) else str(value).split(",")
-    texts = [str(part).strip() for part in parts]
+    known = list(foci())
+    texts = _parts(value)
     if texts == ["all"]:
-        return tuple(WORKLOADS)
-    known = [str(focus) for focus in WORKLOADS]
-    if not texts or any(text not in known for text in texts) or len(set(texts)) != len(texts):
-        raise _refuse(name, value, "1, 2, 3, some of them once each with commas between (1,3), or all")
-    return tuple(sorted(int(text) for text in texts))
+        return tuple(known)
+    numbers = [int(text) for text in texts if text.isdecimal() and int(text) in known]
+    if not texts or len(set(numbers)) != len(texts):
+        some = "some of them once each with commas between (1,3), or all"
+        raise _refuse(name, value, f"{', '.join(map(str, known))}, {some}")
+    return tuple(sorted(numbers))
+
+
+def _workloads(name: str, value: Any) -> tuple[str, ...]:
+    if value in ("", [], ()):
+        return ()
+    found: tuple[str, ...] = several(existing_workload, _EACH_ONCE)(name, value)
+    return tuple(in_order(found))
 
 
 def _mix(name: str, value: Any) -> str:
     if str(value).strip() == "":
         return ""
-    try:
-        mix = parse_mix(str(value), name)
-    except MixError as error:
-        raise DesignError(str(error)) from None
-    if not set(mix) <= set(WORKLOADS.values()):
-        raise _refuse(name, value, f"a mix of {', '.join(sorted(WORKLOADS.values()))}")
+    mix = parse_mix(str(value), name)
+    for workload in mix:
+        existing_workload(name, workload)
     if len(mix) == 1:
-        raise _refuse(name, value, "a mix of two workloads or more; one alone is a focus")
+        raise _refuse(name, value, "a mix of two workloads or more; one alone is for workloads")
     return mix_text(mix)
+
+
+def _thp(name: str, value: Any) -> str:
+    return "" if str(value).strip() == "" else str(choice(THP_MODES)(name, value))
+
+
+def _seed(name: str, value: Any) -> int | None:
+    return None if str(value).strip() == "" else int(whole(0, SEEDS - 1)(name, value))
 
 
 def _text(name: str, value: Any) -> str:
@@ -478,8 +650,15 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
             f"guest_reserve_mib is {reserve}: allowed is less than the guest_memory_mib of {memory}."
         )
     mix, guests = values.get("mix"), values.get("guests")
-    if mix and guests is not None and (mixed := sum(parse_mix(mix, "mix").values())) != guests:
-        wrong.append(f"mix is {mix!r}, which are {mixed} guests: allowed is as many as guests, {guests}.")
+    if mix and guests and guests != (mixed := sum(parse_mix(mix, "mix").values()),):
+        asked = f"guests, {guests[0]}" if len(guests) == 1 else "guests, which must be one number"
+        wrong.append(f"mix is {mix!r}, which are {mixed} guests: allowed is as many as {asked}.")
+    base = values.get("guest_ssh_port_base")
+    if base is not None and guests and base + guests[-1] > LAST_PORT:
+        wrong.append(
+            f"guest_ssh_port_base is {base}: allowed is up to {LAST_PORT - guests[-1]}, for each of "
+            f"{guests[-1]} guests has a port of its own after it."
+        )
     source, checksum = values.get("image_source"), values.get("image_checksum")
     if source == "build" and checksum:
         wrong.append("image_checksum is set: allowed is nothing when image_source is build.")
@@ -488,23 +667,28 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     return wrong
 
 
+_EACH_ONCE = "each one once, with commas between"
 _CASTS: dict[str, Caster] = {
     "focus": _focus,
+    "workloads": _workloads,
     "mix": _mix,
-    "guests": whole(1, 999),
+    "policies": several(existing_policy, _EACH_ONCE),
+    "guests": several(whole(1, MOST_GUESTS), "each number once, with commas between"),
+    "boots": whole(1, 1000),
+    "repetitions": whole(1, 1000),
+    "checkpoint": choice(CHECKPOINTS),
+    "cell_order_seed": _seed,
     "guest_memory_mib": whole(128, MIB),
     "guest_reserve_mib": whole(1, MIB),
     "accelerator": choice(ACCELERATORS),
-    "boot_wave": whole(0, 999),
-    "repetitions": whole(1, 1000),
-    "orders": choice(ORDERS),
+    "boot_wave": whole(0, MOST_GUESTS),
     "keep_guests": boolean,
     "census": boolean,
-    "guest_ssh_port_base": whole(1024, 64000),
+    "guest_ssh_port_base": whole(1024, LAST_PORT - 1),
     "image_source": _text,
     "image_checksum": _checksum,
     "ksm_knobs": _knobs,
-    "thp_enabled": choice(THP_SETTINGS),
+    "thp_enabled": _thp,
     # A page must keep its checksum between two scans, so fewer than three prove nothing.
     "converge_min_full_scans": whole(3, 10_000),
     "converge_window_scans": whole(1, 10_000),

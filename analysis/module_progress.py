@@ -3,16 +3,22 @@
 The module runs under Ansible's own async wrapper: its result file, its time limit and its clean-up work over
 every connection and with become, and the connection stays free for the polls. (A synchronous module beside a
 polling thread would share one become plugin, which keeps the prompt that it waits for, between two threads.)
+
+The progress file also tells the module that somebody waits for it (plugins/module_utils/progress.py): it is
+made before the module starts, touched at each poll, and its removal asks the module to end. A signal to the
+module's process group is only the quicker way: on a busy host the wrapper may start the module before it has
+a group of its own, and a controller that is killed while the module is being started knows no job to signal.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import secrets
 import shlex
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from types import FrameType
@@ -34,11 +40,7 @@ ENDED = "module_progress_ended"
 
 
 class _Stopped(BaseException):
-    """The controller was told to stop."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
-        self.signal_number = signal_number
+    """The controller was told to stop, or has gone."""
 
 
 def run_with_progress(  # noqa: PLR0917 -- the order of Ansible's own _execute_module comes first
@@ -56,32 +58,33 @@ def run_with_progress(  # noqa: PLR0917 -- the order of Ansible's own _execute_m
         module_name: the module.
         module_args: its arguments, the place for its progress among them, under the module's own name.
         task_vars: the variables that the action was given.
-        progress_path: the progress file on the host, in an existing folder; removed before and after.
+        progress_path: the progress file on the host, in an existing folder; made before, removed after.
         timeout_seconds: the module is killed after this time; longer than any limit of its own.
 
     Returns:
         The module's result, as `_execute_module` would return it; a failure has failed=True and its own msg.
 
-    On Ctrl-C, or when the controlling process dies, the module is told to end (SIGTERM to its process group).
+    On Ctrl-C, or when the controlling process dies, the module is told to end.
     """
     if action._task.check_mode:  # async and check mode exclude each other; a check is short
         result: dict[str, Any] = action._execute_module(
             module_name=module_name, module_args=module_args, task_vars=task_vars
         )
         return result
-    _shell(action, f"rm -f -- {shlex.quote(progress_path)}")
-    job = _start(action, module_name, module_args, task_vars, timeout_seconds)
-    if job.get("failed") or "ansible_job_id" not in job:
-        return job
-    try:
-        with _stop_signals_raise():
-            result = _follow(action, job, task_vars, progress_path, timeout_seconds)
-    except BaseException as error:
-        _cancel(action, job, progress_path)
-        if isinstance(error, _Stopped):
-            os.kill(os.getpid(), error.signal_number)
-        raise
-    _shell(action, f"rm -f -- {shlex.quote(progress_path)} {shlex.quote(job['results_file'])}")
+    job: dict[str, Any] = {}
+    with _stop_signals_raise() as ignore_stop_signals:
+        try:
+            job.update(_make(action, progress_path))
+            if not job:
+                job.update(_start(action, module_name, module_args, task_vars, timeout_seconds))
+            result = job
+            if "ansible_job_id" in job and not job.get("failed"):
+                result = _follow(action, job, task_vars, progress_path, timeout_seconds)
+        except BaseException:
+            ignore_stop_signals()
+            _cancel(action, job, progress_path)
+            raise
+    _shell(action, f"rm -f -- {_files(job, progress_path)}")
     if result.get("failed") and result.get("msg") == "Timeout exceeded":
         result["msg"] = f"{module_name} did not end within {timeout_seconds:.0f} s and was killed"
     return {name: value for name, value in result.items() if name not in ASYNC_KEYS}
@@ -160,8 +163,8 @@ def _follow(
     """Show new lines until the job has ended; its result."""
     # This is what the wrapper writes first; with another text the poll says ended, and async_status decides.
     started = f'{{"started": true, "finished": false, "ansible_job_id": "{job["ansible_job_id"]}"}}'
-    results_file = shlex.quote(job["results_file"])
-    parent = os.getppid()
+    results_file, path = shlex.quote(job["results_file"]), shlex.quote(progress_path)
+    parent = multiprocessing.parent_process()
     host = task_vars.get("inventory_hostname", "")
     deadline = time.monotonic() + timeout_seconds + WRAPPER_GRACE_SECONDS
     shown_bytes = 0
@@ -169,13 +172,14 @@ def _follow(
     while True:
         time.sleep(wait)
         wait = POLL_SECONDS
-        if os.getppid() != parent:
-            raise _Stopped(signal.SIGTERM)
+        if parent is not None and os.getppid() != parent.pid:
+            raise _Stopped
         # The state is read before the lines, so that the last lines of a module that ends between are kept.
+        # Setting the access time tells the module that somebody waits.
         poll = (
             f"if grep -qsxF -- {shlex.quote(started)} {results_file}; "
             f"then echo {RUNNING}; else echo {ENDED}; fi; "
-            f"tail -c +{shown_bytes + 1} -- {shlex.quote(progress_path)} 2>/dev/null || true"
+            f"touch -a -c -- {path}; tail -c +{shown_bytes + 1} -- {path} 2>/dev/null || true"
         )
         try:
             state, _, text = _shell(action, poll).partition("\n")
@@ -209,33 +213,60 @@ def _shell(action: ActionBase, command: str) -> str:
     return str(answer["stdout"]).replace("\r\n", "\n")
 
 
+def _make(action: ActionBase, progress_path: str) -> dict[str, Any]:
+    """Make the progress file, empty and private, whatever is in its place; a failed result if it can't be."""
+    path = shlex.quote(progress_path)
+    answer = action._low_level_execute_command(f"rm -f -- {path} && (umask 077 && set -C && : > {path})")
+    if not answer["rc"]:
+        return {}
+    said = str(answer["stderr"] or answer["stdout"]).strip()
+    return {"failed": True, "msg": f"{progress_path} cannot be made: {said}"}
+
+
+def _files(job: dict[str, Any], progress_path: str) -> str:
+    """What a job leaves on the host, quoted for a shell."""
+    return " ".join(shlex.quote(path) for path in (progress_path, job.get("results_file")) if path)
+
+
 @contextmanager
-def _stop_signals_raise() -> Iterator[None]:
-    # Ansible's own handler ends this worker at once, and the module on the host would go on alone.
+def _stop_signals_raise() -> Iterator[Callable[[], None]]:
+    """Within it a stop signal raises _Stopped, until the function that it gives is called.
+
+    Ansible's own handler ends this worker at once, and the module on the host would go on alone; so it gets
+    the signal at the end.
+    """
+    received: list[int] = []
+
     def stop(signal_number: int, _frame: FrameType | None) -> None:
-        raise _Stopped(signal_number)
+        received.append(signal_number)
+        raise _Stopped
+
+    def ignore() -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
     previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
-        yield
+        yield ignore
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        if received:
+            os.kill(os.getpid(), received[0])
 
 
 def _cancel(action: ActionBase, job: dict[str, Any], progress_path: str) -> None:
-    """End the module's process group and leave nothing behind; never longer than CANCEL_LIMIT_SECONDS."""
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+    """Tell the module to end and leave nothing behind; never longer than CANCEL_LIMIT_SECONDS."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(CANCEL_LIMIT_SECONDS)
-    # The wrapper's command line holds the job's number; the brackets keep pgrep from finding this shell.
-    number = str(job["ansible_job_id"]).partition(".")[0]
-    _shell(
-        action,
-        f"for pid in $(pgrep -f 'async_wrapper.* [{number[0]}]{number[1:]} '); "
-        "do kill -s TERM -- -$pid; done 2>/dev/null; "
-        f"rm -f -- {shlex.quote(progress_path)} {shlex.quote(job['results_file'])}",
-    )
+    kill = ""
+    if "ansible_job_id" in job:
+        # The wrapper's command line holds the job's number; the brackets keep pgrep from finding this shell.
+        number = str(job["ansible_job_id"]).partition(".")[0]
+        kill = (
+            f"for pid in $(pgrep -f 'async_wrapper.* [{number[0]}]{number[1:]} '); "
+            "do kill -s TERM -- -$pid; done 2>/dev/null; "
+        )
+    # The removal comes first: it is all that a module needs which no signal reaches.
+    _shell(action, f"rm -f -- {shlex.quote(progress_path)}; {kill}rm -f -- {_files(job, progress_path)}")
     signal.alarm(0)
-    for number_, handler in previous.items():
-        signal.signal(number_, handler)

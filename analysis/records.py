@@ -1,7 +1,7 @@
 """Raw records from results/: found, read, checked against the JSON Schema, never changed."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -13,12 +13,16 @@ from jsonschema.validators import validator_for
 
 from analysis.design import PLAN_FILE, RECORD_KINDS, REFERENCE, RESULTS, Cell, Plan, cell_directory, read_plan
 from analysis.errors import UserError
+from analysis.migration import migrate_record
 
 SCHEMA = Path(__file__).resolve().parent / "schema" / "record.schema.json"
 
 COMPLETE, FAILED, INVALID, MISSING = "complete", "failed", "invalid", "missing"
 
-# Constant from one arm to the other; of the knobs only those that KSM itself changes are not.
+# What a service that tunes KSM, such as ksmtuned, sets by itself.
+_SERVICE_KNOBS = frozenset({"run", "pages_to_scan", "sleep_millisecs"})
+
+# Constant from one arm to the other. Not so the knobs: with KSM off they say nothing.
 _SAME_IN_BOTH_ARMS = (
     "kernel_release",
     "page_size_bytes",
@@ -58,6 +62,24 @@ class CellRecords:
         """Host, kernel, image and knobs as the on arm was measured with them."""
         provenance: dict[str, Any] = self.records["on"]["provenance"]
         return provenance
+
+    @property
+    def start(self) -> dict[str, Any] | None:
+        """What the cell's guests began from; None while no record says it."""
+        starts = (record["provenance"]["start"] for record in self.records.values())
+        return next((start for start in starts if start is not None), None)
+
+    @property
+    def boot_key(self) -> str:
+        """Of which physical boot its guests are: cells with the same text are of one replicate.
+
+        The checkpoint and the time of its boot; where none was kept, the boot by its number in its run.
+        Needs a complete cell.
+        """
+        start = self.provenance["start"]
+        if start["checkpoint"] is not None:
+            return f"{start['checkpoint']} {start['booted_at']}"
+        return f"{self.records['on']['run_id']} boot {self.cell.boot}"
 
     @property
     def page_size_bytes(self) -> int:
@@ -117,6 +139,17 @@ def flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return items
 
 
+def self_tuned(knobs: Mapping[str, Any], service: str) -> frozenset[str]:
+    """The knobs that KSM or a tuner sets by itself, so that their values are no condition of a measurement.
+
+    run is the protocol's own; the advisor sets pages_to_scan anew at each scan.
+    """
+    if service:
+        return _SERVICE_KNOBS
+    adaptive = str(knobs.get("advisor_mode", "none")).strip() not in ("none", "")
+    return frozenset({"run", "pages_to_scan"} if adaptive else {"run"})
+
+
 def _run_directories(results: Path) -> Iterator[Path]:
     if (results / PLAN_FILE).is_file():
         yield results
@@ -156,7 +189,7 @@ def _load_cell(plan: Plan, run_directory: Path, cell: Cell) -> CellRecords:
 
 def _read_record(path: Path, kind: str, run_id: str, cell: Cell) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = migrate_record(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise RecordError(f"{path.name} cannot be read: {error}") from None
     breach = best_match(_validator().iter_errors(record))
@@ -185,13 +218,6 @@ def _validator() -> Validator:
     return validator_for(schema)(schema)
 
 
-def _set_knobs(knobs: dict[str, Any]) -> dict[str, Any]:
-    """The knobs that nothing but a user, or a tuner, changes between the arms."""
-    adaptive = str(knobs.get("advisor_mode", "none")) != "none"
-    own = {"run", "pages_to_scan"} if adaptive else {"run"}
-    return {name: value for name, value in knobs.items() if name not in own}
-
-
 def _inconsistency(cell: Cell, records: dict[str, dict[str, Any]]) -> str:
     off, on, samples = records["off"], records["on"], records["merge"]["observed"]["samples"]
     guests = {kind: records[kind]["observed"]["guests"] for kind in ("off", "on")}
@@ -209,10 +235,24 @@ def _inconsistency(cell: Cell, records: dict[str, dict[str, Any]]) -> str:
     differing = [
         name for name in _SAME_IN_BOTH_ARMS if off["provenance"].get(name) != on["provenance"].get(name)
     ]
-    knobs = [_set_knobs(records[kind]["provenance"]["ksm_knobs"]) for kind in ("off", "on")]
-    differing += [f"ksm_knobs.{name}" for name in sorted(knobs[0]) if knobs[0][name] != knobs[1].get(name)]
     if differing:
         return f"off and on were measured with different {', '.join(differing)}"
+    merge = records["merge"]
+    knobs = [record["provenance"]["ksm_knobs"] for record in (merge, on)]
+    tuned = self_tuned(knobs[1], on["requested"]["service"])
+    differing = [
+        f"ksm_knobs.{name}"
+        for name in sorted(knobs[0].keys() | knobs[1].keys())
+        if name not in tuned and knobs[0].get(name) != knobs[1].get(name)
+    ]
+    if differing:
+        return f"merge and on were measured with different {', '.join(differing)}"
+    if any(records[kind]["requested"] != on["requested"] for kind in RECORD_KINDS):
+        return "its records were asked for differently"
+    if on["requested"]["policy"] != cell.policy:
+        return f"its records are of the policy {on['requested']['policy']}"
+    if any(records[kind]["provenance"]["start"] != on["provenance"]["start"] for kind in RECORD_KINDS):
+        return "its records began from different boots or checkpoints"
     if len({len(column) for column in samples.values()}) != 1 or not samples["seconds"]:
         return "the columns of the merge samples are empty or of different lengths"
     return ""

@@ -19,6 +19,7 @@ from analysis.design import (
     RESULTS,
     VARIABLES,
     DesignError,
+    check_resumable,
     check_run_id,
     check_variable,
     new_run_id,
@@ -30,6 +31,9 @@ from analysis.records import COMPLETE, load_run
 CAMPAIGN = Path("playbooks/experiment.yml")
 TEARDOWN = Path("playbooks/teardown.yml")
 INTERRUPTED = 130
+
+# Variables that are options of the command line, too
+OPTIONS = ("focus", "workloads", "policies", "guests", "boots", "repetitions")
 
 _SLOW_SECONDS = 5.0
 
@@ -46,13 +50,13 @@ class Campaign:
 
 
 def run(arguments: Namespace) -> int:
-    """Drive a campaign from the command line. Raises DesignError for a variable or a run id."""
+    """Drive a campaign from the command line. Raises UserError for a variable or a run id."""
     variables = _variables(arguments)
     if arguments.inventory and not arguments.inventory.exists():
         raise DesignError(f"--inventory is {str(arguments.inventory)!r}: there is no such file.")
     if arguments.resume:
         run_id = check_run_id(arguments.resume)
-        former = read_plan(RESULTS / run_id).design
+        former = check_resumable(read_plan(RESULTS / run_id)).design
         variables = {**_for_ansible({name: former[name] for name in VARIABLES}), **variables}
     else:
         run_id = new_run_id()
@@ -74,7 +78,7 @@ def drive(campaign: Campaign, out: TextIO) -> int:
             progress.say(f"{TEARDOWN} failed with exit code {torn_down}: run it again")
         code = INTERRUPTED
         if (campaign.results / campaign.run_id / PLAN_FILE).exists():
-            record_interruption(campaign.results / campaign.run_id)
+            record_interruption(campaign.results / campaign.run_id, progress.measuring)
     missing = _missing(campaign)
     if missing is None:
         progress.say("no cell was planned")
@@ -93,11 +97,15 @@ def drive(campaign: Campaign, out: TextIO) -> int:
 
 @dataclass
 class Progress:
-    """Turns the events of ansible-runner into lines, as they come."""
+    """Turns the events of ansible-runner into lines, as they come.
+
+    ``measuring``: hypervisor -> cell_id, phase and task that it was last seen in.
+    """
 
     out: TextIO
     started: float = field(default_factory=time.monotonic)
     seen: int = 0
+    measuring: dict[str, tuple[str, str, str]] = field(default_factory=dict)
 
     def say(self, text: str) -> None:
         """One line, with the time since the start."""
@@ -145,7 +153,7 @@ class Progress:
 def _variables(arguments: Namespace) -> dict[str, Any]:
     given = {
         name: value
-        for name in ("focus", "guests", "repetitions")
+        for name in OPTIONS
         if (value := getattr(arguments, name)) is not None
     }
     for text in arguments.extra_var:
@@ -157,9 +165,10 @@ def _variables(arguments: Namespace) -> dict[str, Any]:
 
 
 def _for_ansible(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Typed variables as -e would hand them over: foci with commas between."""
+    """Typed variables as -e would hand them over: lists with commas between."""
     return {
-        name: ",".join(map(str, value)) if name == "focus" else value for name, value in variables.items()
+        name: ",".join(map(str, value)) if isinstance(value, list | tuple) else "" if value is None else value
+        for name, value in variables.items()
     }
 
 

@@ -1,7 +1,12 @@
-"""Means and intervals by repetition, never across different provenance; the paper's figures beside them."""
+"""Means and intervals over boots, never across different treatments; the paper's figures beside them.
 
-from collections.abc import Hashable, Mapping, Sequence
+A boot is the replicate: an independent set of booted guests. Repetitions within a boot start from the same
+checkpoint, so they say how well one boot can be measured and nothing about another.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from statistics import fmean, stdev
 from typing import Any
 
@@ -9,9 +14,9 @@ import pandas as pd
 from scipy.stats import t  # type: ignore[import-untyped]
 
 from analysis.design import MIB
-from analysis.mix import MIX
 from analysis.records import COMPLETE, CellRecords, Run
-from analysis.table import MEASURES, PROVENANCE
+from analysis.table import MEASURES, PROVENANCE, REQUESTED, TREATMENT
+from analysis.workloads import focus_of, in_order
 
 CONFIDENCE = 0.95
 
@@ -25,18 +30,30 @@ QUANTITIES = {
     "converged_after_seconds": ("converged_after_seconds", 1),
     "ksmd_cpu_seconds": ("ksmd_cpu_seconds", 1),
 }
+# What two policies are compared by.
+COMPARED = tuple(f"saved_{name}_mib_per_vm" for name in MEASURES)
+
+# The policy that others are compared with, where it was measured.
+DEFAULT_POLICY = "ksm"
+OFF_ON = "off-on"
+CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean of n repetitions with its 95 % t interval; from one repetition there is no interval and no CoV.
+    """Mean over boots of each boot's mean, with its 95 % t interval over boots.
 
-    ``half_width`` is half of the interval; ``cov`` is the standard deviation over the absolute mean.
+    ``repetitions``: of all boots together. ``half_width``: half of the interval, and ``cov``: standard
+    deviation between the boots' means over the absolute mean; both None with one boot. ``within_boot_sd``:
+    standard deviation of repetitions within a boot, pooled over the boots that have two or more; None where
+    none has.
     """
 
-    n: int
+    n_boots: int
+    repetitions: int
     mean: float
     half_width: float | None
+    within_boot_sd: float | None
     cov: float | None
 
 
@@ -50,79 +67,138 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Repetition:
+class Measured:
     """One planned cell as the summary shows it."""
 
     run_id: str
     cell_id: str
+    boot: int
     repetition: int
-    order: str
     status: str
     problem: str
     saved_mem_available_mib_per_vm: float | None
 
 
 @dataclass(frozen=True)
-class FocusSummary:
-    """One line of the answer: a focus or a mix on a hypervisor; a mix has no figure of the paper.
+class Summary:
+    """One line of the answer: a treatment on a hypervisor (see TREATMENT).
 
-    ``estimates`` is keyed by QUANTITIES, None where nothing was measured or pooling was refused;
-    ``not_pooled`` says in what the repetitions differ.
+    ``boots``: the complete repetitions of each physical boot. ``estimates`` is keyed by QUANTITIES, None
+    where nothing was measured or pooling was refused; ``not_pooled`` says in what the cells differ.
+    ``paper``: None where the paper has no figure, as for a mix.
     """
 
     hypervisor: str
-    focus: int
     workload: str
+    policy: str
     guests: int
     guest_memory_bytes: int
+    start_from: str
+    loaded: bool
+    arm_order: str
     planned: int
     measured: int
+    boots: tuple[int, ...]
     not_pooled: tuple[str, ...]
     estimates: dict[str, Estimate | None]
     paper: Comparison | None
-    repetitions: tuple[Repetition, ...]
+    cells: tuple[Measured, ...]
+
+    @property
+    def variant(self) -> str:
+        """What was done to the guests' pages: the policy, and what else tells this line from another."""
+        if self.arm_order != OFF_ON:
+            return "KSM on first" if self.policy == DEFAULT_POLICY else f"{self.policy}, on first"
+        return f"{self.policy}, loaded" if self.loaded else self.policy
 
 
-def estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean, t interval and coefficient of variation of one value a repetition.
+@dataclass(frozen=True)
+class Difference:
+    """Mean over boots of policy less baseline in the same boot, MB/VM; no interval from one boot."""
 
-    None when there is no value, or one is unknown (NaN): a mean of the rest would pass for all.
+    mean: float
+    half_width: float | None
+
+
+@dataclass(frozen=True)
+class PolicyDifference:
+    """What a policy saves more (or less: negative) than the baseline, where both began from one checkpoint.
+
+    Paired by boot: in each boot that has both, the mean of the policy's repetitions less that of the
+    baseline's. ``differences`` is keyed by COMPARED; None where a value is not known, or where
+    ``not_compared`` says in what else the cells differ.
     """
+
+    hypervisor: str
+    workload: str
+    guests: int
+    guest_memory_bytes: int
+    policy: str
+    baseline: str
+    n_boots: int
+    not_compared: tuple[str, ...]
+    differences: dict[str, Difference | None]
+
+
+def estimate(boots: Sequence[Sequence[float]]) -> Estimate | None:
+    """Mean, interval and spreads of the repetitions of each boot, which has at least one.
+
+    None when there is no boot, or a value is unknown (NaN): a mean of the rest would pass for all.
+    """
+    values = [value for boot in boots for value in boot]
     if not values or any(pd.isna(value) for value in values):
         return None
-    n, mean = len(values), fmean(values)
+    means = [fmean(boot) for boot in boots]
+    n, mean = len(means), fmean(means)
+    within = _within_boot_sd(boots)
     if n == 1:
-        return Estimate(1, mean, None, None)
-    deviation = stdev(values)
-    half_width = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / n**0.5
-    return Estimate(n, mean, half_width, deviation / abs(mean) if mean else None)
+        return Estimate(1, len(values), mean, None, within, None)
+    deviation = stdev(means)
+    half_width = _quantile(n) * deviation / sqrt(n)
+    return Estimate(n, len(values), mean, half_width, within, deviation / abs(mean) if mean else None)
+
+
+def exact(value: float | None) -> Estimate | None:
+    """A value that was not measured by us, such as the paper's, in the form of an estimate."""
+    return None if value is None else Estimate(1, 1, value, None, None, None)
+
+
+def boot_mean(values: Iterable[float | None], boots: Iterable[str]) -> float | None:
+    """Mean over boots of each boot's mean; ``boots`` says of which boot each value is. None for unknown."""
+    groups: dict[str, list[float]] = {}
+    for value, boot in zip(values, boots, strict=True):
+        if value is None:
+            return None
+        groups.setdefault(boot, []).append(value)
+    return fmean(fmean(group) for group in groups.values())
 
 
 def pooling_conflicts(rows: pd.DataFrame) -> tuple[str, ...]:
-    """In what the provenance of these rows differs, as "name: one value / other value"."""
+    """In what the conditions of these rows differ, as "name: one value / other value"."""
     conflicts = []
-    conditions = [name for name in rows.columns if name.startswith(PROVENANCE) or name == "convergence_rule"]
-    for column in sorted(conditions):
+    for column in sorted(_condition_columns(rows)):
         values = sorted({"absent" if pd.isna(value) else str(value) for value in rows[column]})
         if len(values) > 1:
             conflicts.append(f"{column.removeprefix(PROVENANCE)}: {' / '.join(values)}")
-    return tuple(conflicts)
+    # What was asked for and is so on the host need not be said twice.
+    return tuple(conflict for conflict in conflicts if conflict.removeprefix(REQUESTED) not in conflicts[:]
+                 or not conflict.startswith(REQUESTED))
 
 
-def summarise(table: pd.DataFrame) -> list[FocusSummary]:
-    """One summary for each hypervisor, size of guests, and focus or mix in a tidy table."""
-    groups = table.groupby(["hypervisor", "guests", "guest_memory_bytes", "focus", "workload"], sort=True)
-    # Foci first, as the paper has them.
-    return [
-        _summary(rows) for key, rows in sorted(groups, key=lambda group: (*group[0][:3], group[0][3] == MIX))
-    ]
+def summarise(table: pd.DataFrame) -> list[Summary]:
+    """One summary for each treatment on each hypervisor in a tidy table.
+
+    By hypervisor, guests and their start; within them workloads in the paper's order, then policies.
+    """
+    groups = [rows for _key, rows in table.groupby(["hypervisor", *TREATMENT], sort=True)]
+    return sorted((_summary(rows) for rows in groups), key=_order(set(table["workload"])))
 
 
-def averaged(summary: FocusSummary, runs: Sequence[Run]) -> tuple[CellRecords, ...]:
+def averaged(summary: Summary, runs: Sequence[Run]) -> tuple[CellRecords, ...]:
     """The cells behind a summary's means, in the order of their runs; none where pooling was refused."""
     if summary.not_pooled:
         return ()
-    wanted = {(one.run_id, one.cell_id) for one in summary.repetitions if one.status == COMPLETE}
+    wanted = {(one.run_id, one.cell_id) for one in summary.cells if one.status == COMPLETE}
     return tuple(
         records
         for run in runs
@@ -132,42 +208,26 @@ def averaged(summary: FocusSummary, runs: Sequence[Run]) -> tuple[CellRecords, .
     )
 
 
-def _summary(rows: pd.DataFrame) -> FocusSummary:
-    first = rows.iloc[0]
-    focus = int(first["focus"])
-    usable = rows[rows["status"] == COMPLETE]
-    conflicts = pooling_conflicts(usable)
-    estimates = {
-        name: None if conflicts else estimate([float(value) / unit for value in usable[column]])
-        for name, (column, unit) in QUANTITIES.items()
-    }
-    return FocusSummary(
-        hypervisor=str(first["hypervisor"]),
-        focus=focus,
-        workload=str(first["workload"]),
-        guests=int(first["guests"]),
-        guest_memory_bytes=int(first["guest_memory_bytes"]),
-        planned=len(rows),
-        measured=len(usable),
-        not_pooled=conflicts,
-        estimates=estimates,
-        paper=_compare(estimates["saved_mem_available_mib_per_vm"], PAPER_MIB_PER_VM.get(focus)),
-        repetitions=tuple(_repetition(row) for row in rows.to_dict("records")),
-    )
+def policy_differences(table: pd.DataFrame) -> list[PolicyDifference]:
+    """Each policy against the baseline, wherever both were measured from the same checkpoint.
+
+    The baseline is ksm, or where that was not measured the first by the alphabet.
+    """
+    usable = table[(table["status"] == COMPLETE) & (table["start_from"] == CHECKPOINT)]
+    names = ["hypervisor", *(name for name in TREATMENT if name != "policy")]
+    found = []
+    for _key, rows in usable.groupby(names, sort=True):
+        policies = sorted(set(rows["policy"]), key=_policy_order)
+        found += [
+            _difference(rows, policy, policies[0]) for policy in policies[1:] if _shared(rows, policy, policies[0])
+        ]
+    place = {load: number for number, load in enumerate(in_order(table["workload"]))}
+    return sorted(found, key=lambda one: (one.hypervisor, one.guests, one.guest_memory_bytes, place[one.workload]))
 
 
-def _compare(ours: Estimate | None, paper: float | None) -> Comparison | None:
-    return None if ours is None or paper is None else Comparison(paper, ours.mean - paper, ours.half_width)
-
-
-def _repetition(row: Mapping[Hashable, Any]) -> Repetition:
-    saved = float(row["saved_mem_available_mib_per_vm"])
-    return Repetition(
-        run_id=str(row["run_id"]),
-        cell_id=str(row["cell_id"]),
-        repetition=int(row["repetition"]),
-        order=str(row["order"]),
-        status=str(row["status"]),
-        problem=str(row["problem"]),
-        saved_mem_available_mib_per_vm=None if pd.isna(saved) else saved,
-    )
+def _condition_columns(rows: pd.DataFrame) -> list[str]:
+    return [
+        name
+        for name in rows.columns
+        if name.startswith((PROVENANCE, REQUESTED)) or name == "convergence_rule"
+    ]

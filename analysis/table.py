@@ -1,17 +1,29 @@
 """The tidy table: one row for each planned cell, measures in bytes, provenance beside them."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from analysis.burndown import burndown
 from analysis.design import MIB
-from analysis.records import COMPLETE, CellRecords, Run, flat
+from analysis.records import COMPLETE, CellRecords, Run, flat, self_tuned
 
 KEY = ["run_id", "hypervisor", "cell_id"]
 MEASURES = ("mem_available", "gross", "general_profit", "pss")
 PROVENANCE = "provenance."
+REQUESTED = "requested."
+
+# What is done to the guests: cells that differ in one of these are never pooled.
+TREATMENT = (
+    "workload",
+    "policy",
+    "guests",
+    "guest_memory_bytes",
+    "start_from",
+    "loaded",
+    "arm_order",
+)
 
 UNCONVERGED, DAMAGED = "unconverged", "damaged"
 
@@ -23,23 +35,31 @@ _NUMBERS = (
     "ksmd_cpu_seconds",
 )
 
-# KSM's own writing of these is not a difference between two measurements.
-_NOT_PROVENANCE = frozenset({"design_digest", "ksm_knobs.run"})
+# Neither is a difference between two measurements; of the start, only from what is one.
+_NOT_PROVENANCE = frozenset({"design_digest", "start"})
 
 
 def tidy(runs: list[Run]) -> pd.DataFrame:
     """One row for each planned cell of the runs, in the order of their plans.
 
-    Columns: the cell's identity; ``status`` (complete, unconverged, damaged, failed, invalid, missing)
+    Columns: the cell's identity; what its guests began from: ``start_from`` (checkpoint or boot; "" while no
+    cell of the run tells), ``checkpoint``, ``booted_at``, ``boot_seconds``, ``restore_seconds``, ``loaded``,
+    ``arm_order``; ``boot_key``, the physical boot, which is the replicate; ``status`` (complete, unconverged, damaged, failed, invalid, missing)
     and ``problem``; host memory used off and on and ``saved_<measure>_bytes`` for the four measures, in
     bytes of the whole host, and ``saved_<measure>_mib_per_vm``; ``converged`` as recorded, and
-    ``settled`` when the samples judged again say so too; ksmd's CPU time while merging; ``provenance.*``.
+    ``settled`` when the samples judged again say so too; ksmd's CPU time while merging; ``provenance.*`` and
+    ``requested.*``, the conditions.
     What was not measured is NaN or None, never 0. Only a row of status complete may be averaged.
     """
     cells = [(run.plan.run_id, records) for run in runs for records in run.cells]
     measured = [(run_id, records) for run_id, records in cells if records.status == COMPLETE]
-    table = _frame([{**_identity(run_id, records), **_planned(records)} for run_id, records in cells])
-    for part in (_measures, _merging, _verification, _provenance):
+    table = _frame(
+        [
+            {**_identity(run_id, records), **_planned(records), **_start(run_id, records, cells)}
+            for run_id, records in cells
+        ]
+    )
+    for part in (_measures, _merging, _verification, _conditions):
         rows = [{**_identity(run_id, records), **part(records)} for run_id, records in measured]
         table = table.merge(_frame(rows), how="left", on=KEY, validate="one_to_one")
     for name in _NUMBERS:
@@ -81,14 +101,53 @@ def _identity(run_id: str, records: CellRecords) -> dict[str, Any]:
 def _planned(records: CellRecords) -> dict[str, Any]:
     cell = records.cell
     return {
-        "focus": cell.focus,
         "workload": cell.workload,
+        "policy": cell.policy,
         "guests": cell.guests,
         "guest_memory_bytes": cell.guest_memory_bytes,
+        "boot": cell.boot,
         "repetition": cell.repetition,
-        "order": cell.order,
         "status": records.status,
         "problem": records.problem,
+    }
+
+
+def _start(
+    run_id: str, records: CellRecords, cells: Sequence[tuple[str, CellRecords]]
+) -> dict[str, Any]:
+    """The start of a cell; where no record of its own tells, in which way cells like it began."""
+    start = records.start
+    if start is None:
+        return {
+            **dict.fromkeys(("checkpoint", "booted_at"), None),
+            **dict.fromkeys(("boot_seconds", "restore_seconds"), float("nan")),
+            **_start_of_the_like(run_id, records, cells),
+        }
+    numbers = {name: start[name] for name in ("boot_seconds", "restore_seconds")}
+    return {
+        "start_from": start["from"],
+        **{name: start[name] for name in ("checkpoint", "booted_at", "loaded", "arm_order")},
+        **{name: float("nan") if value is None else float(value) for name, value in numbers.items()},
+    }
+
+
+def _start_of_the_like(
+    run_id: str, records: CellRecords, cells: Sequence[tuple[str, CellRecords]]
+) -> dict[str, Any]:
+    """For a cell that was not measured: so it stands in the row in which it is missing."""
+    cell = records.cell
+    like = [
+        (other.cell.workload == cell.workload, start["arm_order"] == "off-on", start)
+        for run, other in cells
+        if (run, other.cell.hypervisor) == (run_id, cell.hypervisor) and (start := other.start) is not None
+    ]
+    if not like:
+        return {"start_from": "", "loaded": False, "arm_order": "off-on"}
+    same_workload, _first, start = max(like, key=lambda found: found[:2])
+    return {
+        "start_from": start["from"],
+        "loaded": start["loaded"] and same_workload,
+        "arm_order": start["arm_order"],
     }
 
 
@@ -143,19 +202,21 @@ def _verification(records: CellRecords) -> dict[str, Any]:
     return {"digests_intact": not damaged, "damaged_guests": ", ".join(damaged)}
 
 
-def _provenance(records: CellRecords) -> dict[str, Any]:
-    provenance = {
-        **flat(records.provenance),
-        **flat(
-            {"requested": {"guest_reserve_bytes": records.records["on"]["requested"]["guest_reserve_bytes"]}}
-        ),
+def _conditions(records: CellRecords) -> dict[str, Any]:
+    """The physical boot, and what two measurements must have in common to be of one treatment."""
+    asked, found = records.records["on"]["requested"], records.provenance
+    tuned = self_tuned(found["ksm_knobs"], asked["service"])
+    given = {
+        **{name: value for name, value in found.items() if name not in _NOT_PROVENANCE},
+        "ksm_knobs": {name: value for name, value in found["ksm_knobs"].items() if name not in tuned},
+        "start": {"from": found["start"]["from"]},
+        "requested": {"guest_reserve_bytes": asked["guest_reserve_bytes"]},
     }
-    adaptive = str(provenance.get("ksm_knobs.advisor_mode", "none")).strip() not in ("none", "")
+    wanted = {name: asked[name] for name in ("ksm_knobs", "service", "thp_enabled")}
     return {
-        f"{PROVENANCE}{name}": value
-        for name, value in provenance.items()
-        # The advisor sets pages_to_scan by itself, a new value at each scan.
-        if name not in _NOT_PROVENANCE and not (adaptive and name == "ksm_knobs.pages_to_scan")
+        "boot_key": records.boot_key,
+        **{f"{PROVENANCE}{name}": value for name, value in flat(given).items()},
+        **{f"{REQUESTED}{name}": value for name, value in flat(wanted).items()},
     }
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from analysis.capacity_design import CapacityDesign
-from analysis.design import MIB, Design, DesignError, check_run_id, new_run_id
+from analysis.capacity_design import arms, check_variables
+from analysis.design import MIB, DesignError, check_run_id, new_run_id
+from analysis.errors import UserError
 
 DOCUMENTATION = r"""
 name: capacity_plan
@@ -17,10 +18,12 @@ short_description: Check the variables of a capacity run
 description:
   - Runs on the controller only and writes nothing.
 options:
-  experiment: {description: Every variable of the experiment, type: dict, required: true}
+  experiment:
+    description: Every variable of the experiment; those that choose its cells are not looked at.
+    type: dict
+    required: true
   capacity: {description: Every capacity_ variable, type: dict, required: true}
   overhead_mib: {description: "host memory of one QEMU besides its guest's", type: int, default: 160}
-  inventory_guests: {description: the least that the inventory has for a host, type: int, required: true}
   directory: {description: Directory of all results, type: path, required: true}
   run_id: {description: Name of the run; empty for the UTC time, type: str, default: ""}
 attributes:
@@ -33,7 +36,9 @@ run_id: {description: Name of the run, type: str, returned: success}
 directory: {description: Absolute path of the run's directory, type: str, returned: success}
 capacity: {description: "The capacity_ variables, typed, without their prefix", type: dict, returned: success}
 design: {description: The experiment's variables, typed, type: dict, returned: success}
-requested: {description: What is asked of the host, type: dict, returned: success}
+arms: {description: "The policies of both arms, off first", type: list, elements: str, returned: success}
+policies: {description: "Each arm's policy by its name, as plan has it", type: dict, returned: success}
+workloads: {description: "The workload by its name, as plan has it", type: dict, returned: success}
 envelope_bytes: {description: What the guests have to fit in; null for the host, type: int, returned: success}
 limit_bytes: {description: Hard limit of the envelope's cgroup, type: int, returned: success}
 guest_memory_bytes: {description: Memory of one guest, type: int, returned: success}
@@ -56,20 +61,19 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "experiment": {"type": "dict", "required": True},
                 "capacity": {"type": "dict", "required": True},
                 "overhead_mib": {"type": "int", "default": 160},
-                "inventory_guests": {"type": "int", "required": True},
                 "directory": {"type": "path", "required": True},
                 "run_id": {"type": "str", "default": ""},
             }
         )
         try:
-            design = Design.from_variables(arguments["experiment"])
-            capacity = CapacityDesign.from_variables(arguments["capacity"])
+            capacity, design = check_variables(arguments["capacity"], arguments["experiment"])
+            policies = arms(design)
             run_id = check_run_id(str(arguments["run_id"]) or new_run_id())
             directory = Path(arguments["directory"]).expanduser().absolute() / "capacity" / run_id
             limit_bytes = capacity.limit_bytes(design, arguments["overhead_mib"])
             if directory.exists():
                 raise DesignError(f"run_id {run_id} exists as {directory}: give another run_id.")
-        except DesignError as error:
+        except UserError as error:
             result.update(failed=True, msg=str(error))
             return result
         result.update(
@@ -78,11 +82,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             directory=str(directory),
             capacity=asdict(capacity),
             design=design.to_json(),
-            requested=design.requested,
+            arms=list(policies),
+            policies=policies,
+            workloads=design.workloads_json(),
             envelope_bytes=capacity.envelope_bytes,
             limit_bytes=limit_bytes,
             guest_memory_bytes=design.guest_memory_mib * MIB,
-            most_guests=min(capacity.most_guests, arguments["inventory_guests"]),
+            most_guests=capacity.most_guests,
             design_digest=capacity.digest(design),
         )
         return result

@@ -1,4 +1,4 @@
-"""Controller side of the module of the same name: the guests' key, and the progress of their boots."""
+"""Controller side of the module of the same name: the guests' key, and the progress of boots and restores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ansible.plugins.action import ActionBase
 from analysis.module_progress import run_with_progress
 
 PROGRESS_PATH = "/run/ksm-testbed-guests.progress"
-LIMIT_SECONDS = 3600
+LIMIT_SECONDS = 7200
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]

@@ -33,15 +33,14 @@ from ansible.plugins.action import ActionBase
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
-from analysis.design import FILLS, make_private_directory
-from analysis.mix import MIX, MixError, guest_workloads
+from analysis.design import make_private_directory
 from analysis.module_progress import run_series
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PHASES = ("off", "merge", "on", "verify", "failed")
 # YAML 1.1 reads an unquoted off or on as a truth value.
 YAML_TRUTH = {False: "off", True: "on"}
-PROVENANCE_GIVEN = ("design_digest", "image_digest", "accelerator", "testbed_version")
+PROVENANCE_GIVEN = ("design_digest", "image_digest", "accelerator", "testbed_version", "start")
 PROVENANCE_READ = (
     "kernel_release",
     "architecture",
@@ -56,7 +55,6 @@ PROVENANCE_READ = (
     "ksm_knobs",
     "swap_total_bytes",
 )
-FILLED_IN = {"off": "workload", "on": "workload", "verify": "verify"}
 NEEDS = {"off": "domains", "on": "domains", "failed": "failure"}
 MESSAGE_LIMIT_CHARACTERS = 4000
 MIB = 1 << 20
@@ -97,7 +95,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         check(record)
         write(path, record)
         changed = phase == "merge" and args["start_ksm"]
-        return {**result, "changed": changed, "record": str(path), "msg": summary(record)}
+        return {
+            **result,
+            "changed": changed,
+            "record": str(path),
+            "cell_id": args["cell"].get("cell_id"),
+            "msg": summary(record),
+        }
 
     def _arguments(self) -> dict[str, Any]:
         given = dict(self._task.args)
@@ -131,15 +135,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         needed = NEEDS.get(plain["phase"])
         if needed and not plain[needed]:
             raise AnsibleActionFail(f"measure_record: phase {plain['phase']} needs the argument {needed}.")
-        guests, mixed = plain["cell"].get("guests"), plain["cell"].get("focus") == MIX
-        # An idle cell has nothing to verify and no workload; half of the guests is a fault.
-        for name in ("domains",) if mixed else ("domains", "workload", "verify"):
-            if plain[name] and len(plain[name]) != guests:
-                raise AnsibleActionFail(
-                    f"measure_record: {name} names {len(plain[name])} guests; cell.guests is {guests}."
-                )
-        if mixed:
-            check_mix(plain)
+        guests = plain["cell"].get("guests")
+        if plain["domains"] and len(plain["domains"]) != guests:
+            raise AnsibleActionFail(
+                f"measure_record: domains names {len(plain['domains'])} guests; cell.guests is {guests}."
+            )
+        strangers = sorted(set(plain["workload"]) - set(plain["domains"]))
+        if plain["domains"] and strangers:
+            raise AnsibleActionFail(f"measure_record: workload names {', '.join(strangers)}, not in domains.")
         if not Path(plain["directory"]).is_absolute():
             raise AnsibleActionFail(
                 f"measure_record: directory is {plain['directory']!r}; it must be an absolute path."
@@ -212,21 +215,6 @@ def assemble(args: dict[str, Any], measured: dict[str, Any], seen: dict[str, Any
         "provenance": provenance,
         "observed": seen,
     }
-
-
-def check_mix(args: dict[str, Any]) -> None:
-    """AnsibleActionFail unless exactly the guests of a mix that fill memory are named."""
-    try:
-        does = guest_workloads(args["cell"]["workload"], args["domains"]) if args["domains"] else {}
-    except MixError as error:
-        raise AnsibleActionFail(f"measure_record: cell.{error}") from None
-    filled = sorted(guest for guest, workload in does.items() if workload in FILLS)
-    for name in ("workload", "verify"):
-        if (args[name] or FILLED_IN.get(args["phase"]) == name) and sorted(args[name]) != filled:
-            raise AnsibleActionFail(
-                f"measure_record: {name} names {', '.join(sorted(args[name])) or 'no guest'}; of domains, "
-                f"those that fill memory in this mix are {', '.join(filled) or 'none'}."
-            )
 
 
 def failure(given: dict[str, Any]) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""Plan a run on the controller: check every variable, write plan.json, return the pending cells."""
+"""Plan a run on the controller: check every variable, write plan.json, return the cells and their needs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 
 from analysis import design as matrix
+from analysis.errors import UserError
 
 DOCUMENTATION = r"""
 name: plan
@@ -16,11 +18,12 @@ short_description: Check the experiment's variables and plan its cells
 description:
   - Runs on the controller only; the hypervisors are not touched.
   - Creates C(directory/run_id/plan.json) when it is not there, and adds nothing when it is there and equal.
-  - Fails when the run exists with another design, and says in what it differs.
+  - Fails when the run exists with another design, and says in what it differs. A run that exists keeps the
+    order of its cells.
   - What an unfinished attempt at a pending cell left is moved to C(<cell>.attempt<n>).
 options:
   variables:
-    description: Every variable of the experiment, as Ansible has it.
+    description: Every variable of the experiment, as Ansible has it, see docs/variables.md.
     type: dict
     required: true
   hypervisors:
@@ -63,17 +66,37 @@ run_directory:
   description: Absolute path of the run's directory.
   type: str
   returned: success
+created_at:
+  description: When the run was planned first.
+  type: str
+  returned: success
+cell_order_seed:
+  description: What the order of the cells was drawn from.
+  type: int
+  returned: success
 cells:
-  description: Cells still to be measured, each with its directory.
+  description: >-
+    Every cell in the order of the run, with cell_id, workload, policy, guests, guest_memory_bytes, boot and
+    repetition. Its directory is C(run_directory/hypervisor/cell_id).
   type: list
   elements: dict
   returned: success
-design:
-  description: The variables, typed.
+pending:
+  description: The cell_id of each cell still to be measured, by hypervisor, in the order of the run.
   type: dict
   returned: success
-requested:
-  description: What each record says under requested.
+policies:
+  description: >-
+    Each policy by its name, the overrides of ksm_knobs and thp_enabled laid over it, with run, knobs,
+    optional_knobs, thp_enabled, service, and what each record of its cells says under requested.
+  type: dict
+  returned: success
+workloads:
+  description: Each single workload that occurs, those within a mix too, by its name, with its segments.
+  type: dict
+  returned: success
+design:
+  description: The variables, typed.
   type: dict
   returned: success
 design_digest:
@@ -109,10 +132,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             new = matrix.make_plan(design, [str(name) for name in arguments["hypervisors"]], run_id)
             started = (run_directory / matrix.PLAN_FILE).exists()
             plan = matrix.open_run(results, new, write=write)
-            directories = [(cell, matrix.cell_directory(run_directory, cell)) for cell in plan.cells]
-            pending = [(cell, place) for cell, place in directories if not matrix.is_complete(place)]
-            set_aside = [matrix.set_aside_attempt(place) for _cell, place in pending] if write else []
-        except matrix.DesignError as error:
+            pending = matrix.pending_cells(plan, run_directory)
+            places = [matrix.cell_directory(run_directory, cell) for cell in pending]
+            set_aside = [matrix.set_aside_attempt(place) for place in places] if write else []
+        except UserError as error:
             result.update(failed=True, msg=str(error))
             return result
         except OSError as error:
@@ -122,9 +145,25 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             changed=not started or any(set_aside),
             run_id=plan.run_id,
             run_directory=str(run_directory),
-            cells=[{**asdict(cell), "directory": str(place)} for cell, place in pending],
+            created_at=plan.created_at,
+            cell_order_seed=plan.cell_order_seed,
+            cells=_without_hypervisor(plan.cells),
+            pending={
+                hypervisor: [cell.cell_id for cell in pending if cell.hypervisor == hypervisor]
+                for hypervisor in plan.hypervisors
+            },
+            policies=plan.policies,
+            workloads=plan.workloads,
             design=design.to_json(),
-            requested=design.requested,
             design_digest=plan.design_digest,
         )
         return result
+
+
+def _without_hypervisor(cells: Sequence[matrix.Cell]) -> list[dict[str, Any]]:
+    """The matrix, which is the same on every hypervisor."""
+    return [
+        {name: value for name, value in asdict(cell).items() if name != "hypervisor"}
+        for cell in cells
+        if cell.hypervisor == cells[0].hypervisor
+    ]

@@ -1,57 +1,69 @@
-"""Filters of the experiment's playbook: what each guest does, what failed, and in which cell."""
+"""Filters of the playbooks: what each guest holds, what it answered, and what failed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from analysis.design import is_complete
-from analysis.mix import guest_workloads
+from analysis.mix import guest_workloads, parse_mix
 
-PHASE_OF_ROLE = {"guests": "boot", "workload": "workload", "ksm": "merge"}
-# Ansible keeps no ansible_failed_result of an unreachable host, only what its task registered.
-GUEST_REGISTERS = ("workload_barrier", "workload_start", "workload_verify")
+# The phase of a cell that a task belongs to, by its action; the record's own phase comes first.
+PHASES = {"ksm": "restore", "guests": "restore", "workload": "load", "census_record": "census"}
 
 
-def failure_of(hostvars: Mapping[str, Any], hosts: Sequence[str]) -> dict[str, str]:
-    """Return phase, task and message of the first of these hosts that failed, else that stopped answering."""
-    for host in hosts:
-        task, result = hostvars[host].get("ansible_failed_task"), hostvars[host].get("ansible_failed_result")
-        if result:
-            name = str((task or {}).get("name", "unknown task"))
-            parts = (str(result.get(part) or "").strip() for part in ("msg", "stderr"))
-            return {
-                "phase": phase_of(task or {}),
-                "task": name,
-                "message": f"{host}: {': '.join(filter(None, parts))}",
-            }
-    for host in hosts:
-        for register in GUEST_REGISTERS:
-            result = hostvars[host].get(register) or {}
-            if result.get("unreachable"):
-                said = " ".join(str(result.get("msg") or "").split())
-                return {
-                    "phase": "workload",
-                    "task": register,
-                    "message": f"{host}: it stopped answering, and may have ended: {said}",
-                }
-    return {"phase": "workload", "task": "unknown task", "message": "a guest stopped answering"}
+def guest_segments(
+    barrier: Collection[str], domains: Collection[str], load: str, workloads: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return guest -> segments that it fills, of the guests that came to the barrier now.
+
+    What a guest does follows from its place among all of them (domains), also where some run already.
+    """
+    does = guest_workloads(load, domains)
+    return {name: workloads[does[name]]["segments"] for name in barrier}
+
+
+def keeps_load(load: str, workloads: Mapping[str, Any]) -> bool:
+    """Tell whether guests with this load are kept in a checkpoint of their own."""
+    names = parse_mix(load, "workload") if "=" in load else (load,)
+    return any(workloads[name]["checkpoint_loaded"] for name in names)
+
+
+def workload_reports(guests: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return guest -> what it said when it was loaded, now or before its checkpoint; empty where none was."""
+    reports = (guests.get("load") or {}).get("reports") or loaded.get("answers") or {}
+    return {name: reports[name] for name in guests.get("domains") or {} if name in reports}
+
+
+def member(answers: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
+    """Return guest -> one member of its answer."""
+    return {guest: answer[name] for guest, answer in answers.items()}
+
+
+def only(mapping: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return the part of a mapping that these names have."""
+    return {name: mapping[name] for name in names}
+
+
+def failure_of(task: Mapping[str, Any], result: Mapping[str, Any], host: str) -> dict[str, str]:
+    """Return phase, task and message of a failed task, as a failed record has them."""
+    said = [str(result.get(part) or "").strip() for part in ("msg", "stderr")]
+    return {
+        "phase": phase_of(task),
+        "task": str(task.get("name", "unknown task")),
+        "message": f"{host}: {': '.join(filter(None, said))}",
+    }
 
 
 def phase_of(task: Mapping[str, Any]) -> str:
-    """Return the phase of the record that a failed task belongs to."""
-    if task.get("action") == "measure_record":
-        return str(task.get("args", {}).get("phase", "merge"))
-    for role, phase in PHASE_OF_ROLE.items():
-        if f"/roles/{role}/" in str(task.get("path", "")):
-            return phase
-    return "boot"
+    """Return the phase of the cell that a failed task belongs to."""
+    action, arguments = str(task.get("action", "")).rpartition(".")[2], task.get("args") or {}
+    if action == "measure_record":
+        return str(arguments.get("phase", "merge"))
+    if action == "workload":
+        return "verify" if arguments.get("state") == "verified" else "load"
+    return PHASES.get(action, "restore")
 
 
-def failed_cell(cells: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return the first cell of a repetition that has not all of its records: cells run in order."""
-    return next((cell for cell in cells if not is_complete(Path(cell["directory"]))), cells[-1])
 
 
 class FilterModule:
@@ -59,4 +71,11 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {"failure_of": failure_of, "failed_cell": failed_cell, "guest_workloads": guest_workloads}
+        return {
+            "guest_segments": guest_segments,
+            "keeps_load": keeps_load,
+            "workload_reports": workload_reports,
+            "member": member,
+            "only": only,
+            "failure_of": failure_of,
+        }

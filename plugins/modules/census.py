@@ -27,9 +27,13 @@ options:
     type: int
     default: 0
   progress_path:
-    description: File that takes a line for each step.
+    description: File that takes a line for each step; whoever waits makes it and sets its access time.
     type: path
     default: ""
+  patience_seconds:
+    description: Let the guests run again and end when that access time has been the same for so long.
+    type: float
+    default: 60
   sys_root:
     description: The folder /sys, or a recorded one.
     type: path
@@ -91,6 +95,7 @@ from ansible.module_utils.ksm_probe import (
     read_optional,
     read_required,
 )
+from ansible.module_utils.progress import PATIENCE_SECONDS, Progress, ProgressError
 
 MISSING = []
 try:
@@ -301,26 +306,21 @@ def layout_of(guest: Guest, roots: Roots) -> Layout:
     return layout
 
 
-class Progress:
-    """Lines for the one who waits, at most one in a second while pages are read."""
+class ReadProgress:
+    """How far the reading is, at most one line in a second."""
 
-    def __init__(self, path: str, total_bytes: int) -> None:
-        """Without a path nothing is written."""
-        self._path = path
+    def __init__(self, progress: Progress, total_bytes: int) -> None:
+        self._progress = progress
         self._total_mib = total_bytes / MIB
         self._next = time.monotonic() + PROGRESS_SECONDS
 
-    def say(self, text: str) -> None:
-        """Write a line."""
-        if self._path:
-            with Path(self._path).open("a", encoding="utf-8") as file:
-                file.write(f"{text}\n")
-
     def read(self, bytes_read: int) -> None:
-        """Tell how far the reading is, in a second's distance."""
+        """Note what was read; raises Stopped when nobody waits for it any more."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + PROGRESS_SECONDS
-            self.say(f"read {bytes_read / MIB:.0f} of at most {self._total_mib:.0f} MiB")
+            self._progress.say(f"read {bytes_read / MIB:.0f} of at most {self._total_mib:.0f} MiB")
+        if abandoned := self._progress.abandoned():
+            raise Stopped(f"itself, as {abandoned}")
 
 
 def take(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
@@ -338,7 +338,8 @@ def count(connection: Any, params: dict[str, Any], roots: Roots, guardian: Guard
     guests = find_guests(connection, params["domains"], roots)
     host = provenance(roots)
     areas = [layout_of(guest, roots) for guest in guests]
-    progress = Progress(params["progress_path"], sum(layout.mergeable_bytes for layout in areas))
+    progress = Progress(params["progress_path"], params["patience_seconds"])
+    reads = ReadProgress(progress, sum(layout.mergeable_bytes for layout in areas))
     processes = params["processes"] or len(os.sched_getaffinity(0))
     pids = [guest.pid for guest in guests]
     pause = Pause(connection, guests, guardian)
@@ -357,7 +358,7 @@ def count(connection: Any, params: dict[str, Any], roots: Roots, guardian: Guard
                 layouts.append(layout)
                 ksm_stats.append(None if stat is None else parse_ksm_stat(stat))
             ksm = ksm_counters(roots)
-            reading = reader.read(progress.read)
+            reading = reader.read(reads.read)
         progress.say(f"{len(guests)} guests run again after a pause of {pause.seconds:.1f} s")
     begin = time.monotonic()
     equal = tally([counted.hashes for counted in reading.counted], reading.zero_hash)
@@ -422,6 +423,7 @@ def main() -> None:
             "uri": {"type": "str", "default": "qemu:///system"},
             "processes": {"type": "int", "default": 0},
             "progress_path": {"type": "path", "default": ""},
+            "patience_seconds": {"type": "float", "default": PATIENCE_SECONDS},
             "sys_root": {"type": "path", "default": "/sys"},
             "run_root": {"type": "path", "default": "/run"},
         },
@@ -441,7 +443,7 @@ def main() -> None:
     roots = Roots(sys=Path(module.params["sys_root"]), run=Path(module.params["run_root"]))
     try:
         module.exit_json(changed=False, **take(module.params, roots))
-    except (ProbeError, GuestError, CensusError) as error:
+    except (ProbeError, ProgressError, GuestError, CensusError) as error:
         module.fail_json(msg=str(error))
     except libvirt.libvirtError as error:
         module.fail_json(msg=f"libvirt refused: {error}")

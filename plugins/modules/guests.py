@@ -1,71 +1,85 @@
 #!/usr/bin/python3
-"""Ansible module: the guests, as libvirt domains on overlays of one image."""
+"""Ansible module: the guests, booted once, kept in checkpoints, restored in seconds."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: guests
-short_description: Start, wait for and remove the testbed's guests
+short_description: Boot the testbed's guests once, keep them in a checkpoint, restore them, remove them
 description:
   - Each guest is a libvirt domain with a qcow2 overlay, a NoCloud seed of its own and SSH forwarded to the
-    host's loopback.
+    host's loopback. Its second serial port is a socket on the host, through which the program in it is asked.
+  - Guests are a number. They are called guest01, guest02 and so on, on the ports that follow I(ssh_port_base).
   - Only domains that carry this testbed's metadata are ever touched.
-  - A guest whose definition, image or seed differs from what is asked is made anew; without I(reuse) all are.
 options:
   state:
-    description: C(ready) boots until SSH answers, C(absent) removes
+    description:
+      - C(restored) removes the guests that run, and brings the first I(guests) of a checkpoint back into fresh
+        QEMU processes, each on a new overlay of its disk; answers when SSH and the program in each have, their
+        clocks put right. Where no checkpoint serves, I(checkpoint_guests) are booted and kept in one first, and
+        it is said why.
+      - C(booted) boots I(guests) and leaves them running, without a checkpoint.
+      - C(saved) keeps the guests that run, all of I(guests), in a checkpoint, and they run no more. With I(load)
+        they are those of a checkpoint that were loaded since, else those that C(booted) left.
+      - C(absent) removes all.
     type: str
-    choices: [ready, absent]
-    default: ready
-  ssh_ports: {description: guest name to its SSH port on 127.0.0.1, type: dict, default: {}}
+    choices: [restored, booted, saved, absent]
+    default: restored
+  guests: {description: how many, type: int, default: 0}
+  checkpoint_guests: {description: how many are booted for a new checkpoint; at least I(guests), type: int, default: 0}
+  boot: {description: "number of the boot; each is a set of guests of its own", type: int, default: 1}
+  since: {description: "a checkpoint that booted before this UTC time does not serve; empty: all do", type: str, default: ""}
+  keep_running: {description: "C(restored) leaves guests alone that run already", type: bool, default: false}
+  load:
+    description: "the load, with name and reserve_mib, that a checkpoint of loaded guests may hold; C(saved) wants seed and reports too"
+    type: dict
+    default: {}
   domain_xml:
-    description: the domain's XML; $domain $name $digest $overlay $seed $console $ssh_port are filled in
+    description: "a domain's XML; $domain $name $overlay $seed $console $channel $ssh_port $resource are filled in"
     type: str
   user_data: {description: "the seed's user-data; $name and $ssh_public_key are filled in", type: str}
   image: {description: the result of the guest_image module, type: dict}
   memory_mib: {description: "memory of one guest, at least 128", type: int}
-  overhead_mib:
-    description: host memory of one QEMU besides, for the check that all fit
-    type: int
-    default: 160
-  overcommit:
-    description: start even where the guests' memory does not fit the host
-    type: bool
-    default: false
+  overhead_mib: {description: "host memory of one QEMU besides, for the check that all fit", type: int, default: 160}
+  overcommit: {description: start even where the guests' memory does not fit the host, type: bool, default: false}
   accelerator: {description: what runs the guests, type: str, choices: [kvm, tcg]}
-  reuse: {description: keep guests that already run and are what is asked, type: bool, default: false}
+  partition: {description: "the libvirt partition that holds the guests; empty: libvirt's own", type: str, default: ""}
   boot_wave: {description: guests that boot at the same time; 0 = by the CPUs, type: int, default: 0}
-  boot_timeout_seconds: {description: longest time for one guest, type: int, default: 300}
-  ssh_private_key:
-    description: the key that opens the guests; kept 0600 in I(directory) while they exist
-    type: str
+  boot_timeout_seconds: {description: longest time for one guest to boot, type: int, default: 300}
+  answer_timeout_seconds: {description: longest wait for an answer of a restored guest, type: int, default: 180}
+  ssh_port_base: {description: "guest01 gets the next port of 127.0.0.1", type: int, default: 22200}
+  ssh_private_key: {description: the key that opens the guests; kept 0600 while they exist, type: str}
   ssh_public_key: {description: its public half, type: str}
   domain_prefix: {description: "domain name = prefix + guest name", type: str, default: ksm-testbed-}
-  directory: {description: folder of the guests' files, type: path, required: true}
+  directory: {description: "folder of guests/ and checkpoints/", type: path, default: /var/lib/ksm-testbed}
   uri: {description: the libvirt connection, type: str, default: "qemu:///system"}
-  progress_path: {description: file that takes one line for each guest, type: path, default: ""}
+  progress_path: {description: file that takes a line for each step, type: path, default: ""}
 """
 
 EXAMPLES = r"""
 - name: Remove all guests of this testbed
   guests:
     state: absent
-    directory: /var/lib/ksm-testbed/guests
 """
 
 RETURN = r"""
 domains: {description: guest name to domain name, type: dict, returned: always}
-boots:
-  description: for each guest booted now, seconds and QEMU's CPU seconds from its start to the first answer
+channels: {description: "guest name to the socket of its second serial port", type: dict, returned: "not absent"}
+barrier: {description: "for each guest now started, what it answered at the barrier", type: dict, returned: "not absent"}
+start:
+  description: "where the guests come from, as in a record's provenance: from, checkpoint, booted_at, boot_seconds, restore_seconds, loaded"
   type: dict
-  returned: state is ready
-reused: {description: guests kept as they were, type: list, returned: state is ready}
+  returned: "not absent"
+load: {description: what the loaded guests of the checkpoint hold; empty where they hold nothing, type: dict, returned: "not absent"}
+boots: {description: "guest name to seconds and cpu_seconds of its boot", type: dict, returned: "not absent"}
+times: {description: "seconds of each step that was taken: boot, save, check, restore, answer, barrier", type: dict, returned: "not absent"}
+checkpoint: {description: "name, bytes and number of guests of the checkpoint; null where none was used", type: dict, returned: "not absent"}
 """
 
 import errno
-import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import string
@@ -74,11 +88,25 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.checkpoints import (
+    MIB,
+    UNFINISHED,
+    Checkpoint,
+    CheckpointError,
+    Store,
+    check_room,
+    digest_text,
+    fault,
+    folder_name,
+    write,
+)
+from ansible.module_utils.guest_channel import ask_all
 
 try:
     import libvirt
@@ -86,21 +114,49 @@ except ImportError:
     libvirt = None
 
 METADATA_URI = "urn:ksm-testbed"
+QEMU_URI = "http://libvirt.org/schemas/domain/qemu/1.0"
 POLL_SECONDS = 0.5
 CONSOLE_LINES = 5
 HOST_RESERVE_BYTES = 512 << 20
+# What a guest may write to its overlay while a cell runs
+OVERLAY_ROOM_BYTES = 64 << 20
 LEAST_MEMORY_MIB = 128
 LAST_PORT = 65535
+# QEMU reads and writes its state by itself; more at once only wait for the disk.
+AT_ONCE = 4
 
 
 class GuestError(Exception):
     """A guest can't be had; the text is one sentence for the user."""
 
 
-def overlay_digest(domain_xml: str, user_data: str, image_digest: str, name: str, port: int) -> str:
-    """Return the digest of everything that makes a guest what it is; the domain's metadata holds it."""
-    text = json.dumps([domain_xml, user_data, image_digest, name, port])
-    return hashlib.sha256(text.encode()).hexdigest()
+class Guest(NamedTuple):
+    """One guest of this call."""
+
+    name: str
+    domain: str
+    ssh_port: int
+    folder: Path
+
+    @property
+    def channel(self) -> Path:
+        """The socket of its second serial port."""
+        return self.folder / "channel"
+
+    @property
+    def overlay(self) -> Path:
+        """Its disk."""
+        return self.folder / "overlay.qcow2"
+
+    @property
+    def seed(self) -> Path:
+        """Its cloud-init seed."""
+        return self.folder / "seed.iso"
+
+    @property
+    def console(self) -> Path:
+        """What it printed."""
+        return self.folder / "console.log"
 
 
 def metadata_of(xml: str) -> dict[str, str] | None:
@@ -129,17 +185,18 @@ def port_is_free(port: int) -> bool:
     return True
 
 
-def memory_available_bytes() -> int:
-    """Return the host's MemAvailable."""
-    return meminfo_bytes("MemAvailable")
-
-
 def meminfo_bytes(name: str) -> int:
     """Return a line of the host's /proc/meminfo."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) << 10
     raise GuestError(f"/proc/meminfo has no {name}: this kernel is too old for the testbed")
+
+
+def cpu_model() -> str:
+    """Return the host CPU's name; a guest's state may not be moved to another."""
+    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found.group(1).strip() if found else "unknown"
 
 
 def cpu_seconds(pid: int) -> float:
@@ -149,13 +206,31 @@ def cpu_seconds(pid: int) -> float:
 
 
 def banner(port: int) -> bool:
-    """Tell whether a real SSH server answers: the forwarded port listens long before the guest is up."""
+    """Tell whether the guest's SSH server answers: the forwarded port listens long before the guest is up."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
             connection.settimeout(5)
             return connection.recv(4) == b"SSH-"
     except OSError:
         return False
+
+
+def adapted(xml: str, guest: Guest, partition: str) -> str:
+    """Return a saved domain's XML with this call's port and partition, which belong to the host alone."""
+    ElementTree.register_namespace("qemu", QEMU_URI)
+    ElementTree.register_namespace("testbed", METADATA_URI)
+    root = ElementTree.fromstring(xml)  # noqa: S314 -- libvirt's own
+    for argument in root.iter(f"{{{QEMU_URI}}}arg"):
+        value = argument.get("value", "")
+        argument.set(
+            "value", re.sub(r"(hostfwd=tcp:127\.0\.0\.1:)\d+(-:22)", rf"\g<1>{guest.ssh_port}\g<2>", value)
+        )
+    for resource in root.findall("resource"):
+        root.remove(resource)
+    if partition:
+        resource = ElementTree.SubElement(root, "resource")
+        ElementTree.SubElement(resource, "partition").text = partition
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 class Testbed:
@@ -165,12 +240,121 @@ class Testbed:
         self.params = params
         self.connection = connection
         self.say = say
-        for name, port in params["ssh_ports"].items():
-            if not str(port).isdigit() or not 0 < int(port) <= LAST_PORT:
-                raise GuestError(f"guests_ssh_ports has {port!r} for {name}: a port is from 1 to {LAST_PORT}")
-        self.guests = [{"name": name, "ssh_port": int(port)} for name, port in params["ssh_ports"].items()]
-        self.directory = Path(params["directory"])
+        root = Path(params["directory"])
+        self.directory = root / "guests"
+        self.store = Store(root / "checkpoints", say)
         self.key_path = self.directory / "id_ed25519"
+        # Where the guests that run come from: written when they start, read when they are saved.
+        self.source_path = self.directory / "source.json"
+        self.times: dict[str, float] = {}
+
+    def guests(self, number: int) -> list[Guest]:
+        """Return the first guests by their number."""
+        names = [f"guest{one:02d}" for one in range(1, number + 1)]
+        return [
+            Guest(
+                name,
+                f"{self.params['domain_prefix']}{name}",
+                self.params["ssh_port_base"] + one,
+                self.directory / name,
+            )
+            for one, name in enumerate(names, start=1)
+        ]
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Note what a step took."""
+        began = time.monotonic()
+        yield
+        self.times[step] = round(self.times.get(step, 0) + time.monotonic() - began, 2)
+
+    # What there is
+
+    def own_domains(self) -> dict[str, tuple[Any, dict[str, str]]]:
+        """Return this testbed's domains: libvirt name -> (domain, metadata)."""
+        found = {}
+        for domain in self.connection.listAllDomains():
+            try:
+                metadata = metadata_of(domain.XMLDesc())
+            except libvirt.libvirtError:
+                continue  # it ended meanwhile
+            if metadata is not None:
+                found[domain.name()] = (domain, metadata)
+        return found
+
+    def made_of(self) -> dict[str, Any]:
+        """Return what makes the guests what they are."""
+        number = self.connection.getVersion()
+        return {
+            "image": self.params["image"]["digest"],
+            "definition": digest_text(self.params["domain_xml"]),
+            "user_data": digest_text([self.params["user_data"], self.params["ssh_public_key"]]),
+            "memory_mib": self.params["memory_mib"],
+            "kernel_release": os.uname().release,
+            "cpu_model": cpu_model(),
+            "qemu_version": f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}",
+            "boot": self.params["boot"],
+        }
+
+    def check(self, new: list[Guest], own: dict[str, tuple[Any, dict[str, str]]], kept: set[str]) -> None:
+        """Refuse what can't work, before anything is changed."""
+        if self.params["memory_mib"] < LEAST_MEMORY_MIB:
+            raise GuestError(
+                f"guest_memory_mib is {self.params['memory_mib']}: a guest needs at least {LEAST_MEMORY_MIB} MiB to boot"
+            )
+        foreign = {domain.name() for domain in self.connection.listAllDomains()} - set(own)
+        for guest in new:
+            if guest.domain in foreign:
+                raise GuestError(
+                    f"a domain named {guest.domain} exists that this testbed did not make: "
+                    "rename it, or set guests_domain_prefix"
+                )
+            if guest.ssh_port > LAST_PORT:
+                raise GuestError(
+                    f"{guest.name} would have the port {guest.ssh_port}: lower guest_ssh_port_base, the last port is {LAST_PORT}"
+                )
+            if guest.domain not in own and not port_is_free(guest.ssh_port):
+                raise GuestError(
+                    f"port {guest.ssh_port} of 127.0.0.1, meant for {guest.name}, is in use: "
+                    "end what uses it, or set guest_ssh_port_base"
+                )
+        if self.params["overcommit"]:
+            return
+        free, each = self.free_bytes(own, kept), self.each_bytes
+        if len(new) * each > free:
+            raise GuestError(
+                f"guests is {len(new) + len(kept)} of {self.params['memory_mib']} MiB: each needs up to "
+                f"{each >> 20} MiB of host memory, and {free >> 20} MiB are available besides a reserve, "
+                f"which fits {len(kept) + free // each}: lower guests or guest_memory_mib"
+            )
+
+    @property
+    def each_bytes(self) -> int:
+        """What one guest may take of the host's memory."""
+        return int(self.params["memory_mib"] + self.params["overhead_mib"]) << 20
+
+    def free_bytes(self, own: dict[str, tuple[Any, dict[str, str]]], kept: set[str]) -> int:
+        """Return the host memory for new guests, that of our own which are not kept counted as free."""
+        available = meminfo_bytes("MemAvailable")
+        used = meminfo_bytes("MemTotal") - available
+        released = sum(
+            domain.memoryStats().get("rss", 0) << 10
+            for name, (domain, _) in own.items()
+            if name not in kept and domain.isActive()
+        )
+        # A merged page is in the RSS of every guest that has it: no more comes back than is in use.
+        return int(max(0, available + min(released, used) - HOST_RESERVE_BYTES))
+
+    def check_room(self, boots: int) -> None:
+        """Refuse to boot and keep so many guests where their files do not fit."""
+        needs = {"overlays": boots * OVERLAY_ROOM_BYTES}
+        if boots:
+            needs[f"a checkpoint of {boots} guests"] = boots * (
+                self.params["memory_mib"] * MIB + OVERLAY_ROOM_BYTES
+            )
+        check_room(needs, self.store.root)
+
+    # What is done
 
     def write_key(self) -> None:
         """Write the private key that the readiness check uses."""
@@ -179,172 +363,141 @@ class Testbed:
         with os.fdopen(os.open(self.key_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(self.params["ssh_private_key"])
 
-    def domain_name(self, guest: dict[str, Any]) -> str:
-        """Return the libvirt name of a guest."""
-        return f"{self.params['domain_prefix']}{guest['name']}"
+    def remove(self, domains: dict[str, tuple[Any, dict[str, str]]]) -> None:
+        """Remove domains of ours and their files, all at once: libvirt waits more than a second for each QEMU's end."""
 
-    def own_domains(self) -> dict[str, tuple[Any, dict[str, str]]]:
-        """Return this testbed's domains: libvirt name -> (domain, metadata)."""
-        found = {}
-        for domain in self.connection.listAllDomains():
-            metadata = metadata_of(domain.XMLDesc())
-            if metadata is not None:
-                found[domain.name()] = (domain, metadata)
-        return found
+        def one(domain: Any, metadata: dict[str, str]) -> None:
+            # A domain that is not defined for good is gone with its process.
+            persistent = domain.isPersistent()
+            if domain.isActive():
+                domain.destroy()
+            if persistent:
+                domain.undefine()
+            shutil.rmtree(self.directory / metadata["name"], ignore_errors=True)
 
-    def texts(self, guest: dict[str, Any]) -> tuple[str, str, dict[str, str]]:
-        """Return (domain XML, user-data, the values that were filled in) of a guest."""
-        folder = self.directory / guest["name"]
-        digest = overlay_digest(
-            self.params["domain_xml"],
-            self.params["user_data"] + self.params["ssh_public_key"],
-            self.params["image"]["digest"],
-            guest["name"],
-            guest["ssh_port"],
-        )
-        values = {
-            "domain": self.domain_name(guest),
-            "name": guest["name"],
-            "digest": digest,
-            "overlay": str(folder / "overlay.qcow2"),
-            "seed": str(folder / "seed.iso"),
-            "console": str(folder / "console.log"),
-            "ssh_port": str(guest["ssh_port"]),
-            "ssh_public_key": self.params["ssh_public_key"],
-        }
-        return (string.Template(self.params["domain_xml"]).substitute(values),
-                string.Template(self.params["user_data"]).substitute(values), values)
+        with ThreadPoolExecutor(max_workers=max(1, len(domains))) as pool:
+            list(pool.map(lambda pair: one(*pair), domains.values()))
 
-    def reusable(self, guest: dict[str, Any], own: dict[str, tuple[Any, dict[str, str]]]) -> bool:
-        """Tell whether a guest runs, is what is asked and answers."""
-        domain, metadata = own.get(self.domain_name(guest), (None, {}))
-        return (
-            domain is not None
-            and bool(domain.isActive())
-            and metadata.get("digest") == self.texts(guest)[2]["digest"]
-            and self.answers(guest["ssh_port"])
+    def note_source(self, source: dict[str, Any]) -> None:
+        """Note where the guests that run come from."""
+        self.source_path.write_text(json.dumps(source), encoding="utf-8")
+
+    def new_folder(self, guest: Guest) -> None:
+        """Make the folder of a guest; nothing of a former run is left."""
+        shutil.rmtree(guest.folder, ignore_errors=True)
+        guest.folder.mkdir(parents=True)
+        guest.folder.chmod(0o711)
+
+    def definition(self, guest: Guest) -> str:
+        """Return the XML of a guest that boots."""
+        partition = self.params["partition"]
+        return string.Template(self.params["domain_xml"]).substitute(
+            domain=guest.domain,
+            name=guest.name,
+            overlay=guest.overlay,
+            seed=guest.seed,
+            console=guest.console,
+            channel=guest.channel,
+            ssh_port=guest.ssh_port,
+            resource=f"<resource><partition>{partition}</partition></resource>" if partition else "",
         )
 
-    def check(self, new: list[dict[str, Any]], own: dict[str, tuple[Any, dict[str, str]]]) -> None:
-        """Refuse what can't work, before anything is changed."""
-        if not self.guests:
-            raise GuestError("guests_ssh_ports is empty: it needs at least one guest with its port")
-        if self.params["memory_mib"] < LEAST_MEMORY_MIB:
-            raise GuestError(f"guests_memory_mib is {self.params['memory_mib']}: a guest needs at least "
-                             f"{LEAST_MEMORY_MIB} MiB to boot")
-        foreign = {domain.name() for domain in self.connection.listAllDomains()} - set(own)
-        for guest in self.guests:
-            if self.domain_name(guest) in foreign:
-                raise GuestError(
-                    f"a domain named {self.domain_name(guest)} exists that this testbed did not make: "
-                    "rename it, or set guests_domain_prefix"
-                )
-        held_ports = {int(guest["ssh_port"]) for guest in self.guests
-                      if self.domain_name(guest) in own and own[self.domain_name(guest)][0].isActive()}
-        for guest in new:
-            if guest["ssh_port"] not in held_ports and not port_is_free(guest["ssh_port"]):
-                raise GuestError(
-                    f"port {guest['ssh_port']} of 127.0.0.1, meant for {guest['name']}, is in use: "
-                    "end what uses it, or set guest_ssh_port_base"
-                )
-        if self.params["overcommit"]:
-            return
-        kept = {self.domain_name(guest) for guest in self.guests if guest not in new}
-        available = memory_available_bytes()
-        used = meminfo_bytes("MemTotal") - available
-        released = sum(domain.memoryStats().get("rss", 0) << 10
-                       for name, (domain, _) in own.items() if name not in kept and domain.isActive())
-        # A merged page is in the RSS of every guest that has it: no more comes back than is in use.
-        free = max(0, available + min(released, used) - HOST_RESERVE_BYTES)
-        each = (self.params["memory_mib"] + self.params["overhead_mib"]) << 20
-        if len(new) * each > free:
-            raise GuestError(
-                f"guests is {len(self.guests)} of {self.params['memory_mib']} MiB: each needs up to "
-                f"{each >> 20} MiB of host memory, and {free >> 20} MiB are available besides a reserve, "
-                f"which fits {len(kept) + free // each}: lower guests or guest_memory_mib"
-            )
-
-    def remove(self, domain: Any, metadata: dict[str, str]) -> None:
-        """Remove one domain of ours and its files."""
-        if domain.isActive():
-            domain.destroy()
-        if domain.isPersistent():
-            domain.undefine()
-        shutil.rmtree(self.directory / metadata["name"], ignore_errors=True)
-
-    def create(self, guest: dict[str, Any]) -> None:
-        """Write a guest's overlay, seed and definition; nothing of a former run is left."""
-        xml, user_data, values = self.texts(guest)
-        folder = self.directory / guest["name"]
-        shutil.rmtree(folder, ignore_errors=True)
-        source = folder / "seed"
-        source.mkdir(parents=True)
-        folder.chmod(0o711)
+    def make_seed(self, guest: Guest) -> None:
+        """Write a guest's NoCloud seed."""
+        source = guest.folder / "seed"
+        source.mkdir()
+        user_data = string.Template(self.params["user_data"]).substitute(
+            name=guest.name, ssh_public_key=self.params["ssh_public_key"]
+        )
         (source / "user-data").write_text(user_data)
         (source / "meta-data").write_text(
-            f"instance-id: {guest['name']}-{time.time_ns()}\nlocal-hostname: {guest['name']}\ndsmode: local\n"
+            f"instance-id: {guest.name}-{time.time_ns()}\nlocal-hostname: {guest.name}\ndsmode: local\n"
         )
         (source / "network-config").write_text(
-            "version: 2\nethernets:\n  all-en:\n    match: {name: 'e*'}\n    addresses: [10.0.2.15/24]\n")
-        self.run(["xorriso", "-as", "mkisofs", "-quiet", "-V", "cidata", "-J", "-r",
-                  "-o", values["seed"], str(source)])
+            "version: 2\nethernets:\n  all-en:\n    match: {name: 'e*'}\n    addresses: [10.0.2.15/24]\n"
+        )
+        run(
+            [
+                "xorriso",
+                "-as",
+                "mkisofs",
+                "-quiet",
+                "-V",
+                "cidata",
+                "-J",
+                "-r",
+                "-o",
+                str(guest.seed),
+                str(source),
+            ]
+        )
+        guest.seed.chmod(0o600)
         shutil.rmtree(source)
-        self.run(["qemu-img", "create", "-q", "-f", "qcow2",
-                  "-F", "qcow2", "-b", self.params["image"]["disk"], values["overlay"]])
-        self.connection.defineXML(xml)
 
-    def boot(self, guest: dict[str, Any]) -> dict[str, float]:
+    def make_overlay(self, guest: Guest, backing: str | Path) -> None:
+        """Make a guest's disk on top of another."""
+        run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(backing), str(guest.overlay)]
+        )
+        guest.overlay.chmod(0o600)
+
+    def boot(self, guest: Guest) -> dict[str, float]:
         """Start a guest; return its seconds and CPU seconds up to the first real SSH answer."""
-        domain = self.connection.lookupByName(self.domain_name(guest))
         began = time.monotonic()
-        domain.create()
-        pid = self.pid_of(guest)
+        domain = self.connection.createXML(self.definition(guest))
+        pid = pid_of(guest)
         if Path(f"/proc/{pid}").stat().st_uid == 0:
-            raise GuestError("QEMU runs as root: set user = \"libvirt-qemu\" in /etc/libvirt/qemu.conf")
+            raise GuestError('QEMU runs as root: set user = "libvirt-qemu" in /etc/libvirt/qemu.conf')
         while True:
-            if not domain.isActive():
-                raise GuestError(f"{guest['name']} ended while it booted; "
-                                 f"its console's last lines: {self.console_tail(guest)}")
-            if banner(guest["ssh_port"]) and self.answers(guest["ssh_port"]):
+            if not is_active(domain):
+                raise GuestError(
+                    f"{guest.name} ended while it booted; its console's last lines: {console_tail(guest)}"
+                )
+            if banner(guest.ssh_port) and self.logs_in(guest.ssh_port):
                 return {"seconds": round(time.monotonic() - began, 2), "cpu_seconds": cpu_seconds(pid)}
             if time.monotonic() - began > self.params["boot_timeout_seconds"]:
                 raise GuestError(
-                    f"{guest['name']} did not answer SSH within {self.params['boot_timeout_seconds']} s "
-                    f"(guests_boot_timeout_seconds); its console's last lines: {self.console_tail(guest)}"
+                    f"{guest.name} did not answer SSH within {self.params['boot_timeout_seconds']} s "
+                    f"(guests_boot_timeout_seconds); its console's last lines: {console_tail(guest)}"
                 )
             time.sleep(POLL_SECONDS)
 
-    def pid_of(self, guest: dict[str, Any]) -> int:
-        """Return the QEMU process of a running guest."""
-        return int(Path(f"/run/libvirt/qemu/{self.domain_name(guest)}.pid").read_text())
-
-    def console_tail(self, guest: dict[str, Any]) -> str:
-        """Return the last lines of a guest's console."""
-        try:
-            text = (self.directory / guest["name"] / "console.log").read_text(errors="replace")
-        except OSError:
-            return "(none)"
-        return " | ".join(line.strip() for line in text.splitlines()[-CONSOLE_LINES:]) or "(none)"
-
-    def answers(self, port: int) -> bool:
+    def logs_in(self, port: int) -> bool:
         """Tell whether a command runs in the guest behind this port."""
         try:
-            return subprocess.run(
-                ["ssh", "-q", "-F", "none", "-i", str(self.key_path), "-p", str(port), "-o", "BatchMode=yes",
-                 "-o", "ConnectTimeout=30", "-o", "StrictHostKeyChecking=no",
-                 "-o", "UserKnownHostsFile=/dev/null", "root@127.0.0.1", "true"],
-                check=False, stdin=subprocess.DEVNULL, capture_output=True, timeout=60).returncode == 0
+            return (
+                subprocess.run(
+                    [
+                        "ssh",
+                        "-q",
+                        "-F",
+                        "none",
+                        "-i",
+                        str(self.key_path),
+                        "-p",
+                        str(port),
+                        "-o",
+                        "BatchMode=yes",
+                        "-o",
+                        "ConnectTimeout=30",
+                        "-o",
+                        "StrictHostKeyChecking=no",
+                        "-o",
+                        "UserKnownHostsFile=/dev/null",
+                        "root@127.0.0.1",
+                        "true",
+                    ],
+                    check=False,
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    timeout=60,
+                ).returncode
+                == 0
+            )
         except subprocess.TimeoutExpired:
             return False
 
-    @staticmethod
-    def run(command: list[str]) -> None:
-        """Run a command or raise a GuestError with what it said."""
-        done = subprocess.run(command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        if done.returncode:
-            raise GuestError(f"{command[0]} failed: {' | '.join(done.stderr.strip().splitlines()[-3:])}")
-
-    def boot_all(self, new: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    def boot_all(self, new: list[Guest]) -> dict[str, dict[str, float]]:
         """Boot with a bounded number under way: the next one starts as soon as one answers."""
         bound = wave_size(self.params["boot_wave"], self.params["accelerator"], os.cpu_count() or 1)
         boots: dict[str, dict[str, float]] = {}
@@ -355,8 +508,10 @@ class Testbed:
 
             def start_next() -> None:
                 for guest in waiting:
-                    self.create(guest)
-                    under_way[pool.submit(self.boot, guest)] = guest["name"]
+                    self.new_folder(guest)
+                    self.make_seed(guest)
+                    self.make_overlay(guest, self.params["image"]["disk"])
+                    under_way[pool.submit(self.boot, guest)] = guest.name
                     return
 
             for _ in range(bound):
@@ -373,6 +528,106 @@ class Testbed:
                     )
                     start_next()
         return boots
+
+    def barrier(self, guests: list[Guest]) -> dict[str, dict[str, Any]]:
+        """Wait until the program in each guest has answered: clock right, boot over, swap off."""
+        answers: dict[str, dict[str, Any]]
+        with self.timed("barrier"):
+            answers, refused = ask_all(
+                {guest.name: (guest.channel, ["barrier", f"{time.time():.3f}"]) for guest in guests},
+                self.params["answer_timeout_seconds"],
+                again=True,
+            )
+        for name, why in refused.items():
+            raise GuestError(f"{name} did not come to the barrier: {why}")
+        return answers
+
+    def new_checkpoint(self, booted_at: str, load: dict[str, Any] | None) -> Path:
+        """Make the folder of a checkpoint that is not finished."""
+        folder: Path = self.store.root / (folder_name(self.made_of(), booted_at, load) + UNFINISHED)
+        shutil.rmtree(folder, ignore_errors=True)
+        return folder
+
+    def save(self, guests: list[Guest], folder: Path) -> None:
+        """Save guests that run into the folder of a checkpoint; they run no more."""
+        owner = Path(f"/proc/{pid_of(guests[0])}").stat()
+        self.store.make_root((owner.st_uid, owner.st_gid))
+        for path in (folder, *(folder / guest.name for guest in guests)):
+            path.mkdir(mode=0o700, exist_ok=True)
+            os.chown(path, owner.st_uid, owner.st_gid)
+
+        def one(guest: Guest) -> None:
+            place = folder / guest.name
+            domain = self.connection.lookupByName(guest.domain)
+            domain.saveFlags(str(place / "memory"), None, libvirt.VIR_DOMAIN_SAVE_BYPASS_CACHE)
+            guest.overlay.rename(place / "disk.qcow2")
+            guest.seed.rename(place / "seed.iso")
+
+        with self.timed("save"), ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
+            list(pool.map(one, guests))
+
+    def restore(self, guests: list[Guest], checkpoint: Checkpoint) -> None:
+        """Bring guests back into fresh QEMU processes, each on a new overlay of its disk."""
+
+        def one(guest: Guest) -> None:
+            source = checkpoint.folder / guest.name
+            self.new_folder(guest)
+            shutil.copyfile(source / "seed.iso", guest.seed)
+            guest.seed.chmod(0o600)
+            self.make_overlay(guest, source / "disk.qcow2")
+            memory = str(source / "memory")
+            xml = self.connection.saveImageGetXMLDesc(memory, libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)
+            self.connection.restoreFlags(memory, adapted(xml, guest, self.params["partition"]), 0)
+
+        with self.timed("restore"), ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
+            list(pool.map(one, guests))
+        with self.timed("answer"), ThreadPoolExecutor(max_workers=len(guests)) as pool:
+            list(pool.map(self.await_banner, guests))
+
+    def await_banner(self, guest: Guest) -> None:
+        """Wait for the answer of a restored guest's SSH server."""
+        deadline = time.monotonic() + self.params["answer_timeout_seconds"]
+        while not banner(guest.ssh_port):
+            if not is_active(self.connection.lookupByName(guest.domain)):
+                raise GuestError(
+                    f"{guest.name} ended when it was restored; its console: {console_tail(guest)}"
+                )
+            if time.monotonic() > deadline:
+                raise GuestError(
+                    f"{guest.name} was restored and its SSH did not answer within "
+                    f"{self.params['answer_timeout_seconds']} s (guests_answer_timeout_seconds)"
+                )
+            time.sleep(POLL_SECONDS / 2)
+
+
+def run(command: list[str]) -> str:
+    """Run a command and return what it printed, or raise a GuestError with what it said."""
+    done = subprocess.run(command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise GuestError(f"{command[0]} failed: {' | '.join(done.stderr.strip().splitlines()[-3:])}")
+    return done.stdout
+
+
+def pid_of(guest: Guest) -> int:
+    """Return the QEMU process of a running guest."""
+    return int(Path(f"/run/libvirt/qemu/{guest.domain}.pid").read_text())
+
+
+def is_active(domain: Any) -> bool:
+    """Tell whether a domain runs; one that ended is gone, since none is defined for good."""
+    try:
+        return bool(domain.isActive())
+    except libvirt.libvirtError:
+        return False
+
+
+def console_tail(guest: Guest) -> str:
+    """Return the last lines of a guest's console."""
+    try:
+        text = guest.console.read_text(errors="replace")
+    except OSError:
+        return "(none)"
+    return " | ".join(line.strip() for line in text.splitlines()[-CONSOLE_LINES:]) or "(none)"
 
 
 @contextmanager
@@ -393,44 +648,249 @@ def connected(uri: str) -> Iterator[Any]:
         connection.close()
 
 
-def ensure(testbed: Testbed, check_mode: bool) -> dict[str, Any]:
-    """Bring the guests to the state that is asked."""
-    params = testbed.params
-    wanted = testbed.guests if params["state"] == "ready" else []
-    own = testbed.own_domains()
-    reused = [guest for guest in wanted if params["reuse"] and testbed.reusable(guest, own)]
-    new = [guest for guest in wanted if guest not in reused]
-    kept = {testbed.domain_name(guest) for guest in reused}
-    stale = {name: value for name, value in own.items() if name not in kept}
-    if params["state"] == "ready":
-        testbed.check(new, own)
-    result: dict[str, Any] = {
-        "changed": bool(new or stale),
-        "domains": {guest["name"]: testbed.domain_name(guest) for guest in wanted},
-        "reused": [guest["name"] for guest in reused],
+def answer_of(testbed: Testbed, guests: list[Guest], changed: bool) -> dict[str, Any]:
+    """What every state but absent returns."""
+    return {
+        "changed": changed,
+        "domains": {guest.name: guest.domain for guest in guests},
+        "channels": {guest.name: str(guest.channel) for guest in guests},
+        "barrier": {},
+        "start": None,
+        "load": {},
         "boots": {},
-        "diff": {"before": "".join(f"{name}\n" for name in sorted(own)),
-                 "after": "".join(f"{testbed.domain_name(guest)}\n" for guest in wanted)},
+        "times": testbed.times,
+        "checkpoint": None,
     }
+
+
+def absent(testbed: Testbed, check_mode: bool) -> dict[str, Any]:
+    """Remove all guests and their files; checkpoints stay."""
+    own = testbed.own_domains()
+    changed = bool(own) or testbed.directory.exists()
+    if not check_mode:
+        testbed.remove(own)
+        shutil.rmtree(testbed.directory, ignore_errors=True)
+    return {
+        "changed": changed,
+        "domains": {},
+        "diff": {"before": "".join(f"{name}\n" for name in sorted(own)), "after": ""},
+    }
+
+
+def now() -> str:
+    """Return the UTC time as records have it."""
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+
+
+def boot_set(testbed: Testbed, guests: list[Guest]) -> dict[str, dict[str, float]]:
+    """Boot guests up to the barrier; return seconds and CPU seconds of each."""
+    testbed.write_key()
+    began = time.monotonic()
+    boots = testbed.boot_all(guests)
+    testbed.barrier(guests)
+    testbed.times["boot"] = round(testbed.times.get("boot", 0) + time.monotonic() - began, 2)
+    del testbed.times["barrier"]
+    return boots
+
+
+def booted(testbed: Testbed, check_mode: bool) -> dict[str, Any]:
+    """Boot guests and leave them running."""
+    guests = testbed.guests(testbed.params["guests"])
+    own = testbed.own_domains()
+    testbed.check(guests, own, set())
+    testbed.check_room(0)
+    result = answer_of(testbed, guests, True)
     if check_mode:
         return result
-    # libvirt waits more than a second for each QEMU's end
-    with ThreadPoolExecutor(max_workers=max(1, len(stale))) as pool:
-        list(pool.map(lambda value: testbed.remove(*value), stale.values()))
+    testbed.remove(own)
+    source: dict[str, Any] = {"from": "boot", "checkpoint": None, "booted_at": now()}
+    boots = boot_set(testbed, guests)
+    source |= {"boot_seconds": testbed.times["boot"]}
+    testbed.note_source({**source, "boots": boots})
+    return {
+        **result,
+        "boots": boots,
+        "barrier": testbed.barrier(guests),
+        "start": start_of(source, None, False),
+    }
+
+
+def start_of(source: dict[str, Any], restore_seconds: float | None, loaded: bool) -> dict[str, Any]:
+    """Where guests come from, as a record's provenance has it."""
+    names = ("from", "checkpoint", "booted_at", "boot_seconds")
+    return {
+        **{name: source[name] for name in names},
+        "restore_seconds": restore_seconds,
+        "loaded": loaded,
+        "arm_order": "off-on",
+    }
+
+
+def find(testbed: Testbed, names: list[str]) -> Checkpoint | None:
+    """The checkpoint that serves, its files looked at; a damaged one is thrown away with those that stand on it."""
+    params, store = testbed.params, testbed.store
+    with testbed.timed("check"):
+        checkpoint = store.find(testbed.made_of(), len(names), params["since"])
+        if checkpoint is None:
+            return None
+        wrong = fault(checkpoint, names)
+    if wrong:
+        for folder in store.sets_of(checkpoint):
+            store.throw_away(folder, wrong)
+        return None
+    return checkpoint
+
+
+def make(testbed: Testbed) -> Checkpoint:
+    """Boot guests and keep them in a checkpoint, in place of those of the same make.
+
+    They boot in groups that fit the host's memory: each is saved before the next one boots.
+    """
+    params, store = testbed.params, testbed.store
+    guests = testbed.guests(max(params["guests"], params["checkpoint_guests"]))
+    group = max(1, min(len(guests), testbed.free_bytes({}, set()) // testbed.each_bytes))
+    testbed.check(guests[:group], {}, set())
+    testbed.check_room(len(guests))
+    testbed.say(f"booting {len(guests)} guests for boot {params['boot']}, to be kept in a checkpoint")
+    booted_at = now()
+    folder = testbed.new_checkpoint(booted_at, None)
+    boots: dict[str, dict[str, float]] = {}
+    try:
+        for first in range(0, len(guests), group):
+            some = guests[first : first + group]
+            boots |= boot_set(testbed, some)
+            testbed.save(some, folder)
+        made = write(folder, testbed.made_of(), (booted_at, testbed.times["boot"]), boots, None)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    store.drop_superseded(made)
+    testbed.say(
+        f"checkpoint {made.name}: {len(guests)} guests, {made.bytes // MIB} MiB, booted in "
+        f"{made.boot_seconds:.0f} s, saved in {testbed.times['save']:.1f} s"
+    )
+    return made
+
+
+def restored(testbed: Testbed, check_mode: bool) -> dict[str, Any]:
+    """Bring the guests of a checkpoint back, which is made first where there is none."""
+    params = testbed.params
+    guests = testbed.guests(params["guests"])
+    own = testbed.own_domains()
+    kept = {guest.domain for guest in guests if params["keep_running"] and guest.domain in own}
+    new = [guest for guest in guests if guest.domain not in kept]
+    testbed.check(new, own, kept)
+    result = answer_of(testbed, guests, bool(new) or len(own) > len(kept))
+    if check_mode:
+        return result
+    checkpoint = find(testbed, [guest.name for guest in guests])
+    if checkpoint is None and kept:
+        raise GuestError(
+            "the checkpoint of the guests that run is gone or damaged, so none can be added to them"
+        )
+    testbed.remove({name: value for name, value in own.items() if name not in kept})
+    if checkpoint is None:
+        checkpoint = make(testbed)
+    else:
+        testbed.check_room(0)
+    loaded = find_loaded(testbed, checkpoint, [guest.name for guest in guests]) if params["load"] else None
+    testbed.write_key()
+    source = {
+        "from": "checkpoint",
+        "checkpoint": checkpoint.name,
+        "booted_at": checkpoint.booted_at,
+        "boot_seconds": checkpoint.boot_seconds,
+    }
+    testbed.note_source(source)
+    barrier = {}
     if new:
-        testbed.write_key()
-        result["boots"] = testbed.boot_all(new)
-    if not wanted:
-        shutil.rmtree(testbed.directory, ignore_errors=True)
-    return result
+        testbed.restore(new, loaded or checkpoint)
+        barrier = testbed.barrier(new)
+        times = testbed.times
+        testbed.say(
+            f"restored {len(new)} {'loaded ' if loaded else ''}guests of boot {params['boot']}, which booted in "
+            f"{checkpoint.boot_seconds:.0f} s at {checkpoint.booted_at[:19]}Z: checked in {times['check']:.1f} s, "
+            f"restored in {times['restore']:.1f}, SSH in {times['answer']:.1f}, barrier in {times['barrier']:.1f}"
+        )
+    seconds = round(sum(testbed.times.get(step, 0) for step in ("check", "restore", "answer", "barrier")), 2)
+    return {
+        **result,
+        "barrier": barrier,
+        "boots": {
+            name: {key: guest[key] for key in ("seconds", "cpu_seconds") if key in guest}
+            for name, guest in checkpoint.guests.items()
+        },
+        "start": start_of(source, seconds, loaded is not None),
+        "load": {} if loaded is None else loaded.load,
+        "checkpoint": {"name": checkpoint.name, "bytes": checkpoint.bytes, "guests": len(checkpoint.guests)},
+    }
+
+
+def find_loaded(testbed: Testbed, base: Checkpoint, names: list[str]) -> Checkpoint | None:
+    """The checkpoint of these guests with the load already in place, its files looked at."""
+    loaded = testbed.store.find_loaded(base, testbed.params["load"], len(names))
+    if loaded is None:
+        return None
+    with testbed.timed("check"):
+        wrong = fault(loaded, names)
+    if wrong:
+        testbed.store.throw_away(loaded.folder, wrong)
+        return None
+    return loaded
+
+
+def saved(testbed: Testbed, check_mode: bool) -> dict[str, Any]:
+    """Keep the guests that run in a checkpoint."""
+    params = testbed.params
+    guests = testbed.guests(params["guests"])
+    result = answer_of(testbed, guests, True)
+    if check_mode:
+        return result
+    try:
+        source = json.loads(testbed.source_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise GuestError(
+            "no guests of this testbed run that could be saved: restore or boot them first"
+        ) from None
+    missing = [guest.name for guest in guests if guest.domain not in testbed.own_domains()]
+    if missing:
+        raise GuestError(f"{', '.join(missing)} does not run and can't be saved")
+    testbed.check_room(len(guests))
+    load = params["load"] or None
+    folder = testbed.new_checkpoint(source["booted_at"], load)
+    try:
+        testbed.save(guests, folder)
+        boots = source.get("boots", {})
+        made = write(
+            folder,
+            testbed.made_of(),
+            (source["booted_at"], source["boot_seconds"]),
+            {guest.name: boots.get(guest.name, {}) for guest in guests},
+            load,
+        )
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if load is None:
+        testbed.store.drop_superseded(made)
+    testbed.say(f"checkpoint {made.name}: {made.bytes // MIB} MiB, saved in {testbed.times['save']:.1f} s")
+    return {**result, "checkpoint": {"name": made.name, "bytes": made.bytes, "guests": len(made.guests)}}
+
+
+STATES = {"restored": restored, "booted": booted, "saved": saved, "absent": absent}
 
 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["ready", "absent"], "default": "ready"},
-            "ssh_ports": {"type": "dict", "default": {}},
+            "state": {"type": "str", "choices": list(STATES), "default": "restored"},
+            "guests": {"type": "int", "default": 0},
+            "checkpoint_guests": {"type": "int", "default": 0},
+            "boot": {"type": "int", "default": 1},
+            "since": {"type": "str", "default": ""},
+            "keep_running": {"type": "bool", "default": False},
+            "load": {"type": "dict", "default": {}},
             "domain_xml": {"type": "str"},
             "user_data": {"type": "str"},
             "image": {"type": "dict"},
@@ -438,18 +898,34 @@ def main() -> None:
             "overhead_mib": {"type": "int", "default": 160},
             "overcommit": {"type": "bool", "default": False},
             "accelerator": {"type": "str", "choices": ["kvm", "tcg"]},
-            "reuse": {"type": "bool", "default": False},
+            "partition": {"type": "str", "default": ""},
             "boot_wave": {"type": "int", "default": 0},
             "boot_timeout_seconds": {"type": "int", "default": 300},
+            "answer_timeout_seconds": {"type": "int", "default": 180},
+            "ssh_port_base": {"type": "int", "default": 22200},
             "ssh_private_key": {"type": "str", "no_log": True},
             "ssh_public_key": {"type": "str"},
             "domain_prefix": {"type": "str", "default": "ksm-testbed-"},
-            "directory": {"type": "path", "required": True},
+            "directory": {"type": "path", "default": "/var/lib/ksm-testbed"},
             "uri": {"type": "str", "default": "qemu:///system"},
             "progress_path": {"type": "path", "default": ""},
         },
-        required_if=[("state", "ready", ("ssh_ports", "domain_xml", "user_data", "image", "memory_mib",
-                                         "accelerator", "ssh_private_key", "ssh_public_key"))],
+        required_if=[
+            (
+                "state",
+                state,
+                (
+                    "domain_xml",
+                    "user_data",
+                    "image",
+                    "memory_mib",
+                    "accelerator",
+                    "ssh_private_key",
+                    "ssh_public_key",
+                ),
+            )
+            for state in ("restored", "booted", "saved")
+        ],
         supports_check_mode=True,
     )
     params = module.params
@@ -459,10 +935,12 @@ def main() -> None:
             with Path(params["progress_path"]).open("a", encoding="utf-8") as progress:
                 progress.write(line + "\n")
 
+    if params["state"] != "absent" and params["guests"] < 1:
+        module.fail_json(msg=f"guests is {params['guests']}: it needs at least one guest")
     try:
         with connected(params["uri"]) as connection:
-            module.exit_json(**ensure(Testbed(params, connection, say), module.check_mode))
-    except (GuestError, OSError) as error:
+            module.exit_json(**STATES[params["state"]](Testbed(params, connection, say), module.check_mode))
+    except (GuestError, CheckpointError, OSError) as error:
         module.fail_json(msg=str(error))
     except Exception as error:
         if libvirt is None or not isinstance(error, libvirt.libvirtError):

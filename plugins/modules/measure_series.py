@@ -10,7 +10,8 @@ description:
   - Samples at a fixed cadence until the convergence rule holds, a timeout, or for a given time.
   - With O(start_ksm) the first act is to write 1 to the file run of KSM, the only write of this module, so
     that second 0 of the series is the moment of the change that it follows. Else nothing is changed.
-  - On SIGTERM or SIGINT it returns what it has.
+  - On SIGTERM or SIGINT it returns what it has; so it does when O(progress_path) was removed, or nobody
+    asked for its progress for O(patience_seconds).
 options:
   start_ksm:
     description: Write 1 to run at second 0.
@@ -52,8 +53,12 @@ options:
     description: Folder of the memory cgroup that holds the guests; adds its working set to the series.
     type: path
   progress_path:
-    description: File to which progress lines are appended.
+    description: File to which progress lines are appended; whoever waits makes it and sets its access time.
     type: path
+  patience_seconds:
+    description: End when the access time of O(progress_path) has been the same for so long.
+    type: float
+    default: 60
   proc_root:
     description: The folder /proc, or a recorded one.
     type: path
@@ -99,6 +104,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.ksm_convergence import ConvergenceRule, Verdict, judge, saved_pages
 from ansible.module_utils.ksm_probe import KIB, ProbeError, Roots, find_ksmd, parse_stat, read_optional
+from ansible.module_utils.progress import PATIENCE_SECONDS, Progress, ProgressError
 
 KSM_COLUMNS = ("full_scans", "pages_shared", "pages_sharing")
 KSM_OPTIONAL_COLUMNS = (
@@ -129,6 +135,7 @@ PRESSURE_TOTAL = re.compile(rb"^some .*total=(\d+)$", re.MULTILINE)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 PROGRESS_SECONDS = 2.0
 PROGRESS_QUIET_SECONDS = 10.0
+LEAST = {"interval_seconds": 0.1, "duration_seconds": 0.1, "timeout_seconds": 1, "patience_seconds": 0.1}
 MIB = 1 << 20
 
 
@@ -214,38 +221,24 @@ def wait_until(deadline: float) -> str | None:
     return None if received is None else signal.Signals(received.si_signo).name
 
 
-class Progress:
-    """Appends lines for a person to a file, each new scan but not more often than a terminal can be read."""
+class ScanProgress:
+    """Lines for a person, each new scan but not more often than a terminal can be read."""
 
-    def __init__(self, path: str | None, guests: int) -> None:
+    def __init__(self, progress: Progress, guests: int) -> None:
+        self.progress = progress
         self.guests = guests
         self.page_bytes = os.sysconf("SC_PAGE_SIZE")
         self.last_scan = -1
         self.last_seconds = -math.inf
-        self.file = None
-        if path:
-            try:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-                self.file = os.fdopen(os.open(path, flags, 0o600), "a", buffering=1, encoding="utf-8")
-            except OSError as error:
-                raise ProbeError(f"progress_path {path} cannot be written: {error.strerror}") from None
 
     def show(self, scan: int, saved: int, seconds: float) -> None:
         """Note a sample."""
         wait = PROGRESS_SECONDS if scan != self.last_scan else PROGRESS_QUIET_SECONDS
-        if self.file and seconds - self.last_seconds >= wait:
+        if seconds - self.last_seconds >= wait:
             mib = saved * self.page_bytes / MIB
-            each = f" ({mib / self.guests:.0f} MiB/VM)" if self.guests else ""
-            self.say(f"scan {scan}, saved {mib:.0f} MiB{each}, {seconds:.0f} s")
+            each = f" ({mib / self.guests:.1f} MiB/VM)" if self.guests else ""
+            self.progress.say(f"scan {scan}, saved {mib:.0f} MiB{each}, {seconds:.0f} s")
             self.last_scan, self.last_seconds = scan, seconds
-
-    def say(self, line: str) -> None:
-        """Append a line; a full disk must not end a measurement."""
-        if self.file:
-            try:
-                self.file.write(f"{line}\n")
-            except OSError:
-                self.file = None
 
 
 def start(roots: Roots) -> None:
@@ -297,7 +290,8 @@ def follow(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
     series = Series(rule, smart_scan=smart_scan)
     sampler = Sampler(roots, Path(params["envelope_path"]) if params["envelope_path"] else None)
     check_columns(sampler.row())
-    progress = Progress(params["progress_path"], params["guests"])
+    progress = Progress(params["progress_path"], params["patience_seconds"])
+    scans = ScanProgress(progress, params["guests"])
     # Blocked, so that they end a sleep and never a read.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
@@ -312,7 +306,7 @@ def follow(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
     while not end:
         seconds = round(time.monotonic() - begin, 3)
         series.add(seconds, sampler.row())
-        progress.show(series.complete_scans, series.saved[-1], seconds)
+        scans.show(series.complete_scans, series.saved[-1], seconds)
         if settles and series.verdict.settled:
             end = "settled"
         elif seconds >= limit:
@@ -320,6 +314,8 @@ def follow(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
             end = f"{state} when the {limit:g} s were over"
         elif not sampler.running():
             end = f"something else on the host stopped KSM after {seconds:.0f} s"
+        elif abandoned := progress.abandoned():
+            end = f"interrupted after {seconds:.0f} s, {abandoned}"
         else:
             slot = math.floor((time.monotonic() - begin) / params["interval_seconds"]) + 1
             received = wait_until(begin + min(slot * params["interval_seconds"], limit))
@@ -354,6 +350,7 @@ def main() -> None:
             "guests": {"type": "int", "default": 0},
             "envelope_path": {"type": "path"},
             "progress_path": {"type": "path"},
+            "patience_seconds": {"type": "float", "default": PATIENCE_SECONDS},
             "proc_root": {"type": "path", "default": "/proc"},
             "sys_root": {"type": "path", "default": "/sys"},
         },
@@ -361,14 +358,14 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    for name, least in (("interval_seconds", 0.1), ("duration_seconds", 0.1), ("timeout_seconds", 1)):
+    for name, least in LEAST.items():
         if params[name] is not None and params[name] < least:
             module.fail_json(msg=f"{name} is {params[name]:g}; it must be {least:g} or more")
     if module.check_mode:
         module.exit_json(changed=params["start_ksm"], msg="would sample KSM's counters")
     try:
         observed = follow(params, Roots(proc=Path(params["proc_root"]), sys=Path(params["sys_root"])))
-    except (ProbeError, ValueError) as error:
+    except (ProbeError, ProgressError, ValueError) as error:
         module.fail_json(msg=str(error))
     now = datetime.now(UTC)
     module.exit_json(

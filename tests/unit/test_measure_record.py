@@ -9,13 +9,13 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible.errors import AnsibleActionFail
 from jsonschema import Draft202012Validator
+from waiting import FOREVER_SECONDS, wait_until
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "tests/fixtures/host/linux-6.18"
@@ -98,6 +98,7 @@ class Play:
             "ANSIBLE_ACTION_PLUGINS": str(ROOT / "plugins/action"),
             "ANSIBLE_LOCAL_TEMP": str(self.folder / "local"),
             "ANSIBLE_REMOTE_TEMP": str(self.folder / "remote"),
+            "PYTHONPATH": str(ROOT),
             "ANSIBLE_ASYNC_DIR": str(self.folder / "async"),
             "ANSIBLE_CONFIG": str(self.folder / "ansible.cfg"),
             "ANSIBLE_NOCOLOR": "1",
@@ -118,7 +119,7 @@ class Play:
     def run(self, tasks: list[dict[str, Any]], *options: str) -> str:
         command, environment = self.command(tasks, *options)
         answer = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=120
+            command, env=environment, capture_output=True, text=True, check=False, timeout=FOREVER_SECONDS
         )
         return answer.stdout + answer.stderr
 
@@ -186,8 +187,8 @@ def test_merge_shows_progress_and_says_that_it_did_not_settle(cell: tuple[Play, 
     play, output = cell
     observed = play.record("merge")["observed"]
     assert observed["converged"] is False
-    assert observed["samples"]["seconds"] == pytest.approx([0, 0.5, 1, 1.5, 2], abs=0.1)
-    assert "    [localhost] scan 0, saved 0 MiB (0 MiB/VM), 0 s\n" in output
+    assert observed["samples"]["seconds"][-1] == observed["duration_seconds"] >= 2
+    assert "    [localhost] scan 0, saved 0 MiB (0.0 MiB/VM), 0 s\n" in output
     assert "    [localhost] not settled when the 2 s were over: only 0 of the 3 full scans" in output
 
 
@@ -288,39 +289,53 @@ def test_a_failure_is_recorded_even_where_the_host_tells_nothing(tmp_path: Path)
     assert record["observed"] == {"phase": "boot", "task": "Wait", "message": "x" * 4000}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_the_sampler_ends_with_the_controller(tmp_path: Path, number: signal.Signals) -> None:
+STARTING, FOLLOWED = "while it starts the sampler", "while it follows the sampler"
+
+
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGINT, STARTING),
+        (signal.SIGTERM, STARTING),
+        (signal.SIGKILL, STARTING),
+        (signal.SIGTERM, FOLLOWED),
+    ],
+)
+def test_the_sampler_ends_with_the_controller(tmp_path: Path, number: signal.Signals, moment: str) -> None:
     play = Play(tmp_path)
     (play.tree / "sys/kernel/mm/ksm/smart_scan").write_text("0\n")
-    requested = {**REQUESTED, "convergence": {**REQUESTED["convergence"], "timeout_seconds": 120}}  # type: ignore[dict-item]
+    requested = {**REQUESTED, "convergence": {**REQUESTED["convergence"], "timeout_seconds": 86400}}  # type: ignore[dict-item]
     command, environment = play.command([play.arguments("merge", requested=requested)])
-    controller = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-
-    def sampling() -> bool:
-        answer = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True)
-        return any(
-            f"{tmp_path}/remote" in line and line.endswith("AnsiballZ_measure_series.py")
-            for line in answer.stdout.splitlines()
+    said = tmp_path / "said"
+    with said.open("w") as output:
+        controller = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=output, start_new_session=True
         )
 
-    def wait_for(state: bool, seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
-        while sampling() is not state and time.monotonic() < deadline:
-            time.sleep(0.2)
-        return sampling() is state
+    def samplers() -> list[str]:
+        """Processes of the module itself, without the wrapper that started it."""
+        lines = [command_line(path) for path in Path("/proc").glob("[0-9]*")]
+        module = f"{tmp_path}/remote"
+        return [line for line in lines if module in line and line.endswith("AnsiballZ_measure_series.py")]
 
     try:
-        assert wait_for(True, 60)
-        time.sleep(2)
+        wait_until(samplers, "the sampler runs")
+        if moment == FOLLOWED:
+            wait_until(lambda: "saved 0 MiB" in said.read_text(), "the controller shows its progress")
         controller.send_signal(number)
-        assert controller.wait(timeout=60) != 0
-        assert wait_for(False, 60)
+        assert controller.wait(timeout=FOREVER_SECONDS) != 0
+        wait_until(lambda: not samplers(), "the sampler ends")
+        wait_until(lambda: not list((play.tree / "run").glob("*.progress")), "no progress is left")
     finally:
         controller.kill()
     assert not (play.cell / "merge.json").exists()
-    assert list((play.tree / "run").glob("*.progress")) == []
+
+
+def command_line(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_no_half_record(

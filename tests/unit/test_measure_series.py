@@ -100,6 +100,7 @@ def sample(tree: Path, **arguments: Any) -> dict[str, Any]:
 
 def test_a_saving_that_stops_growing_settles(tree: Path, tmp_path: Path) -> None:
     progress = tmp_path / "progress"
+    progress.touch()
     with Kernel(tree, lambda scan: min(scan, 5) * PAGES_IN_A_MIB):
         result = sample(tree, guests=5, progress_path=str(progress))
     observed, samples = result["observed"], result["observed"]["samples"]
@@ -113,7 +114,7 @@ def test_a_saving_that_stops_growing_settles(tree: Path, tmp_path: Path) -> None
     assert samples["pages_sharing"][-1] == 5 * PAGES_IN_A_MIB
     assert observed["reason"].startswith("settled: the saved pages moved by 0.00 %")
     lines = progress.read_text().splitlines()
-    assert re.fullmatch(r"scan 0, saved 0 MiB \(0 MiB/VM\), 0 s", lines[0])
+    assert re.fullmatch(r"scan 0, saved 0 MiB \(0\.0 MiB/VM\), 0 s", lines[0])
     assert lines[-1].startswith("settled: ")
 
 

@@ -24,7 +24,7 @@ locale: false
 network: {config: disabled}
 ssh_genkeytypes: [ed25519]
 datasource_list: [NoCloud]
-cloud_init_modules: [write-files, set_hostname, users-groups, ssh]
+cloud_init_modules: [write-files, set_hostname, users-groups, ssh, runcmd, scripts-user]
 cloud_config_modules: []
 cloud_final_modules: []
 system_info:

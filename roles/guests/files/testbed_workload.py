@@ -3,12 +3,13 @@
 
 Runs inside the guest, standard library only (an official cloud image has no more).
 
-    testbed-workload barrier                 wait for the end of the boot; print the memory available
+    testbed-workload barrier SECONDS         set the clock, wait for the end of the boot; print the memory available
     testbed-workload start SPEC              fill, lock, digest; return when all is in place
     testbed-workload verify                  digest the same memory again
     testbed-workload probe SECONDS           measure what a guest's work costs, on the memory held
     testbed-workload diverge                 make each page held differ from every other, as fast as it goes
     testbed-workload stop                    give the memory back
+    testbed-workload request JSON            any of these, as the hypervisor asks through the serial port
 
 SPEC is one JSON object:
     bytes     memory to hold, a multiple of 1 MiB (0: hold nothing)
@@ -30,7 +31,8 @@ differ, and the page's number. It answers written_bytes (pages x page size), sec
 done) and the new digest, which a later verify finds again.
 
 Each command prints one JSON object on standard output. An error is one sentence on standard error and exit
-code 1.
+code 1. JSON is an object with id and words, the command and its arguments as above; its answer is one object with
+the same id and either answer, what the command prints, or error, and the exit code is 0.
 TESTBED_WORKLOAD_SOCKET names another socket than /run/testbed-workload.sock, for tests.
 """
 
@@ -57,7 +59,7 @@ if TYPE_CHECKING:  # an import of typing costs CPU time in every emulated guest
 
 CHUNK_BYTES = 1 << 20
 PAGE_BYTES = mmap.PAGESIZE
-USAGE = "usage: testbed-workload barrier | start SPEC | verify | probe SECONDS | diverge | stop"
+USAGE = "usage: testbed-workload barrier SECONDS | start SPEC | verify | probe SECONDS | diverge | stop"
 SOCKET_PATH = os.environ.get("TESTBED_WORKLOAD_SOCKET", "/run/testbed-workload.sock")
 CONSTANT_BYTE = b"\xa5"
 CONTENTS = ("zero", "constant", "random", "shared")
@@ -414,31 +416,62 @@ def start(spec: dict[str, Any]) -> dict[str, Any]:
     return report
 
 
-def barrier() -> dict[str, Any]:
-    """End a former workload, wait for the end of the boot, switch swap off; return what memory there is."""
-    end_former()
+def barrier(now_seconds: str) -> dict[str, Any]:
+    """Set the clock, end a former workload, wait for the end of the boot, switch swap off; say what memory there is.
+
+    A guest restored from a checkpoint has the time at which it was saved; in one that just booted the step is none.
+    """
+    try:
+        now = float(now_seconds)
+    except ValueError:
+        raise WorkloadError(f"SECONDS is {now_seconds!r}, and must be the time since the epoch") from None
+    behind = now - time.time()
+    if abs(behind) > 1:
+        time.clock_settime(time.CLOCK_REALTIME, now)
     state = subprocess.run(["systemctl", "is-system-running", "--wait"],
                            stdout=subprocess.PIPE, check=False).stdout.decode().strip()
     with open("/proc/swaps", encoding="ascii") as swaps:
-        if len(swaps.readlines()) > 1:
-            subprocess.run(["swapoff", "--all"], check=True)
-    return {"system_state": state, "available_bytes": available_bytes()}
+        swapped = len(swaps.readlines()) > 1
+    if swapped:
+        subprocess.run(["swapoff", "--all"], check=True)
+    return {"system_state": state, "available_bytes": available_bytes(), "clock_behind_seconds": round(behind, 3),
+            "swap_was_on": swapped}
+
+
+def run(words: list[str]) -> dict[str, Any]:
+    """Run one command; return what it answers."""
+    if len(words) == 2 and words[0] == "barrier":
+        return barrier(words[1])
+    if len(words) == 2 and words[0] == "start":
+        return start(checked(words[1]))
+    if len(words) == 2 and words[0] == "probe":
+        return ask("probe", checked_seconds(words[1]))
+    if words in (["verify"], ["diverge"], ["stop"]):
+        return ask(words[0])
+    raise WorkloadError(USAGE)
+
+
+def requested(text: str) -> dict[str, Any]:
+    """Answer a request of the hypervisor; a line that is none is answered too, with the id null."""
+    number = None
+    try:
+        request = json.loads(text)
+        number = request["id"]
+        return {"id": number, "answer": run([str(word) for word in request["words"]])}
+    except (KeyError, TypeError):
+        return {"id": number, "error": f"a request has id and words, and this is {text!r}"}
+    except FAULTS as error:
+        return {"id": number, "error": str(error)}
+
+
+FAULTS = (WorkloadError, OSError, ValueError, subprocess.CalledProcessError)
 
 
 def main(arguments: list[str]) -> int:
     """Run one command; return the exit code."""
     try:
-        if arguments == ["barrier"]:
-            answer = barrier()
-        elif len(arguments) == 2 and arguments[0] == "start":
-            answer = start(checked(arguments[1]))
-        elif len(arguments) == 2 and arguments[0] == "probe":
-            answer = ask("probe", checked_seconds(arguments[1]))
-        elif arguments in (["verify"], ["diverge"], ["stop"]):
-            answer = ask(arguments[0])
-        else:
-            raise WorkloadError(USAGE)
-    except (WorkloadError, OSError, ValueError, subprocess.CalledProcessError) as error:
+        answer = requested(arguments[1]) if arguments[:1] == ["request"] and len(arguments) == 2 else run(arguments)
+    except FAULTS as error:
         print(f"testbed-workload: {error}", file=sys.stderr)
         return 1
     print(json.dumps(answer))
