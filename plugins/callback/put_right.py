@@ -24,7 +24,7 @@ description:
     begun and the run ends without its statistics, the teardown playbook is run with the same inventory.
 """
 
-TEARDOWN = Path(__file__).resolve().parent.parent / "playbooks" / "teardown.yml"
+TEARDOWN = Path(__file__).resolve().parents[2] / "playbooks" / "teardown.yml"
 MEASURING_PLAYS = ("Measure the cells", "Measure the capacity")
 
 

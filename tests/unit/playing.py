@@ -49,3 +49,25 @@ def play_book(
         text=True,
     )
     return done.returncode, done.stdout + done.stderr
+
+
+def fake_systemd(folder: Path) -> dict[str, str]:
+    """Make a host with systemd that knows tuner.service only; return the environment to play in.
+
+    `folder`/run is its /run, `folder`/state the service's state, and `folder`/told what systemctl was told.
+    """
+    (folder / "run/systemd/system").mkdir(parents=True)
+    (folder / "told").touch()
+    fake = folder / "bin/systemctl"
+    fake.parent.mkdir()
+    fake.write_text(
+        f"""#!/bin/sh
+case "$1 $2" in
+  "show tuner.service") echo LoadState=loaded; echo ActiveState=$(cat {folder}/state) ;;
+  "show "*) echo LoadState=not-found ;;
+  start*|stop*) echo "$@" >> {folder}/told ;;
+esac
+"""
+    )
+    fake.chmod(0o755)
+    return {"PATH": f"{fake.parent}:/usr/bin:/bin:/usr/sbin:/sbin"}

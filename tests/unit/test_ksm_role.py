@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playing import play
+from playing import fake_systemd, play
 from plugin_files import ROOT
 
 from analysis.policies import policy_names, read_policy
@@ -74,22 +74,6 @@ def test_what_is_applied_is_what_a_record_of_the_policy_says(tree: Path, tmp_pat
     assert json.loads((tmp_path / "overridden.json").read_text())["knobs"]["advisor_max_cpu"] == 55
 
 
-@pytest.fixture
-def systemd(tmp_path: Path) -> dict[str, str]:
-    """The environment of a host whose systemctl only writes down what it is told."""
-    (tmp_path / "run/systemd/system").mkdir(parents=True)
-    fake = tmp_path / "bin/systemctl"
-    fake.parent.mkdir()
-    fake.write_text(
-        f'#!/bin/sh\ncase "$1" in\n'
-        f"  show) echo LoadState=loaded; echo ActiveState=$(cat {tmp_path}/state) ;;\n"
-        f'  start | stop) echo "$@" >> {tmp_path}/told ;;\n'
-        f"esac\n"
-    )
-    fake.chmod(0o755)
-    return {"PATH": f"{fake.parent}:/usr/bin:/bin:/usr/sbin:/sbin"}
-
-
 @pytest.mark.parametrize(
     ("state", "former", "told"),
     [
@@ -99,10 +83,10 @@ def systemd(tmp_path: Path) -> dict[str, str]:
     ],
 )
 def test_the_service_of_a_policy_is_started_and_stopped(
-    tmp_path: Path, systemd: dict[str, str], state: str, former: str, told: str
+    tmp_path: Path, state: str, former: str, told: str
 ) -> None:
+    systemd = fake_systemd(tmp_path)
     (tmp_path / "state").write_text(former)
-    (tmp_path / "told").touch()
     code, out = play(
         tmp_path,
         [{"ansible.builtin.include_role": {"name": "ksm", "tasks_from": "service"}}],
