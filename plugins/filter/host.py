@@ -25,6 +25,11 @@ def largest_number(given: object) -> int:
         ) from None
 
 
+def ports_of(base: int | str, count: int | str) -> list[int]:
+    """Return the ports that the first `count` guests have: those that follow `base`."""
+    return list(range(int(base) + 1, int(base) + int(count) + 1))
+
+
 def policy_services(folder: str) -> list[str]:
     """Return the services of the policies in a folder, each once."""
     path = Path(folder).resolve()
@@ -53,7 +58,7 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {
-            "largest_number": largest_number,
+            "largest_number": largest_number, "ports_of": ports_of,
             "policy_services": policy_services,
             "what_is_left": what_is_left,
         }
