@@ -116,6 +116,7 @@ except ImportError:
 METADATA_URI = "urn:ksm-testbed"
 QEMU_URI = "http://libvirt.org/schemas/domain/qemu/1.0"
 POLL_SECONDS = 0.5
+BANNER_SECONDS = 60
 CONSOLE_LINES = 5
 HOST_RESERVE_BYTES = 512 << 20
 # What a guest may write to its overlay while a cell runs
@@ -205,11 +206,11 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / float(os.sysconf("SC_CLK_TCK"))
 
 
-def banner(port: int) -> bool:
+def banner(port: int, limit_seconds: float = 5) -> bool:
     """Tell whether the guest's SSH server answers: the forwarded port listens long before the guest is up."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
-            connection.settimeout(5)
+            connection.settimeout(limit_seconds)
             return connection.recv(4) == b"SSH-"
     except OSError:
         return False
@@ -587,7 +588,8 @@ class Testbed:
     def await_banner(self, guest: Guest) -> None:
         """Wait for the answer of a restored guest's SSH server."""
         deadline = time.monotonic() + self.params["answer_timeout_seconds"]
-        while not banner(guest.ssh_port):
+        # One patient connection: each new one is one more process to start in a guest that is short of CPU.
+        while not banner(guest.ssh_port, BANNER_SECONDS):
             if not is_active(self.connection.lookupByName(guest.domain)):
                 raise GuestError(
                     f"{guest.name} ended when it was restored; its console: {console_tail(guest)}"
