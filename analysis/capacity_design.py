@@ -21,7 +21,7 @@ from analysis.design import (
     whole,
 )
 from analysis.errors import UserError
-from analysis.policies import OFF
+from analysis.policies import DEFAULT, OFF
 
 PREFIX = "capacity_"
 # A probe writes to at most so much of a guest's memory, which is merged no more (roles/workload).
@@ -32,7 +32,7 @@ _CELLS = {
     "focus": 1,
     "workloads": "",
     "mix": "",
-    "policies": "ksm",
+    "policies": DEFAULT,
     "guests": 1,
     "boots": 1,
     "repetitions": 1,
@@ -105,6 +105,11 @@ class CapacityDesign:
                 "capacity_most_guests less."
             )
         return (self.envelope_mib + room_mib) * MIB
+
+    @property
+    def most_steps(self) -> int:
+        """Steps of the longest arm: none, up to the most guests, and down from the last one by one."""
+        return 1 + -(-self.most_guests // self.step_guests) + self.step_guests - 1
 
     def digest(self, design: Design) -> str:
         """SHA-256 of the canonical JSON of what is measured."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ envelope_bytes: {description: What the guests have to fit in; null for the host,
 limit_bytes: {description: Hard limit of the envelope's cgroup, type: int, returned: success}
 guest_memory_bytes: {description: Memory of one guest, type: int, returned: success}
 most_guests: {description: The most that are started, type: int, returned: success}
+most_steps: {description: The steps that the longest arm has, type: int, returned: success}
+created_at: {description: The UTC time of this plan, type: str, returned: success}
 design_digest: {description: SHA-256 of what the run measures, type: str, returned: success}
 """
 
@@ -89,6 +92,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             limit_bytes=limit_bytes,
             guest_memory_bytes=design.guest_memory_mib * MIB,
             most_guests=capacity.most_guests,
+            most_steps=capacity.most_steps,
+            created_at=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}",
             design_digest=capacity.digest(design),
         )
         return result

@@ -4,11 +4,11 @@ Arguments:
     phase: snapshot (read only, before the guests are probed or diverge), step or divergence (read again,
         write the record).
     plan: what the action capacity_plan returned; with its envelope_bytes the role envelope must have run.
-    provenance: image_digest, accelerator and testbed_version; the rest is read from the host.
-    ksm: on or off (step). guests: how many run.
+    provenance: image_digest, accelerator, testbed_version and start; the rest is read from the host.
+    policy: off or another policy's name. guests: how many run.
     before: what snapshot returned.
     probes: guest name to what its probe printed, null for no answer; for a divergence those before it.
-    converged: whether KSM had settled; null with KSM off (step).
+    converged: whether KSM had settled; null with the policy off (step).
     series, divergences, answered_at, alive: what the sampler observed, what each guest's diverge printed,
         the host's time after it, and how many guests hold all that they wrote (divergence).
     proc_root, sys_root, run_root: the host's trees, for tests.
@@ -32,11 +32,10 @@ from ansible.utils.display import Display
 from analysis.capacity import PROBES, breach, used_bytes
 from analysis.capacity_design import CapacityDesign, fitting, next_guests, stop
 from analysis.design import MIB, make_private_directory, write_private
+from analysis.policies import OFF
 
-SCHEMA_VERSION = 1
-# YAML 1.1 reads an unquoted off or on as a truth value.
-YAML_TRUTH = {False: "off", True: "on"}
-PROVENANCE_GIVEN = ("image_digest", "accelerator", "testbed_version")
+SCHEMA_VERSION = 2
+PROVENANCE_GIVEN = ("image_digest", "accelerator", "testbed_version", "start")
 VMSTAT = ("pgfault", "pgmajfault", "cow_ksm", "pswpin", "pswpout", "oom_kill")
 RESOURCES = ("cpu", "memory", "io")
 
@@ -79,16 +78,12 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         return {**result, "changed": False, "record": str(path), **outcome}
 
     def _arguments(self) -> dict[str, Any]:
-        given = dict(self._task.args)
-        if isinstance(given.get("ksm"), bool):
-            given["ksm"] = YAML_TRUTH[given["ksm"]]
-        self._task.args = given
         _, args = self.validate_argument_spec(
             argument_spec={
                 "phase": {"type": "str", "required": True, "choices": ["snapshot", "step", "divergence"]},
                 "plan": {"type": "dict", "required": True},
                 "provenance": {"type": "dict", "default": {}},
-                "ksm": {"type": "str", "choices": ["off", "on"], "default": "on"},
+                "policy": {"type": "str", "default": OFF},
                 "guests": {"type": "int"},
                 "before": {"type": "dict"},
                 "probes": {"type": "dict", "default": {}},
@@ -142,7 +137,7 @@ def step_record(args: dict[str, Any], hypervisor: str, after: dict[str, Any]) ->
         "probes": args["probes"],
         "window": window(before, after),
     }
-    record = head(args, hypervisor, before, "capacity_step", args["ksm"], observed)
+    record = head(args, hypervisor, before, "capacity_step", observed)
     design = CapacityDesign(**args["plan"]["capacity"])
     return {**record, "stop": stop(design, observed, used_bytes(record))}
 
@@ -174,11 +169,11 @@ def divergence_record(args: dict[str, Any], hypervisor: str, after: dict[str, An
         "guests_alive": args["alive"],
         "oom_kills": None if None in kills else kills[1] - kills[0],
     }
-    return {**head(args, hypervisor, before, "divergence", "on", observed), "stop": None}
+    return {**head(args, hypervisor, before, "divergence", observed), "stop": None}
 
 
-def head(  # noqa: PLR0917 -- the parts of one record
-    args: dict[str, Any], hypervisor: str, seen: dict[str, Any], kind: str, ksm: str, observed: dict[str, Any]
+def head(
+    args: dict[str, Any], hypervisor: str, seen: dict[str, Any], kind: str, observed: dict[str, Any]
 ) -> dict[str, Any]:
     """A record of the contract, all but stop."""
     plan = args["plan"]
@@ -188,12 +183,12 @@ def head(  # noqa: PLR0917 -- the parts of one record
         "run_id": plan["run_id"],
         "recorded_at": seen["recorded_at"],
         "hypervisor": hypervisor,
-        "ksm": ksm,
+        "policy": args["policy"],
         "workload": plan["capacity"]["workload"],
         "guests": args["guests"],
         "guest_memory_bytes": plan["guest_memory_bytes"],
         "envelope_bytes": plan["envelope_bytes"],
-        "requested": {"guest_reserve_bytes": plan["requested"]["guest_reserve_bytes"]},
+        "requested": {"guest_reserve_bytes": plan["design"]["guest_reserve_mib"] * MIB},
         "provenance": {
             **seen["provenance"],
             **{name: args["provenance"].get(name) for name in PROVENANCE_GIVEN},
@@ -231,7 +226,7 @@ def progress(record: dict[str, Any], folder: Path, plan: dict[str, Any]) -> dict
     design = CapacityDesign(**plan["capacity"])
     steps = [
         json.loads(path.read_text(encoding="utf-8"))
-        for path in folder.glob(f"{record['workload']}-ksm-{record['ksm']}-*.json")
+        for path in folder.glob(f"{record['workload']}-{record['policy']}-guests*.json")
     ]
     seen = {step["guests"]: step["stop"] is not None for step in steps}
     used, state = used_bytes(record) / MIB, record["stop"]
@@ -239,14 +234,14 @@ def progress(record: dict[str, Any], folder: Path, plan: dict[str, Any]) -> dict
         "stop": state,
         "next_guests": next_guests(seen, design.step_guests, plan["most_guests"]),
         "fitting_guests": fitting(seen),
-        "msg": f"KSM {record['ksm']}, {record['guests']} guests use {used:.0f} MiB"
+        "msg": f"policy {record['policy']}, {record['guests']} guests use {used:.0f} MiB"
         + (f"; beyond the limit: {state['reason']}" if state else ""),
     }
 
 
 def file_name(record: dict[str, Any]) -> str:
     """The record's file in the folder of its hypervisor."""
-    what = f"ksm-{record['ksm']}" if record["kind"] == "capacity_step" else "divergence"
+    what = record["policy"] if record["kind"] == "capacity_step" else "divergence"
     return f"{record['workload']}-{what}-guests{record['guests']:03d}.json"
 
 

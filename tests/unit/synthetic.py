@@ -17,14 +17,18 @@ def variables(**changes: Any) -> dict[str, Any]:
     """Every variable of the experiment, as group_vars would give it, with changes."""
     return {
         "focus": "1",
+        "workloads": "",
         "mix": "",
+        "policies": "ksm",
         "guests": 15,
         "guest_memory_mib": 512,
         "guest_reserve_mib": 64,
         "accelerator": "auto",
         "boot_wave": 0,
+        "boots": 1,
         "repetitions": 1,
-        "orders": "off-on",
+        "checkpoint": "keep",
+        "cell_order_seed": 1,
         "keep_guests": False,
         "census": False,
         "guest_ssh_port_base": 22200,
@@ -43,6 +47,36 @@ def variables(**changes: Any) -> dict[str, Any]:
 
 def synthetic_plan(run_id: str = "synthetic", hosts: tuple[str, ...] = ("host1",), **changes: Any) -> Plan:
     return make_plan(Design.from_variables(variables(**changes)), hosts, run_id)
+
+
+def synthetic_start(boot: int, **changes: Any) -> dict[str, Any]:
+    """Restored from the checkpoint of a boot, the same in every run."""
+    return {
+        "from": "checkpoint",
+        "checkpoint": "sha256:" + f"{boot:064x}",
+        "booted_at": "2026-11-23T18:00:00.000000Z",
+        "boot_seconds": 200.0,
+        "restore_seconds": 9.0,
+        "loaded": False,
+        "arm_order": "off-on",
+        **changes,
+    }
+
+
+def began(records: dict[str, dict[str, Any]], **changes: Any) -> None:
+    """Let all records of a cell say that its guests began otherwise."""
+    for record in records.values():
+        record["provenance"]["start"] = {**record["provenance"]["start"], **changes}
+
+
+# The start of a cell of version 1
+BOOTED = {
+    "from": "boot",
+    "checkpoint": None,
+    "booted_at": None,
+    "boot_seconds": None,
+    "restore_seconds": None,
+}
 
 
 def synthetic_guest(pss_mib: float, huge_mib: float = 0, merging_pages: int = 0) -> dict[str, Any]:
@@ -162,24 +196,12 @@ def synthetic_records(plan: Plan, cell: Cell, saved_mib_per_vm: float = 100) -> 
     gross, rmap = int(saved_mib_per_vm * MIB) * cell.guests, 8 * MIB * cell.guests
     sharing = gross // PAGE
     common = {
-        "schema_version": 1,
+        "schema_version": 2,
         "run_id": plan.run_id,
         "recorded_at": "2026-11-23T19:00:00.123456Z",
         "monotonic_seconds": 1000.0,
         "cell": asdict(cell),
-        "requested": {
-            "ksm_knobs": plan.design["ksm_knobs"],
-            "thp_enabled": "keep",
-            "accelerator": "auto",
-            "guest_reserve_bytes": 64 * MIB,
-            "convergence": {
-                "min_full_scans": 3,
-                "window_scans": 2,
-                "threshold_percent": 0.5,
-                "timeout_seconds": 900.0,
-            },
-            "sample_interval_seconds": 1.0,
-        },
+        "requested": plan.policies[cell.policy]["requested"],
         "provenance": {
             "design_digest": plan.design_digest,
             "kernel_release": "6.18.0-synthetic",
@@ -203,9 +225,11 @@ def synthetic_records(plan: Plan, cell: Cell, saved_mib_per_vm: float = 100) -> 
                 "use_zero_pages": 0,
                 "max_page_sharing": 256,
                 "advisor_mode": "none",
+                **plan.policies[cell.policy]["knobs"],
             },
             "swap_total_bytes": 0,
             "testbed_version": "0.1.0",
+            "start": synthetic_start(cell.boot),
         },
     }
     names = [f"guest{number:02d}" for number in range(1, cell.guests + 1)]

@@ -107,12 +107,12 @@ def capacity_record(**changes: Any) -> dict[str, Any]:
         "cpu_iterations_per_second": 1000.0,
     }
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "kind": "capacity_step",
         "run_id": "cap1",
         "recorded_at": "2026-11-24T19:00:00.000000Z",
         "hypervisor": "host1",
-        "ksm": "off",
+        "policy": "off",
         "workload": "idle",
         "guests": 4,
         "guest_memory_bytes": 512 * MIB,
@@ -143,12 +143,12 @@ def capacity_record(**changes: Any) -> dict[str, Any]:
     }
 
 
-def step(ksm: str, guests: int, used: float, stop: str = "", slow: float = 1.0) -> dict[str, Any]:
+def step(policy: str, guests: int, used: float, stop: str = "", slow: float = 1.0) -> dict[str, Any]:
     """A capacity step that uses so many MiB, its probes slower by a factor."""
-    record = capacity_record(ksm=ksm, guests=guests)
+    record = capacity_record(policy=policy, guests=guests)
     observed = record["observed"]
     observed["envelope"]["working_set_bytes"] = round(used * MIB)
-    observed["converged"] = True if ksm == "on" else None
+    observed["converged"] = None if policy == "off" else True
     probe = observed["probes"]["guest01"]
     for name in probe:
         probe[name] = probe[name] * slow if "latency" in name else probe[name] / slow
@@ -161,7 +161,7 @@ def step(ksm: str, guests: int, used: float, stop: str = "", slow: float = 1.0) 
 def divergence_record(saved_mib: list[float], used: list[float], alive: int = 4) -> dict[str, Any]:
     """Merged guests that write from second 2 on; one sample a second."""
     n = len(saved_mib)
-    record = capacity_record(kind="divergence", ksm="on")
+    record = capacity_record(kind="divergence", policy="ksm")
     plan = synthetic_plan(guests=2)
     samples = synthetic_records(plan, plan.cells[0])["merge"]["observed"]["samples"]
     columns = {name: [column[0]] * n for name, column in samples.items()}
@@ -190,7 +190,7 @@ def divergence_record(saved_mib: list[float], used: list[float], alive: int = 4)
 
 def store_capacity(results: Path, records: list[dict[str, Any]]) -> None:
     for record in records:
-        name = f"{record['kind']}-{record['ksm']}-{record['guests']:02d}.json"
+        name = f"{record['kind']}-{record['policy']}-{record['guests']:02d}.json"
         path = results / "capacity" / record["run_id"] / record["hypervisor"] / record["workload"] / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record))
