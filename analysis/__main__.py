@@ -110,6 +110,9 @@ def _add_forecast(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         "--run", metavar="RUN_ID", nargs="+", help="forecast from these runs (default: every run)"
     )
     forecast.add_argument("--hypervisor", metavar="HOST", help="forecast for this host")
+    forecast.add_argument(
+        "--policy", metavar="P", help="forecast with this policy (default: the one that was measured)"
+    )
     forecast.add_argument("--json", action="store_true", help="print JSON")
     forecast.add_argument("--figure", metavar="FILE", type=Path, help="draw the curves and limits")
     forecast.add_argument(

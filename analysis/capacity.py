@@ -19,7 +19,9 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
 from analysis.design import MIB
-from analysis.records import SCHEMA, RecordError, flat
+from analysis.migration import migrate_capacity
+from analysis.policies import OFF, policy_order
+from analysis.records import SCHEMA, RecordError, flat, self_tuned
 
 CAPACITY = "capacity"
 STEP, DIVERGENCE = "capacity_step", "divergence"
@@ -29,8 +31,8 @@ PROBES = (
     "touch_mib_per_second",
     "cpu_iterations_per_second",
 )
-# KSM's own writing of run is no condition; with KSM off the other knobs say nothing.
-_NO_CONDITION = frozenset({"design_digest", "ksm_knobs.run"})
+# Of the start, only from what is a condition.
+_NO_CONDITION = frozenset({"design_digest", "start"})
 _RUN = ("run_id", "hypervisor", "workload", "guest_memory_bytes", "envelope_bytes")
 _TAIL = 0.05
 _HELD = {True: "it held", False: "it did NOT hold", None: "whether it holds is not known"}
@@ -47,7 +49,7 @@ class CapacityRecord:
 
 @dataclass(frozen=True)
 class CapacityRun:
-    """One load taken to the limit on one host. ``arms``: steps by ksm (off, on), by rising guests."""
+    """One load taken to the limit on one host. ``arms``: by policy, off first, its steps by rising guests."""
 
     run_id: str
     hypervisor: str
@@ -63,6 +65,12 @@ class CapacityRun:
         return next(
             record.content for records in (*self.arms.values(), self.divergences) for record in records
         )
+
+    @property
+    def policies(self) -> list[str]:
+        """Policies of the run other than off."""
+        seen = {*self.arms, *(record.content["policy"] for record in self.divergences)}
+        return sorted(seen - {OFF}, key=policy_order)
 
     @property
     def capacity_bytes(self) -> int:
@@ -91,6 +99,7 @@ class Divergence:
 
     run_id: str
     workload: str
+    policy: str
     guests: int
     guests_alive: int
     oom_kills: int | None
@@ -137,15 +146,24 @@ def breach(content: Any, schema: str) -> str | None:
 
 def conditions(content: dict[str, Any]) -> dict[str, str]:
     """What two measurements must have in common, as flat names and text."""
-    found = flat({**content["provenance"], "requested": content["requested"]})
-    adaptive = str(found.get("ksm_knobs.advisor_mode", "none")).strip() not in ("none", "")
-    return {
-        name: text(value)
-        for name, value in found.items()
-        if name not in _NO_CONDITION
-        and not (adaptive and name == "ksm_knobs.pages_to_scan")
-        and not (content["ksm"] == "off" and name.startswith("ksm_knobs."))
-    }
+    provenance, off = content["provenance"], content["policy"] == OFF
+    knobs, start = provenance["ksm_knobs"], provenance["start"]
+    tuned = self_tuned(knobs, "")
+    found = flat(
+        {
+            **{name: value for name, value in provenance.items() if name not in _NO_CONDITION},
+            # With KSM off they say nothing.
+            "ksm_knobs": {} if off else {n: value for n, value in knobs.items() if n not in tuned},
+            "start": {} if no_guests(content) or start is None else {"from": start["from"]},
+            "requested": content["requested"],
+        }
+    )
+    return {name: text(value) for name, value in found.items()}
+
+
+def no_guests(content: Mapping[str, Any]) -> bool:
+    """Whether a step measured the host alone, which nothing began from."""
+    return int(content["guests"]) == 0
 
 
 def text(value: Any) -> str:
@@ -187,14 +205,14 @@ def base_steps(runs: Sequence[CapacityRun], hypervisor: str) -> list[CapacityRec
         if run.hypervisor == hypervisor
         for steps in run.arms.values()
         for step in steps
-        if step.content["guests"] == 0
+        if no_guests(step.content)
     ]
 
 
 def steps_table(run: CapacityRun) -> pd.DataFrame:
-    """One row a step, by ksm and guests.
+    """One row a step, by policy and guests.
 
-    Columns: ksm, guests, used_bytes; the probes' medians over the guests (NaN when none answered) and
+    Columns: policy, guests, used_bytes; the probes' medians over the guests (NaN when none answered) and
     ``silent_guests``; ksmd_percent and psi_memory_percent of the window's time, steal_percent of all CPUs;
     cow_ksm_per_second, pgmajfault_per_second, swapped_pages; converged; stop, "" while it went on.
     """
@@ -202,20 +220,23 @@ def steps_table(run: CapacityRun) -> pd.DataFrame:
 
 
 def relation(table: pd.DataFrame) -> pd.DataFrame:
-    """Memory saved against performance lost, one row for each number of guests seen in both arms.
+    """Memory saved against performance lost: a row for each policy and number of guests seen off, too.
 
-    Columns: guests, saved_bytes, and by how many percent on is worse than off: touch_lost_percent,
-    cpu_lost_percent (less throughput), p50_added_percent, p99_added_percent (more latency).
+    Columns: policy, guests, saved_bytes, and by how many percent the policy is worse than off:
+    touch_lost_percent, cpu_lost_percent (less throughput), p50_added_percent, p99_added_percent (more
+    latency).
     """
     # At 0 guests there is neither a saving nor a probe.
-    arms = {ksm: table[(table["ksm"] == ksm) & (table["guests"] > 0)] for ksm in ("off", "on")}
-    both = arms["off"].merge(arms["on"], on="guests", suffixes=("_off", "_on"), validate="one_to_one")
+    running = table[table["guests"] > 0]
+    off, on = running[running["policy"] == OFF], running[running["policy"] != OFF]
+    both = on.merge(off, on="guests", suffixes=("_on", "_off"), validate="many_to_one")
 
     def change(name: str, sign: int) -> "pd.Series[float]":
         return sign * 100 * (both[f"{name}_on"] / both[f"{name}_off"] - 1)
 
     return pd.DataFrame(
         {
+            "policy": both["policy_on"],
             "guests": both["guests"],
             "saved_bytes": both["used_bytes_off"] - both["used_bytes_on"],
             "touch_lost_percent": change("touch_mib_per_second", -1),
@@ -259,6 +280,7 @@ def divergence(record: CapacityRecord, safe_bytes: float | None) -> Divergence:
     return Divergence(
         run_id=content["run_id"],
         workload=content["workload"],
+        policy=content["policy"],
         guests=content["guests"],
         guests_alive=observed["guests_alive"],
         oom_kills=observed["oom_kills"],
@@ -297,22 +319,24 @@ def capacity_lines(run: CapacityRun) -> list[str]:
     """The steps of a run as a table of text, and memory saved against performance lost."""
     table = steps_table(run)
     lines = [
-        f"{'KSM':<5}{'N':>4}{'used MiB':>10}{'p50 us':>9}{'p99 us':>10}{'touch MiB/s':>12}{'CPU it/s':>11}"
-        f"{'ksmd %':>8}{'PSI mem %':>10}{'COW/s':>8}{'majflt/s':>10}{'steal %':>8}"
+        f"{'policy':<15}{'N':>4}{'used MiB':>9}{'p50 us':>8}{'p99 us':>8}{'touch MiB/s':>12}{'CPU it/s':>10}"
+        f"{'ksmd %':>7}{'PSI mem %':>10}{'COW/s':>7}{'majflt/s':>9}{'steal %':>8}"
     ]
     for row in table.to_dict("records"):
         numbers = (
-            _shown(row["write_latency_p50_us"], 9, 1),
-            _shown(row["write_latency_p99_us"], 10, 1),
+            _shown(row["write_latency_p50_us"], 8, 1),
+            _shown(row["write_latency_p99_us"], 8, 1),
             _shown(row["touch_mib_per_second"], 12, 0),
-            _shown(row["cpu_iterations_per_second"], 11, 0),
-            _shown(row["ksmd_percent"], 8, 1),
+            _shown(row["cpu_iterations_per_second"], 10, 0),
+            _shown(row["ksmd_percent"], 7, 1),
             _shown(row["psi_memory_percent"], 10, 1),
-            _shown(row["cow_ksm_per_second"], 8, 0),
-            _shown(row["pgmajfault_per_second"], 10, 1),
+            _shown(row["cow_ksm_per_second"], 7, 0),
+            _shown(row["pgmajfault_per_second"], 9, 1),
             _shown(row["steal_percent"], 8, 1),
         )
-        lines.append(f"{row['ksm']:<5}{row['guests']:>4}{row['used_bytes'] / MIB:>10.0f}{''.join(numbers)}")
+        lines.append(
+            f"{row['policy']:<15}{row['guests']:>4}{row['used_bytes'] / MIB:>9.0f}{''.join(numbers)}"
+        )
         if row["stop"]:
             lines.append(f"     stopped: {row['stop']}")
         if row["silent_guests"]:
@@ -323,13 +347,13 @@ def capacity_lines(run: CapacityRun) -> list[str]:
     if not both.empty:
         lines += [
             "",
-            "Memory saved against performance lost, on against off at the same N:",
-            f"{'N':>4}{'saved MiB':>11}{'touch lost %':>14}{'CPU lost %':>12}"
+            "Memory saved against performance lost, each policy against off at the same N:",
+            f"{'policy':<15}{'N':>4}{'saved MiB':>11}{'touch lost %':>14}{'CPU lost %':>12}"
             f"{'p50 added %':>13}{'p99 added %':>13}",
         ]
         for row in both.to_dict("records"):
             lines.append(
-                f"{row['guests']:>4}{row['saved_bytes'] / MIB:>11.0f}"
+                f"{row['policy']:<15}{row['guests']:>4}{row['saved_bytes'] / MIB:>11.0f}"
                 f"{_shown(row['touch_lost_percent'], 14, 1)}"
                 f"{_shown(row['cpu_lost_percent'], 12, 1)}{_shown(row['p50_added_percent'], 13, 1)}"
                 f"{_shown(row['p99_added_percent'], 13, 1)}"
@@ -341,8 +365,9 @@ def divergence_lines(seen: Divergence) -> list[str]:
     """One divergence in words."""
     rate = "unknown" if seen.mean_rate is None else f"{seen.mean_rate / MIB:.0f} MiB/s"
     lines = [
-        f"Divergence, {seen.workload}, {seen.guests} guests: {seen.regained_bytes / MIB:.0f} MiB regained by "
-        f"the guests, {rate} on average, {seen.peak_rate / MIB:.0f} MiB/s at the peak; copy-on-write faults: "
+        f"Divergence, {seen.workload}, {seen.policy}, {seen.guests} guests: "
+        f"{seen.regained_bytes / MIB:.0f} MiB regained by the guests, {rate} on average, "
+        f"{seen.peak_rate / MIB:.0f} MiB/s at the peak; copy-on-write faults: "
         f"{'unknown' if seen.cow_ksm is None else seen.cow_ksm}.",
         f"Write latency p99: {_shown(seen.p99_before_us, 0, 1)} us before, "
         f"{_shown(seen.p99_during_us, 0, 1)} us during. "
@@ -362,7 +387,7 @@ def divergence_lines(seen: Divergence) -> list[str]:
 def _read(path: Path) -> CapacityRecord:
     try:
         raw = path.read_bytes()
-        content = json.loads(raw)
+        content = migrate_capacity(json.loads(raw))
     except (OSError, ValueError) as error:
         raise RecordError(f"{path} cannot be read: {error}.") from None
     found = breach(content, "capacity")
@@ -379,17 +404,17 @@ def _runs(records: Iterable[CapacityRecord]) -> list[CapacityRun]:
     runs = []
     for mine in groups.values():
         arms: dict[str, tuple[CapacityRecord, ...]] = {}
-        for ksm in ("off", "on"):
-            steps = [r for r in mine if r.content["kind"] == STEP and r.content["ksm"] == ksm]
+        for policy in sorted({record.content["policy"] for record in mine}, key=policy_order):
+            steps = [r for r in mine if r.content["kind"] == STEP and r.content["policy"] == policy]
             steps.sort(key=lambda record: (record.content["guests"], record.content["recorded_at"]))
             for one, other in pairwise(steps):
                 if one.content["guests"] == other.content["guests"]:
                     raise RecordError(
                         f"{one.path} and {other.path} are both the step to {one.content['guests']} guests "
-                        f"with KSM {ksm}: a run has one."
+                        f"with the policy {policy}: a run has one."
                     )
             if steps:
-                arms[ksm] = tuple(steps)
+                arms[policy] = tuple(steps)
         divergences = tuple(r for r in mine if r.content["kind"] == DIVERGENCE)
         runs.append(
             CapacityRun(**{name: mine[0].content[name] for name in _RUN}, arms=arms, divergences=divergences)
@@ -404,7 +429,7 @@ def _row(content: dict[str, Any]) -> dict[str, Any]:
     cpus = content["provenance"]["cpu_count"] or 1
     steal, cow = window["steal_seconds"], vmstat["cow_ksm"]
     return {
-        "ksm": content["ksm"],
+        "policy": content["policy"],
         "guests": content["guests"],
         "used_bytes": used_bytes(content),
         **{name: _number(_median(probes, name)) for name in PROBES},

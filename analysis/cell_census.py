@@ -1,13 +1,12 @@
-"""The page censuses of measured cells: what a perfect KSM would save, and how near KSM came, by focus."""
+"""The page censuses of measured cells: what a perfect KSM would save, and how near KSM came, by treatment."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean
 
 from analysis.census import FILE, Census, CensusError, read_census
 from analysis.design import MIB
 from analysis.records import CellRecords, Run
-from analysis.statistics import FocusSummary, averaged
+from analysis.statistics import Summary, averaged, boot_mean
 from analysis.table import gross_bytes
 
 # Heading and attribute of CensusMeans, in the order of the arithmetic
@@ -25,7 +24,7 @@ _NOTICEABLE = 0.01
 
 @dataclass(frozen=True)
 class CensusMeans:
-    """Means over those of a focus's cells that have a census, in MB/VM (MiB).
+    """Means over the boots of those cells of a treatment that have a census, in MB/VM (MiB).
 
     ``zero`` + ``within`` + ``between`` + ``limited`` = ``ideal``; ``limited`` is negative. ``gross``: of the
     cells' own on records; ``gross_then``: at the moment of the census, of which ``efficiency_percent`` is.
@@ -47,7 +46,7 @@ class CensusMeans:
 
     def words(self) -> str:
         """The census in a sentence or two."""
-        some = "" if self.counted == self.cells else f" ({self.counted} of {self.cells} repetitions)"
+        some = "" if self.counted == self.cells else f" ({self.counted} of {self.cells} cells)"
         sentence = (
             f"By the page census{some} a perfect KSM would save {self.ideal:.1f} of {self.resident:.1f} "
             f"MB/VM: {self.zero:.1f} in zero pages, {self.within:.1f} within a guest and "
@@ -76,7 +75,8 @@ def census_means(cells: Sequence[CellRecords]) -> tuple[CensusMeans | None, list
     if not found:
         return None, problems
     one = [_of_cell(records, counted) for records, counted in found]
-    means = {name: _mean(parts[name] for parts in one) for name in one[0]}
+    boots = [records.boot_key for records, _counted in found]
+    means = {name: boot_mean([parts[name] for parts in one], boots) for name in one[0]}
     sharing = found[0][1].max_page_sharing
     return CensusMeans(len(found), len(cells), sharing, **means), problems  # type: ignore[arg-type]
 
@@ -92,9 +92,7 @@ def cell_census(records: CellRecords) -> Census | None:
     return counted
 
 
-def censuses(
-    summaries: Sequence[FocusSummary], runs: Sequence[Run]
-) -> tuple[list[CensusMeans | None], list[str]]:
+def censuses(summaries: Sequence[Summary], runs: Sequence[Run]) -> tuple[list[CensusMeans | None], list[str]]:
     """The means of each summary's averaged cells, and every problem."""
     found = [census_means(averaged(summary, runs)) for summary in summaries]
     return [means for means, _problems in found], [problem for _means, mine in found for problem in mine]
@@ -118,8 +116,3 @@ def _of_cell(records: CellRecords, counted: Census) -> dict[str, float | None]:
         "gross_then": then,
         "efficiency_percent": None if then is None or not ideal else 100 * then / ideal,
     }
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = list(values)
-    return None if None in known else fmean(value for value in known if value is not None)

@@ -15,6 +15,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
 from analysis.errors import UserError
+from analysis.migration import migrate_census
 
 SCHEMA = Path(__file__).resolve().parent / "schema" / "census.schema.json"
 FILE = "census.json"
@@ -215,7 +216,7 @@ def _hypergeometric(total: int, holders: int, drawn: int) -> list[tuple[int, flo
 def read_census(path: Path) -> tuple[Census, dict[str, Any]]:
     """A census and its record. Raises CensusError in one sentence."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = migrate_census(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise CensusError(f"{path} cannot be read: {error}") from None
     breach = best_match(

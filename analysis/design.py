@@ -28,7 +28,7 @@ SCHEMA_VERSION = 2
 MIB = 1 << 20
 
 ACCELERATORS = ("auto", "kvm", "tcg")
-CHECKPOINTS = ("keep", "fresh")
+CHECKPOINTS = ("keep", "fresh", "measured")
 MOST_GUESTS = 999
 LAST_PORT = 65535
 # A seed is drawn from 0 to one below this.
@@ -483,6 +483,7 @@ def _refuse(name: str, value: object, allowed: str) -> DesignError:
 
 def whole(low: int, high: int) -> Caster:
     """A check of a whole number; takes the variable's name and value."""
+
     def cast(name: str, value: Any) -> int:
         allowed = f"a whole number from {low} to {high}"
         text = str(value).strip()
@@ -495,6 +496,7 @@ def whole(low: int, high: int) -> Caster:
 
 def number(low: float, high: float) -> Caster:
     """A check of a number."""
+
     def cast(name: str, value: Any) -> float:
         try:
             number = math.nan if isinstance(value, bool) else float(value)
@@ -509,6 +511,7 @@ def number(low: float, high: float) -> Caster:
 
 def choice(allowed: tuple[str, ...]) -> Caster:
     """A check of one word of several."""
+
     def cast(name: str, value: Any) -> str:
         if str(value) not in allowed:
             raise _refuse(name, value, " or ".join(allowed))
@@ -551,7 +554,7 @@ def several(cast: Caster, allowed: str) -> Caster:
 
     def cast_all(name: str, value: Any) -> tuple[Any, ...]:
         texts = _parts(value)
-        if not all(texts):
+        if not texts or not all(texts):
             raise _refuse(name, value, allowed)
         values = [cast(name, text) for text in texts]
         twice = sorted({str(one) for one in values if values.count(one) > 1})
@@ -658,6 +661,13 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         wrong.append(
             f"guest_ssh_port_base is {base}: allowed is up to {LAST_PORT - guests[-1]}, for each of "
             f"{guests[-1]} guests has a port of its own after it."
+        )
+    names = values.get("workloads") or [foci()[focus] for focus in values.get("focus", ())]
+    idle = not mix and not any(read_workload(name).fills for name in names)
+    if values.get("checkpoint") == "measured" and not idle:
+        wrong.append(
+            "checkpoint is 'measured', which saves guests after they were measured as they booted: allowed "
+            "are workloads that fill no memory, which the checkpoint would hold, such as focus=1."
         )
     source, checksum = values.get("image_source"), values.get("image_checksum")
     if source == "build" and checksum:

@@ -15,17 +15,20 @@ from analysis.burndown import burndown
 from analysis.design import MIB
 from analysis.errors import UserError
 from analysis.ledger import GUEST_REST, HOST_REST, Ledger
-from analysis.mix import MIX, label, title
+from analysis.policies import policy_order
 from analysis.records import CellRecords
-from analysis.statistics import PAPER_MIB_PER_VM, Estimate, FocusSummary
+from analysis.statistics import PAPER_MIB_PER_VM, Estimate, Summary, exact
+from analysis.workloads import focus_of, in_order, title
 
 FORMATS = (".png", ".svg", ".pdf")
 
 # Okabe and Ito's palette, told apart by people with any colour vision.
 OFF, ON, PAPER, GAIN, LOSS = "#0072B2", "#E69F00", "#999999", "#009E73", "#D55E00"
-MIXED = "#CC79A7"
 GREY = "#555555"
-FOCUS_LINES = {MIX: (MIXED, ":"), 1: (OFF, "-"), 2: (ON, "--"), 3: (GAIN, "-.")}
+# One colour for each workload, one dash for each policy
+COLOURS = (OFF, ON, GAIN, "#CC79A7", "#56B4E9", LOSS, "#F0E442")
+DASHES = ("-", "--", "-.", ":")
+PANELS_IN_A_ROW = 3
 
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -44,27 +47,31 @@ class FigureError(UserError):
     """A figure that cannot be drawn or stored."""
 
 
-def figure_2(summaries: Sequence[FocusSummary]) -> Figure:
-    """The paper's figure 2: host memory used with KSM off and on by focus, saved per VM beside the paper's.
+def figure_2(summaries: Sequence[Summary]) -> Figure:
+    """The paper's figure 2: host memory used with KSM off and on, saved per VM beside the paper's.
 
-    The paper gives the saving per VM only, not the height of its bars: they are not drawn. It has no mix.
-    Raises FigureError when no focus has a mean, or the summaries are of several hosts or sizes of guests.
+    A group of bars for each workload and policy. The paper gives the saving per VM only, not the height of
+    its bars: they are not drawn. It has its three foci alone.
+    Raises FigureError when nothing has a mean, or the summaries are of several hosts, numbers or sizes of
+    guests, or ways to start them.
     """
     drawn = [summary for summary in summaries if summary.estimates["host_used_off_mib"] is not None]
     if not drawn:
-        raise FigureError("there is nothing to draw: no focus has a repetition that may be averaged.")
-    if len({(summary.hypervisor, summary.guests, summary.guest_memory_bytes) for summary in drawn}) > 1:
-        raise FigureError("one figure shows one host and one size of guests: choose a run with --run RUN_ID.")
+        raise FigureError("there is nothing to draw: no cell may be averaged.")
+    if len({(one.hypervisor, one.guests, one.guest_memory_bytes, one.start_from) for one in drawn}) > 1:
+        raise FigureError(
+            "one figure shows one host, one number and one size of guests: choose a run with --run RUN_ID."
+        )
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(10, 4.6), layout="constrained")
-        papers = [_exact(PAPER_MIB_PER_VM.get(summary.focus)) for summary in drawn]
+        figure = Figure(figsize=(max(10, 1.7 * len(drawn)), 4.6), layout="constrained")
+        papers = [exact(PAPER_MIB_PER_VM.get(focus_of(summary.workload) or 0)) for summary in drawn]
         left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
         _grouped(
             left,
             drawn,
             [
                 ("KSM off", OFF, [summary.estimates["host_used_off_mib"] for summary in drawn]),
-                ("KSM on", ON, [summary.estimates["host_used_on_mib"] for summary in drawn]),
+                (_on_name(drawn), ON, [summary.estimates["host_used_on_mib"] for summary in drawn]),
             ],
             decimals=0,
         )
@@ -87,17 +94,13 @@ def figure_2(summaries: Sequence[FocusSummary]) -> Figure:
             x=0.01,
             ha="left",
         )
-        intervals = any(summary.measured > 1 for summary in drawn)
+        intervals = any(len(summary.boots) > 1 for summary in drawn)
         figure.supxlabel(
-            (
-                "Lines on bars: 95 % t interval by repetition. "
-                if intervals
-                else "One repetition: no interval. "
-            )
+            ("Lines on bars: 95 % t interval over boots. " if intervals else "One boot: no interval. ")
             + (
                 "The paper gives its saving per VM only, so its bars of memory used are not drawn."
                 if any(papers)
-                else "The paper has no mix."
+                else "The paper measured none of these."
             ),
             fontsize=8,
             color=GREY,
@@ -118,10 +121,13 @@ def burndown_figure(cells: Sequence[CellRecords]) -> Figure:
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         axes = figure.subplots()
         labelled: set[str] = set()
+        loads = in_order(records.cell.workload for records in cells)
+        policies = sorted({records.cell.policy for records in cells}, key=policy_order)
         for records in cells:
             merge, cell = burndown(records), records.cell
-            unit, name = cell.guests * MIB, title(cell.focus, cell.workload)
-            colour, dashes = FOCUS_LINES[cell.focus]
+            unit, name = cell.guests * MIB, f"{title(cell.workload)}, {cell.policy}"
+            colour = COLOURS[loads.index(cell.workload) % len(COLOURS)]
+            dashes = DASHES[policies.index(cell.policy) % len(DASHES)]
             axes.plot(
                 merge.seconds,
                 [value / unit for value in merge.saved_bytes],
@@ -168,11 +174,15 @@ def ledger_figure(ledgers: Sequence[tuple[str, Ledger]]) -> Figure:
     if not ledgers:
         raise FigureError("there is nothing to draw: no cell has been measured.")
     with mpl.rc_context({**_STYLE, "axes.grid.axis": "x"}):
-        figure = Figure(figsize=(4.2 * len(ledgers) + 2.4, 5.0), layout="constrained")
-        panels = figure.subplots(1, len(ledgers), sharey=True, squeeze=False)[0]
-        for axes, (title, book) in zip(panels, ledgers, strict=True):
+        columns = min(len(ledgers), PANELS_IN_A_ROW)
+        rows = -(-len(ledgers) // columns)
+        figure = Figure(figsize=(4.2 * columns + 2.4, 5.0 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+        for axes in panels[len(ledgers) :]:
+            figure.delaxes(axes)
+        for axes, (name, book) in zip(panels, ledgers, strict=False):
             _waterfall(axes, book)
-            axes.set_title(title + (": rest above 5 %" if book.flagged else ""), fontsize=10, loc="left")
+            axes.set_title(name + (": rest above 5 %" if book.flagged else ""), fontsize=10, loc="left")
             axes.set_xlabel("MB/VM (MiB)")
         figure.suptitle("From KSM's counters to what the host gained", fontsize=12, x=0.01, ha="left")
     return figure
@@ -234,20 +244,21 @@ def svg_text(figure: Figure) -> str:
     return buffer.getvalue()
 
 
-def _exact(value: float | None) -> Estimate | None:
-    return None if value is None else Estimate(1, value, None, None)
+def _on_name(summaries: Sequence[Summary]) -> str:
+    """What the bars of the on arm are called: the policy where all have the same."""
+    policies = {summary.policy for summary in summaries}
+    return policies.pop() if len(policies) == 1 else "policy on"
 
 
-def _tick(summary: FocusSummary) -> str:
-    """What stands under the bars: a mix has a line for each workload."""
-    if summary.focus == MIX:
-        return label(summary.focus, summary.workload).replace(": ", ":\n").replace(",", ",\n")
-    return f"focus {summary.focus}\n{summary.workload.replace('_', ' ')}"
+def _tick(summary: Summary) -> str:
+    """What stands under the bars: workload and policy; a mix has a line for each workload."""
+    load = title(summary.workload).replace(": ", ":\n").replace(",", ",\n")
+    return f"{load}\n{summary.variant}"
 
 
 def _grouped(
     axes: Axes,
-    summaries: Sequence[FocusSummary],
+    summaries: Sequence[Summary],
     series: Sequence[tuple[str, str, Sequence[Estimate | None]]],
     decimals: int,
 ) -> None:

@@ -8,20 +8,24 @@ import json
 import math
 import re
 from argparse import Namespace
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+import pandas as pd
 
 from analysis import forecast_figures
 from analysis.capacity import base_steps, conditions, host_used_bytes, in_use_bytes, load_capacity, text
 from analysis.cell_census import cell_census
 from analysis.census import Census
-from analysis.design import MIB, RECORD_KINDS, SCHEMA_VERSION, WORKLOADS, canonical_digest, write_private
+from analysis.design import MIB, RECORD_KINDS, SCHEMA_VERSION, canonical_digest, write_private
 from analysis.errors import UserError
 from analysis.figures import save
 from analysis.mix import mix_text, parse_mix
+from analysis.policies import policy_order
 from analysis.records import COMPLETE, CellRecords, Run, find_run, find_runs, load_run
 from analysis.report import named, wrap
 from analysis.sharing import (
@@ -38,7 +42,7 @@ from analysis.sharing import (
     predict,
     scaled,
 )
-from analysis.statistics import pooling_conflicts
+from analysis.statistics import OFF_ON, pooling_conflicts
 from analysis.table import PROVENANCE, tidy
 
 FORECASTS = "forecasts"
@@ -51,14 +55,16 @@ class ForecastError(UserError):
 
 @dataclass(frozen=True)
 class Calibration:
-    """The measured cells of one host, under one set of conditions, that a forecast rests on.
+    """The measured cells of one host under one policy and set of conditions that a forecast rests on.
 
-    ``samples``: of the host and of the guests alone (None: their kernel does not tell). ``bases``: path
-    under results, SHA-256 and use of each record with no guest. ``censuses``: by workload, that of its cell
-    with the most guests, and the cell's directory. ``left_out``: cells that are not used, with the reason.
+    ``samples``: one for each workload, number of guests and physical boot, of the host and of the guests
+    alone (None: their kernel does not tell). ``bases``: path under results, SHA-256 and use of each record
+    with no guest. ``censuses``: by workload, that of its cell with the most guests, and the cell's directory.
+    ``left_out``: cells that are not used, with the reason.
     """
 
     hypervisor: str
+    policy: str
     guest_memory_bytes: int
     page_size_bytes: int
     max_page_sharing: int
@@ -97,6 +103,7 @@ def forecast(arguments: Namespace) -> int:
         asked=mix or ({arguments.workload} if arguments.workload else ()),
         model=arguments.model,
         hypervisor=arguments.hypervisor,
+        policy=arguments.policy,
         bases_in=arguments.results,
     )
     model = make_model(found, scope, arguments.model)
@@ -133,6 +140,7 @@ def calibration(
     asked: Collection[str] = (),
     model: str = SHARING,
     hypervisor: str | None = None,
+    policy: str | None = None,
     bases_in: Path | None = None,
 ) -> Calibration:
     """The complete cells of the runs that a forecast may use.
@@ -143,6 +151,7 @@ def calibration(
         asked: the workloads asked for; of others, those that the model cannot be fitted to are left out.
         model: SHARING or CENSUS.
         hypervisor: this one only; needed when there are several.
+        policy: this one only; needed when there are several.
         bases_in: results whose capacity runs may hold the host's use with no guest.
 
     Raises ForecastError when nothing is left, or cells were measured under different conditions.
@@ -150,22 +159,15 @@ def calibration(
     table = tidy(list(runs))
     if hypervisor is not None:
         table = table[table["hypervisor"] == hypervisor]
+    if policy is not None:
+        table = table[table["policy"] == policy]
     stored = {
         (run.plan.run_id, cell.cell.hypervisor, cell.cell.cell_id): cell for run in runs for cell in run.cells
     }
     left_out, used = [], []
     for row in table.to_dict("records"):
         key = (str(row["run_id"]), str(row["hypervisor"]), str(row["cell_id"]))
-        workload, guests = str(row["workload"]), int(row["guests"])
-        reason = ""
-        if row["status"] != COMPLETE:
-            reason = f"{row['status']}: {row['problem']}"
-        elif (workload, guests) in predicted or (None, guests) in predicted:
-            reason = "it is what is predicted"
-        elif workload not in WORKLOADS.values():
-            reason = "it is a mix"
-        elif math.isnan(row["saved_gross_bytes"]):
-            reason = "its kernel uses zero pages without counting them"
+        reason = _left_out(row, predicted)
         if reason:
             left_out.append(f"run {key[0]}, {key[2]}: {reason.rstrip('.')}")
         else:
@@ -183,23 +185,14 @@ def calibration(
     rows = table[
         [(r["run_id"], r["hypervisor"], r["cell_id"]) in set(keys) for r in table.to_dict("records")]
     ]
-    hosts = sorted({key[1] for key in keys})
-    conflicts = pooling_conflicts(rows)
-    if len(hosts) > 1:
-        raise ForecastError(
-            f"several hosts were measured: choose one of {', '.join(hosts)} with --hypervisor."
-        )
-    if conflicts:
-        raise ForecastError(
-            f"the cells were measured under different conditions ({'; '.join(conflicts)}): "
-            "choose runs that match with --run."
-        )
+    _check_alike(rows)
     cells = [stored[key] for key in keys]
     first = cells[0]
     names = [name for name in rows.columns if name.startswith(PROVENANCE)]
     shared = {name.removeprefix(PROVENANCE): text(rows.iloc[0][name]) for name in names}
     return Calibration(
-        hypervisor=hosts[0],
+        hypervisor=first.cell.hypervisor,
+        policy=first.cell.policy,
         guest_memory_bytes=first.cell.guest_memory_bytes,
         page_size_bytes=first.page_size_bytes,
         # The kernel's own default (mm/ksm.c), where the file is absent.
@@ -212,9 +205,47 @@ def calibration(
             scope: _samples(cells, [gross for _key, gross in used], scope) for scope in (HOST, ENVELOPE)
         },
         censuses=_censuses(cells) if model == CENSUS else {},
-        bases=() if bases_in is None else _bases(bases_in, hosts[0], shared),
+        bases=() if bases_in is None else _bases(bases_in, first.cell.hypervisor, shared),
         left_out=tuple(left_out),
     )
+
+
+def _left_out(row: Mapping[Hashable, Any], predicted: Collection[tuple[str | None, int]]) -> str:
+    """Why a forecast does not use a cell, "" when it may."""
+    workload, guests = str(row["workload"]), int(row["guests"])
+    if row["status"] != COMPLETE:
+        return f"{row['status']}: {row['problem']}"
+    problems = (
+        ((workload, guests) in predicted or (None, guests) in predicted, "it is what is predicted"),
+        ("=" in workload, "it is a mix"),
+        (row["arm_order"] != OFF_ON, "KSM was on first, and what it split and freed stays so with KSM off"),
+        (math.isnan(row["saved_gross_bytes"]), "its kernel uses zero pages without counting them"),
+    )
+    return next((reason for wrong, reason in problems if wrong), "")
+
+
+def _check_alike(rows: pd.DataFrame) -> None:
+    """ForecastError where cells differ in more than workload and number of guests."""
+    hosts, policies = sorted(set(rows["hypervisor"])), sorted(set(rows["policy"]), key=policy_order)
+    if len(hosts) > 1:
+        raise ForecastError(
+            f"several hosts were measured: choose one of {', '.join(hosts)} with --hypervisor."
+        )
+    if len(policies) > 1:
+        raise ForecastError(
+            f"several policies were measured: choose one of {', '.join(policies)} with --policy."
+        )
+    conflicts = list(pooling_conflicts(rows))
+    conflicts += [
+        f"{workload} loaded before and after the checkpoint"
+        for workload, mine in rows.groupby("workload")
+        if mine["loaded"].nunique() > 1
+    ]
+    if conflicts:
+        raise ForecastError(
+            f"the cells were measured under different conditions ({'; '.join(conflicts)}): "
+            "choose runs that match with --run."
+        )
 
 
 def _fitting(
@@ -304,10 +335,6 @@ def forecast_content(
         now: the moment of writing, UTC.
     """
     predicted = [_predicted(model, mix) for mix in mixes]
-    design = [
-        {"workload": one["workload"], "guests": one["guests"], "guest_memory_bytes": found.guest_memory_bytes}
-        for one in predicted
-    ]
     counted = {path for path, _census in found.censuses.values()} if model.name == CENSUS else set()
     content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -316,10 +343,10 @@ def forecast_content(
         "created_at": now.isoformat(timespec="microseconds").replace("+00:00", "Z"),
         "scope": model.scope,
         "model": model.name,
+        "policy": found.policy,
         "hypervisor": found.hypervisor,
         "guest_memory_bytes": found.guest_memory_bytes,
         "capacity_bytes": capacity_bytes,
-        "design_digest": digest(design),
         "calibration": {
             "cells": [
                 {
@@ -343,8 +370,17 @@ def forecast_content(
         "guest_breakdown": {name: asdict(model.breakdown(name)) for name in model.workloads},
         "assumptions": assumptions(model),
     }
+    content["design_digest"] = design_digest(content)
     content["digest"] = digest(content)
     return content
+
+
+def design_digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the cells that a stored forecast predicts; those of version 1 name no policy."""
+    named = {name: content[name] for name in ("guest_memory_bytes", "policy") if name in content}
+    return digest(
+        [{"workload": one["workload"], "guests": one["guests"], **named} for one in content["predicted"]]
+    )
 
 
 def digest(content: Any) -> str:
@@ -379,8 +415,8 @@ def assumptions(model: Model) -> list[str]:
         "More guests are of the measured kind: same image, memory, workload, knobs, huge pages and host.",
         saving,
         "KSM has converged; until then the host needs up to the figure without KSM.",
-        "The intervals take the residuals of the cells as independent and alike at every N; foci of one "
-        "repetition share their boot, so they may be too narrow.",
+        "The intervals take the residuals as independent and alike at every N, one for each boot, the mean "
+        "of its repetitions; cells of different N or workloads share a boot, so they may be too narrow.",
         "In a mix the contents that guests share are nested: of two workloads the smaller D is common to the "
         "guests of both. Sharing nothing across workloads is given beside it.",
         "Safe: no page is shared, every page of guest memory is in use, and QEMU's part is the largest seen.",
@@ -405,21 +441,21 @@ def forecast_text(content: Mapping[str, Any], found: Calibration) -> str:
     what = "host memory" if content["scope"] == HOST else "memory of the QEMU processes"
     lines = [
         wrap(
-            f"Forecast of the {what} of {content['hypervisor']}, guests of "
+            f"Forecast of the {what} of {content['hypervisor']}, policy {content['policy']}, guests of "
             f"{content['guest_memory_bytes'] / MIB:.0f} MiB, from {len(cells)} measured cells: "
             + "; ".join(f"{name} at N = {', '.join(map(str, ns))}" for name, ns in numbers.items())
             + (f"; {len(found.bases)} measurements with no guest" if found.bases else "")
-            + (
-                f"; the saving by the census at N = {', '.join(map(str, sorted(counted)))}" if counted else ""
-            )
+            + (f"; the saving by the census at N = {', '.join(map(str, sorted(counted)))}" if counted else "")
             + "."
         ),
         "",
     ]
+    policy = content["policy"]
+    on_width = max(12, len(policy) + 2)
     if content["predicted"]:
         lines += [
-            f"{'':<28}{'':>5}{'used, MiB':>12}{'':>30}{'saved':>8}{'all diverge, MiB':>22}",
-            f"{'load':<28}{'N':>5}{'KSM off':>12}{'95 %':>9}{'KSM on':>12}{'95 %':>9}{'MiB/VM':>8}"
+            f"{'':<28}{'':>5}{'used, MiB':>12}{'':>{18 + on_width}}{'saved':>8}{'all diverge, MiB':>22}",
+            f"{'load':<28}{'N':>5}{'KSM off':>12}{'95 %':>9}{policy:>{on_width}}{'95 %':>9}{'MiB/VM':>8}"
             f"{'need':>12}{'at risk':>10}",
         ]
         for one in content["predicted"]:
@@ -430,13 +466,13 @@ def forecast_text(content: Mapping[str, Any], found: Calibration) -> str:
                     one["workload"],
                     28,
                     f"{one['guests']:>5}{off.mean_bytes / MIB:>12.0f}{_half(off):>9}"
-                    f"{on.mean_bytes / MIB:>12.0f}{_half(on):>9}{per_vm:>8.1f}"
+                    f"{on.mean_bytes / MIB:>{on_width}.0f}{_half(on):>9}{per_vm:>8.1f}"
                     f"{one['safe_bytes'] / MIB:>12.0f}{one['at_risk_bytes'] / MIB:>10.0f}",
                 )
             )
             if len(one["mix"]) > 1:
                 apart = one["used_on_apart_bytes"] / MIB
-                lines.append(f"{'':<28}nothing shared across workloads: {apart:.0f} with KSM on")
+                lines.append(f"{'':<28}nothing shared across workloads: {apart:.0f} with {policy}")
         lines.append("")
     lines += [
         f"How many fit in {content['capacity_bytes'] / MIB:.0f} MiB:",
@@ -493,16 +529,30 @@ def _workloads(wanted: str | None, model: Model) -> list[str]:
 def _samples(
     cells: Sequence[CellRecords], gross_bytes: Sequence[float], scope: str
 ) -> tuple[Sample, ...] | None:
-    samples = []
+    """One sample for each workload, number of guests and boot: the mean of the boot's repetitions."""
+    boots: dict[tuple[str, int, str], list[Sample]] = {}
     for cell, gross in zip(cells, gross_bytes, strict=True):
         used = [scope_used_bytes(cell, kind, scope) for kind in ("off", "on")]
         if used[0] is None or used[1] is None:
             return None
         profit = cell.observed("on")["host"]["ksm"]["general_profit"]
         sample = Sample(cell.cell.workload, cell.cell.guests, used[0], used[1], gross, None)
-        # general_profit is gross less the rmap_items (Documentation/admin-guide/mm/ksm.rst).
-        samples.append(sample if profit is None else replace(sample, rmap_bytes=gross - profit))
-    return tuple(samples)
+        boots.setdefault((sample.workload, sample.guests, cell.boot_key), []).append(
+            # general_profit is gross less the rmap_items (Documentation/admin-guide/mm/ksm.rst).
+            sample if profit is None else replace(sample, rmap_bytes=gross - profit)
+        )
+    return tuple(_mean_sample(repetitions) for repetitions in boots.values())
+
+
+def _mean_sample(repetitions: Sequence[Sample]) -> Sample:
+    rmap = [sample.rmap_bytes for sample in repetitions if sample.rmap_bytes is not None]
+    return replace(
+        repetitions[0],
+        off_bytes=fmean(sample.off_bytes for sample in repetitions),
+        on_bytes=fmean(sample.on_bytes for sample in repetitions),
+        gross_bytes=fmean(sample.gross_bytes for sample in repetitions),
+        rmap_bytes=fmean(rmap) if len(rmap) == len(repetitions) else None,
+    )
 
 
 def _censuses(cells: Sequence[CellRecords]) -> dict[str, tuple[Path, Census]]:

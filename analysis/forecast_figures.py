@@ -1,9 +1,11 @@
 """Figures of forecasts, their validation, capacity runs and divergence."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
+import pandas as pd
 
 mpl.use("Agg")
 from matplotlib.axes import Axes
@@ -19,12 +21,12 @@ from analysis.capacity import (
     used_series,
 )
 from analysis.design import MIB
-from analysis.figures import GAIN, GREY, LOSS, OFF, ON, PAPER, FigureError
+from analysis.figures import COLOURS, DASHES, GAIN, GREY, LOSS, OFF, ON, PAPER, FigureError
+from analysis.policies import OFF as NO_KSM
 
 GIB = 1 << 30
 _NAIVE = {"constant_saving": "constant saving", "sharing_ratio": "sharing ratio", "nominal": "nominal memory"}
 _NAIVE_COLOURS = {"constant_saving": PAPER, "sharing_ratio": "#CC79A7", "nominal": "#56B4E9"}
-_ARMS = {"off": (OFF, "KSM off"), "on": (ON, "KSM on")}
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -46,7 +48,7 @@ _PANELS = (
 
 
 def forecast_figure(content: Mapping[str, Any]) -> Figure:
-    """Predicted use against N with KSM off, on (with its interval) and all diverged; one panel a load.
+    """Predicted use against N: KSM off, the policy with its interval, all diverged; one panel a load.
 
     ``content``: a forecast as stored.
     """
@@ -55,8 +57,8 @@ def forecast_figure(content: Mapping[str, Any]) -> Figure:
         figure = Figure(figsize=(max(5.2 * len(loads), 6.4), 4.6), layout="constrained")
         panels = figure.subplots(1, len(loads), sharey=True, squeeze=False)[0]
         for axes, load in zip(panels, loads, strict=True):
-            _predicted_lines(axes, load)
-            _limits(axes, load, content["capacity_bytes"])
+            _predicted_lines(axes, load, content["policy"])
+            _limits(axes, [load], content["capacity_bytes"])
             axes.set_title(load["workload"].replace("_", " "), fontsize=10, loc="left")
             axes.set_xlabel("guests")
         panels[0].set_ylabel("memory used, GiB")
@@ -117,7 +119,9 @@ def validation_figure(rows: Sequence[tuple[str, float, Mapping[str, float]]]) ->
         axes.set_yticks(range(len(rows)), [row[0] for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.tick_params(length=0)
-        axes.set_xlabel("absolute error of the memory used with KSM on, % (at most 0.01 is drawn at 0.01)")
+        axes.set_xlabel(
+            "absolute error of the memory used with the policy on, % (at most 0.01 is drawn at 0.01)"
+        )
         figure.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=9)
         figure.suptitle(
             "Forecasts written before the run, beside naive answers", fontsize=12, x=0.01, ha="left"
@@ -125,10 +129,10 @@ def validation_figure(rows: Sequence[tuple[str, float, Mapping[str, float]]]) ->
     return figure
 
 
-def capacity_figure(run: CapacityRun, load: Mapping[str, Any] | None) -> Figure:
-    """Actual use against N with KSM off and on, over the predicted curves, with predicted and actual limits.
+def capacity_figure(run: CapacityRun, loads: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Actual use against N by policy, over the predicted curves, with predicted and actual limits.
 
-    ``load``: the load of the forecast that predicts the run; None draws what was measured alone.
+    ``loads``: by policy, the load of the forecast that predicts the run; none draws what was measured alone.
     Raises FigureError when the run has no step.
     """
     if not run.arms:
@@ -137,11 +141,13 @@ def capacity_figure(run: CapacityRun, load: Mapping[str, Any] | None) -> Figure:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(9.5, 5.2), layout="constrained")
         axes = figure.subplots()
-        if load is not None:
-            _predicted_lines(axes, load, suffix=", predicted")
-        for ksm, steps in run.arms.items():
-            colour, label = _ARMS[ksm]
-            mine = table[table["ksm"] == ksm]
+        arms = _arms(run)
+        for number, (policy, load) in enumerate(loads.items()):
+            colour, _label = arms[policy]
+            _predicted_lines(axes, load, policy, colour, suffix=", predicted", alone=number == 0)
+        for policy, steps in run.arms.items():
+            colour, label = arms[policy]
+            mine = table[table["policy"] == policy]
             axes.plot(
                 mine["guests"],
                 mine["used_bytes"] / GIB,
@@ -166,7 +172,7 @@ def capacity_figure(run: CapacityRun, load: Mapping[str, Any] | None) -> Figure:
             if seen.reached:
                 axes.axvline(seen.guests, color=colour, linewidth=1.2, linestyle="-")
                 _mark(axes, seen.guests, f"actual {seen.guests}", colour, 0.02)
-        _limits(axes, load, run.capacity_bytes, drawn=float(table["guests"].max()))
+        _limits(axes, list(loads.values()), run.capacity_bytes, drawn=float(table["guests"].max()))
         axes.set_xlabel("guests running (crosses: the step that met the limit)")
         axes.set_ylabel("memory used, GiB")
         figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=9)
@@ -180,16 +186,17 @@ def capacity_figure(run: CapacityRun, load: Mapping[str, Any] | None) -> Figure:
 
 
 def trade_off_figure(run: CapacityRun) -> Figure:
-    """Memory saved against performance lost, KSM on against off at the same N, each point marked with its N.
+    """Memory saved against performance lost, each policy against off at the same N, marked with its N.
 
-    Raises FigureError when no number of guests was seen with KSM off and on.
+    Raises FigureError when no number of guests was seen with KSM off and under a policy.
     """
-    table = relation(steps_table(run)) if run.arms.keys() >= {"off", "on"} else None
+    table = relation(steps_table(run)) if run.arms else None
     if table is None or table.empty:
         raise FigureError("there is nothing to draw: no number of guests was seen with KSM off and on.")
+    policies = list(dict.fromkeys(table["policy"]))
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(9.5, 4.6), layout="constrained")
-        for axes, title, names in zip(
+        for axes, heading, names in zip(
             figure.subplots(1, 2),
             ("throughput lost, %", "write latency added, %"),
             (
@@ -198,32 +205,16 @@ def trade_off_figure(run: CapacityRun) -> Figure:
             ),
             strict=True,
         ):
-            for (name, label), colour in zip(names.items(), (OFF, ON), strict=True):
-                axes.plot(
-                    table["saved_bytes"] / GIB,
-                    table[name],
-                    marker="o",
-                    markersize=4,
-                    color=colour,
-                    label=label,
-                )
-            for saved, guests, lost in zip(
-                table["saved_bytes"] / GIB, table["guests"], table[[*names]].max(axis=1), strict=True
-            ):
-                axes.annotate(
-                    f"{guests}",
-                    (saved, lost),
-                    xytext=(0, 5),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=8,
-                )
+            for policy, dashes in zip(policies, DASHES, strict=False):
+                mine = table[table["policy"] == policy]
+                _trade_off_lines(axes, mine, names, dashes, "" if len(policies) == 1 else f"{policy}, ")
             axes.axhline(0, color=GREY, linewidth=0.8)
-            axes.set_title(title, fontsize=10, loc="left")
+            axes.set_title(heading, fontsize=10, loc="left")
             axes.set_xlabel("memory saved, GiB (numbers: guests)")
             axes.legend(frameon=False, fontsize=9)
         figure.suptitle(
-            f"{run.workload.replace('_', ' ')}: memory saved against performance lost, KSM on against off",
+            f"{run.workload.replace('_', ' ')}: memory saved against performance lost, {', '.join(policies)} "
+            "against KSM off",
             fontsize=12,
             x=0.01,
             ha="left",
@@ -231,18 +222,45 @@ def trade_off_figure(run: CapacityRun) -> Figure:
     return figure
 
 
+def _trade_off_lines(
+    axes: Axes, table: pd.DataFrame, names: Mapping[str, str], dashes: str, prefix: str
+) -> None:
+    for (name, label), colour in zip(names.items(), (OFF, ON), strict=True):
+        axes.plot(
+            table["saved_bytes"] / GIB,
+            table[name],
+            marker="o",
+            markersize=4,
+            color=colour,
+            linestyle=dashes,
+            label=f"{prefix}{label}",
+        )
+    for saved, guests, lost in zip(
+        table["saved_bytes"] / GIB, table["guests"], table[[*names]].max(axis=1), strict=True
+    ):
+        axes.annotate(
+            f"{guests}",
+            (saved, lost),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
+
+
 def performance_figure(run: CapacityRun) -> Figure:
-    """Probes and host against N, KSM off and on. Raises FigureError when the run has no step."""
+    """Probes and host against N, with KSM off and each policy. FigureError when the run has no step."""
     if not run.arms:
         raise FigureError("there is nothing to draw: the run has no step.")
     table = steps_table(run)
     table = table[table["guests"] > 0]
+    arms = _arms(run)
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(10, 7.2), layout="constrained")
         panels = figure.subplots(3, 2, sharex=True).ravel()
         for axes, (name, title) in zip(panels, _PANELS, strict=True):
-            for ksm, (colour, label) in _ARMS.items():
-                mine = table[table["ksm"] == ksm]
+            for policy, (colour, label) in arms.items():
+                mine = table[table["policy"] == policy]
                 axes.plot(
                     mine["guests"],
                     mine[name],
@@ -252,10 +270,10 @@ def performance_figure(run: CapacityRun) -> Figure:
                     linewidth=1.4,
                     label=label,
                 )
-            for ksm, steps in run.arms.items():
+            for policy, steps in run.arms.items():
                 seen = actual_limit(steps)
                 if seen.reached:
-                    axes.axvline(seen.guests, color=_ARMS[ksm][0], linewidth=1, linestyle="--")
+                    axes.axvline(seen.guests, color=arms[policy][0], linewidth=1, linestyle="--")
             axes.set_ylim(bottom=0)
             axes.set_title(title, fontsize=10, loc="left")
         for axes in panels[-2:]:
@@ -263,7 +281,7 @@ def performance_figure(run: CapacityRun) -> Figure:
         figure.legend(
             *panels[0].get_legend_handles_labels(),
             loc="outside lower left",
-            ncols=2,
+            ncols=max(2, len(arms)),
             frameon=False,
             fontsize=9,
         )
@@ -308,7 +326,7 @@ def divergence_figure(content: Mapping[str, Any], seen: Divergence) -> Figure:
         axes.set_ylabel("GiB")
         figure.legend(loc="outside lower left", ncols=5, frameon=False, fontsize=9)
         figure.suptitle(
-            f"{seen.guests} merged guests ({seen.workload.replace('_', ' ')}) all write at once",
+            f"{seen.guests} guests ({seen.workload.replace('_', ' ')}), merged by {seen.policy}, write at once",
             fontsize=12,
             x=0.01,
             ha="left",
@@ -316,7 +334,22 @@ def divergence_figure(content: Mapping[str, Any], seen: Divergence) -> Figure:
     return figure
 
 
-def _predicted_lines(axes: Axes, load: Mapping[str, Any], suffix: str = "") -> None:
+def _arms(run: CapacityRun) -> dict[str, tuple[str, str]]:
+    """Colour and label of each arm of a run: KSM off, then its policies."""
+    labels = {policy: "KSM off" if policy == NO_KSM else policy for policy in (NO_KSM, *run.policies)}
+    return {policy: (colour, labels[policy]) for policy, colour in zip(labels, cycle(COLOURS), strict=False)}
+
+
+def _predicted_lines(
+    axes: Axes,
+    load: Mapping[str, Any],
+    policy: str,
+    colour: str = ON,
+    suffix: str = "",
+    *,
+    alone: bool = True,
+) -> None:
+    """A forecast's curves; ``alone``: those without a policy, too."""
     curve = load["curve"]
     guests = curve["guests"]
     if None not in curve["on_low_bytes"] and None not in curve["on_high_bytes"]:
@@ -324,22 +357,22 @@ def _predicted_lines(axes: Axes, load: Mapping[str, Any], suffix: str = "") -> N
             guests,
             [value / GIB for value in curve["on_low_bytes"]],
             [value / GIB for value in curve["on_high_bytes"]],
-            color=ON,
+            color=colour,
             alpha=0.2,
             linewidth=0,
-            label="95 % prediction interval",
+            label="95 % prediction interval" if alone else None,
         )
-    for name, colour, dashes, label in (
-        ("off", OFF, "-", f"KSM off{suffix}"),
-        ("on", ON, "-", f"KSM on{suffix}"),
-        ("safe", LOSS, "--", "all pages diverge (safe need)"),
-    ):
+    lines = [("on", colour, "-", f"{policy}{suffix}")]
+    if alone:
+        lines.insert(0, ("off", OFF, "-", f"KSM off{suffix}"))
+        lines.append(("safe", LOSS, "--", "all pages diverge (safe need)"))
+    for name, its_colour, dashes, label in lines:
         values = [value / GIB for value in curve[f"{name}_bytes"]]
-        axes.plot(guests, values, color=colour, linestyle=dashes, linewidth=1.6, label=label)
+        axes.plot(guests, values, color=its_colour, linestyle=dashes, linewidth=1.6, label=label)
 
 
 def _limits(
-    axes: Axes, load: Mapping[str, Any] | None, capacity_bytes: float, drawn: float | None = None
+    axes: Axes, loads: Sequence[Mapping[str, Any]], capacity_bytes: float, drawn: float | None = None
 ) -> None:
     capacity = capacity_bytes / GIB
     axes.axhline(capacity, color=GREY, linewidth=1.4)
@@ -353,7 +386,7 @@ def _limits(
         color=GREY,
     )
     far = [drawn or 0.0]
-    if load is not None:
+    for load in loads:
         limit = load["limits"]
         for name, colour, height, label in (("safe", LOSS, 0.16, "safe"), ("on", ON, 0.09, "expected")):
             if limit[name]:

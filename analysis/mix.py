@@ -5,10 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from analysis.errors import UserError
 
-# The focus of a cell whose guests are a mix: none of the paper's.
-MIX = 0
-
-_PART = re.compile(r"([a-z_]+)=([0-9]{1,4})")
+_PART = re.compile(r"([a-z][a-z0-9_-]*)=([0-9]{1,4})")
 
 
 class MixError(UserError):
@@ -49,14 +46,3 @@ def guest_workloads(load: str, guests: Iterable[str]) -> dict[str, str]:
         raise MixError(f"workload {load} has {sum(mix.values())} guests: {len(names)} are given.")
     workloads = [workload for workload in sorted(mix) for _guest in range(mix[workload])]
     return dict(zip(names, workloads, strict=True))
-
-
-def label(focus: int, workload: str) -> str:
-    """What a cell is called where its workload need not be said: focus 2, or the whole mix."""
-    return f"mix: {workload}" if focus == MIX else f"focus {focus}"
-
-
-def title(focus: int, workload: str) -> str:
-    """What a cell is called: focus 2, constant fill, or the whole mix."""
-    name = label(focus, workload)
-    return name if focus == MIX else f"{name}, {workload.replace('_', ' ')}"

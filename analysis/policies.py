@@ -9,6 +9,8 @@ from analysis.data_files import PROJECT, DataFileError, names_in, read_file
 
 POLICIES = PROJECT / "policies"
 OFF = "off"
+# What others are compared with
+DEFAULT = "ksm"
 THP_MODES = ("keep", "always", "madvise", "never")
 
 _KEYS = frozenset({"description", "run", "knobs", "needs", "thp_enabled", "service"})
@@ -52,6 +54,11 @@ class Policy:
 def policy_names(folder: Path = POLICIES) -> list[str]:
     """The policies that exist."""
     return names_in(folder)
+
+
+def policy_order(name: str) -> tuple[bool, bool, str]:
+    """A key to sort policies by: off, the default one, then the others by the alphabet."""
+    return (name != OFF, name != DEFAULT, name)
 
 
 @cache

@@ -219,7 +219,16 @@ def _validator() -> Validator:
 
 
 def _inconsistency(cell: Cell, records: dict[str, dict[str, Any]]) -> str:
-    off, on, samples = records["off"], records["on"], records["merge"]["observed"]["samples"]
+    """Why the records of a cell do not belong together, "" when they do."""
+    checks = (_guests_differ, _conditions_differ, _treatments_differ)
+    found = next((problem for check in checks if (problem := check(cell, records))), "")
+    samples = records["merge"]["observed"]["samples"]
+    if not found and (len({len(column) for column in samples.values()}) != 1 or not samples["seconds"]):
+        return "the columns of the merge samples are empty or of different lengths"
+    return found
+
+
+def _guests_differ(cell: Cell, records: dict[str, dict[str, Any]]) -> str:
     guests = {kind: records[kind]["observed"]["guests"] for kind in ("off", "on")}
     for kind, seen in guests.items():
         if len(seen) != cell.guests:
@@ -230,29 +239,29 @@ def _inconsistency(cell: Cell, records: dict[str, dict[str, Any]]) -> str:
     changed = sorted(
         name for name, seen in guests["off"].items() if guests["on"].get(name, {}).get("pid") != seen["pid"]
     )
-    if changed:
-        return f"off and on saw different processes for {', '.join(changed)}"
-    differing = [
-        name for name in _SAME_IN_BOTH_ARMS if off["provenance"].get(name) != on["provenance"].get(name)
-    ]
+    return f"off and on saw different processes for {', '.join(changed)}" if changed else ""
+
+
+def _conditions_differ(_cell: Cell, records: dict[str, dict[str, Any]]) -> str:
+    off, merge, on = (records[kind]["provenance"] for kind in ("off", "merge", "on"))
+    differing = [name for name in _SAME_IN_BOTH_ARMS if off.get(name) != on.get(name)]
     if differing:
         return f"off and on were measured with different {', '.join(differing)}"
-    merge = records["merge"]
-    knobs = [record["provenance"]["ksm_knobs"] for record in (merge, on)]
-    tuned = self_tuned(knobs[1], on["requested"]["service"])
+    knobs = [seen["ksm_knobs"] for seen in (merge, on)]
+    tuned = self_tuned(knobs[1], records["on"]["requested"]["service"])
     differing = [
         f"ksm_knobs.{name}"
         for name in sorted(knobs[0].keys() | knobs[1].keys())
         if name not in tuned and knobs[0].get(name) != knobs[1].get(name)
     ]
-    if differing:
-        return f"merge and on were measured with different {', '.join(differing)}"
-    if any(records[kind]["requested"] != on["requested"] for kind in RECORD_KINDS):
-        return "its records were asked for differently"
-    if on["requested"]["policy"] != cell.policy:
-        return f"its records are of the policy {on['requested']['policy']}"
-    if any(records[kind]["provenance"]["start"] != on["provenance"]["start"] for kind in RECORD_KINDS):
-        return "its records began from different boots or checkpoints"
-    if len({len(column) for column in samples.values()}) != 1 or not samples["seconds"]:
-        return "the columns of the merge samples are empty or of different lengths"
-    return ""
+    return f"merge and on were measured with different {', '.join(differing)}" if differing else ""
+
+
+def _treatments_differ(cell: Cell, records: dict[str, dict[str, Any]]) -> str:
+    asked = [records[kind]["requested"] for kind in RECORD_KINDS]
+    if any(one != asked[0] for one in asked):
+        return "its records were asked for with different values"
+    if asked[0]["policy"] != cell.policy:
+        return f"its records are of the policy {asked[0]['policy']}"
+    starts = [records[kind]["provenance"]["start"] for kind in RECORD_KINDS]
+    return "its records began from different starts" if any(one != starts[0] for one in starts) else ""

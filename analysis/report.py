@@ -3,7 +3,7 @@
 import json
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import jinja2
@@ -11,20 +11,30 @@ import pandas as pd
 
 from analysis.cell_census import ROWS, CensusMeans, censuses
 from analysis.design import MIB
-from analysis.mix import MIX, label
+from analysis.policies import policy_order
 from analysis.records import COMPLETE, CellRecords, Run
-from analysis.statistics import PAPER_MIB_PER_VM, Estimate, FocusSummary
+from analysis.statistics import (
+    COMPARED,
+    PAPER_MIB_PER_VM,
+    Difference,
+    Estimate,
+    PolicyDifference,
+    Summary,
+    exact,
+)
+from analysis.workloads import focus_of, title
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 WIDTH = 110
-_LABEL_WIDTH, _N_WIDTH = 17, 8
+_WORKLOAD_WIDTH, _LABEL_WIDTH, _N_WIDTH = 16, 29, 8
+_BOOTS = "boots"
 
 _FOOTNOTE = (
-    "n: repetitions in the mean / planned. MB means MiB (2^20 bytes), the paper's MB included. Host used: "
-    "MemTotal - MemAvailable of the whole host. Saved by MemAvail: rise of MemAvailable from KSM off to on, "
-    "as in the paper; gross: (pages_sharing + ksm_zero_pages) x page size; profit: general_profit, the gross "
-    "less KSM's own memory; PSS: fall of the guests' proportional set sizes. differ: ours by MemAvail less "
-    "the paper's."
+    "boots: boots in the mean x repetitions in each, of how many planned cells where not all. MB means MiB "
+    "(2^20 bytes), the paper's MB included. Host used: MemTotal - MemAvailable of the whole host, with KSM "
+    "off and with the policy on. Saved by MemAvail: rise of MemAvailable from off to on, as in the paper; "
+    "gross: (pages_sharing + ksm_zero_pages) x page size; profit: general_profit, the gross less KSM's own "
+    "memory; PSS: fall of the guests' proportional set sizes. differ: ours by MemAvail less the paper's."
 )
 
 
@@ -43,53 +53,99 @@ class Column:
 
 
 COLUMNS = (
-    Column("host used, MiB", "KSM off", 9, 0, "host_used_off_mib"),
-    Column("host used, MiB", "KSM on", 9, 0, "host_used_on_mib"),
-    Column("saved, MB/VM, by", "MemAvail", 10, 1, "saved_mem_available_mib_per_vm"),
-    Column("saved, MB/VM, by", "gross", 8, 1, "saved_gross_mib_per_vm"),
-    Column("saved, MB/VM, by", "profit", 8, 1, "saved_general_profit_mib_per_vm"),
-    Column("saved, MB/VM, by", "PSS", 8, 1, "saved_pss_mib_per_vm"),
-    Column("paper, MB/VM", "figure", 8, 1, "paper"),
-    Column("paper, MB/VM", "differ", 8, 1, "difference"),
-    Column("settled", "after s", 9, 1, "converged_after_seconds"),
+    Column("host used, MiB", "off", 7, 0, "host_used_off_mib"),
+    Column("host used, MiB", "on", 7, 0, "host_used_on_mib"),
+    Column("saved, MB/VM, by", "MemAvail", 9, 1, "saved_mem_available_mib_per_vm"),
+    Column("saved, MB/VM, by", "gross", 7, 1, "saved_gross_mib_per_vm"),
+    Column("saved, MB/VM, by", "profit", 7, 1, "saved_general_profit_mib_per_vm"),
+    Column("saved, MB/VM, by", "PSS", 7, 1, "saved_pss_mib_per_vm"),
+    Column("paper, MB/VM", "figure", 7, 1, "paper"),
+    Column("paper, MB/VM", "differ", 7, 1, "difference"),
+    Column("settled", "after s", 8, 1, "converged_after_seconds"),
     Column("ksmd", "CPU s", 7, 1, "ksmd_cpu_seconds"),
 )
 
+_BEGAN = {
+    "checkpoint": ", restored from a checkpoint",
+    "boot": ", measured as booted",
+    "": "",
+}
+# Headings of what two policies are compared by
+_HEADS = tuple(column.head for column in COLUMNS if column.quantity in COMPARED)
+_COMPARED_WIDTH = 48
 
-def summary_text(summaries: Sequence[FocusSummary], runs: Sequence[Run], others: Sequence[str] = ()) -> str:
+
+def summary_text(
+    summaries: Sequence[Summary],
+    runs: Sequence[Run],
+    differences: Sequence[PolicyDifference] = (),
+    others: Sequence[str] = (),
+) -> str:
     """The summary as aligned text of at most 110 columns.
 
     Args:
         summaries: as from :func:`analysis.statistics.summarise`.
         runs: the runs that they cover.
+        differences: as from :func:`analysis.statistics.policy_differences`.
         others: ids of the runs left out.
     """
     parts = [heading(runs)]
     for where, mine in by_place(summaries):
         parts.append("\n".join([where, *_table_lines(mine)]))
-    parts.append("\n".join(wrap(line) for line in notes(summaries, others)))
+    if differences:
+        parts.append("\n".join(_difference_lines(differences)))
+    parts.append("\n".join(wrap(line) for line in notes(summaries, differences, others)))
     return "\n\n".join(parts) + "\n"
 
 
 def heading(runs: Sequence[Run]) -> str:
-    """What was measured on what, in some lines."""
+    """What was measured on what, from which boots and under which policies, in some lines."""
     lines = []
     for run in runs:
-        measured = next((cell for cell in run.cells if cell.status == COMPLETE), None)
         lines.append(f"Run {run.plan.run_id}, started {run.plan.created_at}")
-        if measured is None:
+        measured = [cell for cell in run.cells if cell.status == COMPLETE]
+        if not measured:
             continue
-        found = measured.provenance
+        found = measured[0].provenance
         lines.append(
             wrap(
                 f"{found['os_release']}, kernel {found['kernel_release']}, QEMU "
                 f"{found['qemu_version'] or 'of unknown version'} ({found['accelerator']}), "
                 f"{found['cpu_count']} x {found['cpu_model'] or found['architecture']}, "
-                f"{found['memory_total_bytes'] / (MIB << 10):.1f} GiB; huge pages {found['thp']['enabled']}; "
-                "KSM " + ", ".join(f"{name} {value}" for name, value in asked_knobs(measured).items())
+                f"{found['memory_total_bytes'] / (MIB << 10):.1f} GiB"
             )
         )
+        lines += [wrap(line) for line in (*_policy_lines(measured), *_boot_lines(measured))]
     return "\n".join(lines)
+
+
+def _policy_lines(measured: Sequence[CellRecords]) -> list[str]:
+    """Each policy with the knobs that were asked for and the huge pages, as read back."""
+    first: dict[str, CellRecords] = {}
+    for cell in measured:
+        first.setdefault(cell.cell.policy, cell)
+    lines = []
+    for policy, cell in sorted(first.items(), key=lambda item: policy_order(item[0])):
+        service = cell.records["on"]["requested"]["service"]
+        lines.append(
+            f"Policy {policy}: "
+            + ", ".join(f"{name} {value}" for name, value in asked_knobs(cell).items())
+            + f"; huge pages {cell.provenance['thp']['enabled']}"
+            + (f"; service {service}" if service else "")
+        )
+    return lines
+
+
+def _boot_lines(measured: Sequence[CellRecords]) -> list[str]:
+    """The checkpoints that the cells began from: which boots were measured, and when they were booted."""
+    boots = {}
+    for cell in measured:
+        start = cell.provenance["start"]
+        if start["checkpoint"] is not None:
+            took = "" if start["boot_seconds"] is None else f" in {start['boot_seconds']:.0f} s"
+            digest = start["checkpoint"].removeprefix("sha256:")[:12]
+            boots[cell.boot_key] = f"{digest}, booted {start['booted_at']}{took}"
+    return [f"Checkpoints: {'; '.join(boots.values())}"] if boots else []
 
 
 def asked_knobs(records: CellRecords) -> dict[str, int | str]:
@@ -98,40 +154,58 @@ def asked_knobs(records: CellRecords) -> dict[str, int | str]:
     return {name: read_back.get(name, "absent") for name in records.records["on"]["requested"]["ksm_knobs"]}
 
 
-def notes(summaries: Sequence[FocusSummary], others: Sequence[str] = ()) -> list[str]:
+def notes(
+    summaries: Sequence[Summary],
+    differences: Sequence[PolicyDifference] = (),
+    others: Sequence[str] = (),
+) -> list[str]:
     """What the reader of the table must know: cells left out and why, pooling refused, units."""
     lines = []
     for summary in summaries:
-        name = label(summary.focus, summary.workload)
+        name = row_name(summary)
         if summary.not_pooled:
             lines.append(
-                f"! {name}: its {summary.measured} repetitions are not pooled, for they were measured under "
+                f"! {name}: its {summary.measured} cells are not pooled, for they were measured under "
                 f"different conditions: {'; '.join(summary.not_pooled)}. Each by MemAvailable: "
                 + ", ".join(
-                    f"{repetition.run_id} repetition {repetition.repetition} "
-                    f"{repetition.saved_mem_available_mib_per_vm:.1f} MB/VM"
-                    for repetition in summary.repetitions
-                    if repetition.status == COMPLETE
+                    f"{one.run_id} boot {one.boot} repetition {one.repetition} "
+                    f"{one.saved_mem_available_mib_per_vm:.1f} MB/VM"
+                    for one in summary.cells
+                    if one.status == COMPLETE
                 )
                 + "."
             )
-        several = len({repetition.run_id for repetition in summary.repetitions}) > 1
-        for repetition in summary.repetitions:
-            run = f"run {repetition.run_id}, " if several else ""
-            if repetition.status != COMPLETE:
-                seen = repetition.saved_mem_available_mib_per_vm
+        several = len({one.run_id for one in summary.cells}) > 1
+        for one in summary.cells:
+            run = f"run {one.run_id}, " if several else ""
+            if one.status != COMPLETE:
+                seen = one.saved_mem_available_mib_per_vm
                 value = "" if seen is None else f" ({seen:.1f} MB/VM by MemAvailable when it ended)"
                 lines.append(
-                    f"! {name}, {run}repetition {repetition.repetition}: {repetition.status}, left out of "
-                    f"the mean: {repetition.problem.rstrip('.')}{value}."
+                    f"! {name}, {run}boot {one.boot} repetition {one.repetition}: {one.status}, left out of "
+                    f"the mean: {one.problem.rstrip('.')}{value}."
                 )
-    if any(summary.measured == 1 for summary in summaries):
+    lines += [
+        f"! {title(one.workload)}: {one.policy} is not compared with {one.baseline}, for they were measured "
+        f"under different conditions: {'; '.join(one.not_compared)}."
+        for one in differences
+        if one.not_compared
+    ]
+    pooled = [summary for summary in summaries if summary.measured and not summary.not_pooled]
+    if any(len(summary.boots) == 1 for summary in pooled):
         lines.append(
-            "One repetition: no interval. More: `python -m analysis run --focus all --repetitions 4`."
+            "One boot: no interval, whatever the repetitions within it. More: `-e boots=3` of the experiment."
         )
-    if any(summary.measured > 1 and not summary.not_pooled for summary in summaries):
+    if any(len(summary.boots) > 1 for summary in pooled):
         lines.append(
-            "±: half of the 95 % t interval, by repetition; CoV: standard deviation over mean, by repetition."
+            "± 95 %: half of the t interval over boots; CoV: standard deviation between boots over the mean."
+        )
+    if any(max(summary.boots) > 1 for summary in pooled):
+        lines.append("within: standard deviation of the repetitions within a boot, pooled over the boots.")
+    if any(summary.arm_order != "off-on" for summary in summaries):
+        lines.append(
+            "KSM on first: what KSM split and freed stays so when it is switched off, so that these are no "
+            "repetitions of the others."
         )
     lines.append(_FOOTNOTE)
     if others:
@@ -139,22 +213,43 @@ def notes(summaries: Sequence[FocusSummary], others: Sequence[str] = ()) -> list
     return lines
 
 
-def summary_json(summaries: Sequence[FocusSummary], runs: Sequence[Run], others: Sequence[str]) -> str:
-    """The summary as JSON: run_ids, other_run_ids, summaries and notes.
+def row_name(summary: Summary) -> str:
+    """What one line is called in words: 1 idle, ksm."""
+    return f"{title(summary.workload)}, {summary.variant}"
 
-    A summary is a FocusSummary, with ``census``: CensusMeans, or null where none was taken.
+
+def replicates(boots: Sequence[int]) -> str:
+    """Boots x repetitions of each: 3x2, or 3x1-2 where they have not all as many."""
+    least, most = min(boots), max(boots)
+    return f"{len(boots)}x{least}" + (f"-{most}" if most > least else "")
+
+
+def summary_json(
+    summaries: Sequence[Summary],
+    runs: Sequence[Run],
+    differences: Sequence[PolicyDifference],
+    others: Sequence[str],
+) -> str:
+    """The summary as JSON: run_ids, other_run_ids, summaries, policy_differences and notes.
+
+    A summary is a Summary, with ``variant``, and ``census``: CensusMeans, or null where none was taken.
     """
     counted, problems = censuses(summaries, runs)
     content = {
-        "schema_version": 1,
+        "schema_version": 2,
         "run_ids": [run.plan.run_id for run in runs],
         "other_run_ids": list(others),
         "unit": "MB is MiB, 2^20 bytes",
         "summaries": [
-            {**asdict(summary), "census": None if census is None else asdict(census)}
+            {
+                **asdict(summary),
+                "variant": summary.variant,
+                "census": None if census is None else asdict(census),
+            }
             for summary, census in zip(summaries, counted, strict=True)
         ],
-        "notes": [*notes(summaries), *(f"! {problem}" for problem in problems)],
+        "policy_differences": [asdict(one) for one in differences],
+        "notes": [*notes(summaries, differences), *(f"! {problem}" for problem in problems)],
     }
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
@@ -165,8 +260,9 @@ def summary_csv(table: pd.DataFrame) -> str:
 
 
 def html_page(
-    summaries: Sequence[FocusSummary],
+    summaries: Sequence[Summary],
     runs: Sequence[Run],
+    differences: Sequence[PolicyDifference],
     remarks: Sequence[str],
     figures: Iterable[tuple[str, str]],
 ) -> str:
@@ -175,6 +271,7 @@ def html_page(
     Args:
         summaries: as from :func:`analysis.statistics.summarise`.
         runs: the runs that they cover.
+        differences: as from :func:`analysis.statistics.policy_differences`.
         remarks: what the reader must know, see :func:`notes`.
         figures: caption and SVG text of each.
     """
@@ -188,9 +285,11 @@ def html_page(
     places = [
         {
             "where": where,
-            "rows": [{"label": _label(s), "lines": table_rows(s)} for s in mine],
+            "rows": [
+                {"label": title(s.workload), "variant": s.variant, "lines": table_rows(s)} for s in mine
+            ],
             "censuses": [
-                {"label": _label(summary), "cells": _census_cells(census), "words": census.words()}
+                {"label": row_name(summary), "cells": _census_cells(census), "words": census.words()}
                 for summary, census in zip(mine, censuses(mine, runs)[0], strict=True)
                 if census is not None
             ],
@@ -201,6 +300,11 @@ def html_page(
         heading=heading(runs).splitlines(),
         columns=COLUMNS,
         places=places,
+        compared=_HEADS,
+        differences=[
+            {"label": _difference_name(one), "n": one.n_boots, "cells": _difference_cells(one)}
+            for one in differences
+        ],
         census_columns=["n", *(name for name, _part in ROWS)],
         notes=remarks,
         figures=[{"caption": caption, "svg": svg[svg.index("<svg") :]} for caption, svg in figures],
@@ -213,28 +317,33 @@ def _census_cells(census: CensusMeans) -> list[str]:
     return [f"{census.counted}/{census.cells}", *shown]
 
 
-def by_place(summaries: Sequence[FocusSummary]) -> list[tuple[str, list[FocusSummary]]]:
-    """Summaries that belong in one table, with what they share: a host, and its guests' number and size."""
-    places: dict[str, list[FocusSummary]] = {}
+def by_place(summaries: Sequence[Summary]) -> list[tuple[str, list[Summary]]]:
+    """Summaries that belong in one table, with what they share: host, guests, and what these began from."""
+    places: dict[str, list[Summary]] = {}
     for summary in summaries:
         size = summary.guest_memory_bytes >> 20
-        places.setdefault(f"{summary.hypervisor}: {summary.guests} guests of {size} MB", []).append(summary)
+        began = _BEGAN[summary.start_from]
+        where = f"{summary.hypervisor}: {summary.guests} guests of {size} MB{began}"
+        places.setdefault(where, []).append(summary)
     return list(places.items())
 
 
-def table_rows(summary: FocusSummary) -> list[list[str]]:
-    """Cells of one focus, n first: means; below them the half intervals and the CoV where there are any."""
+def table_rows(summary: Summary) -> list[list[str]]:
+    """Cells of one line, boots first: means; below them the intervals and spreads where there are any."""
     shown = {**summary.estimates, **_against_paper(summary)}
-    means = [f"{summary.measured}/{summary.planned}"]
-    half_widths, covs = ["± 95 %"], ["CoV"]
+    rows = {name: [name] for name in (_boots(summary), "± 95 %", "CoV", "within")}
+    means, half_widths, covs, within = rows.values()
     for column in COLUMNS:
         value = shown[column.quantity]
         sign = "+" if column.quantity == "difference" else ""
         means.append("-" if value is None else f"{value.mean:{sign}.{column.decimals}f}")
-        half = None if value is None else value.half_width
+        half, cov, spread = (
+            (None, None, None) if value is None else (value.half_width, value.cov, value.within_boot_sd)
+        )
         half_widths.append("" if half is None else f"±{half:.{column.decimals}f}")
-        covs.append("" if value is None or value.cov is None else f"{100 * value.cov:.1f} %")
-    return [means, half_widths, covs] if any(half_widths[1:]) else [means]
+        covs.append("" if cov is None else f"{100 * cov:.1f} %")
+        within.append("" if spread is None else f"{spread:.{column.decimals}f}")
+    return [means, *(row for row in (half_widths, covs, within) if any(row[1:]))]
 
 
 def wrap(line: str, indent: str = "  ") -> str:
@@ -249,37 +358,79 @@ def named(name: str, width: int, cells: str) -> str:
     return f"{name:<{width}}{cells}" if len(name) < width else f"{name}\n{'':<{width}}{cells}"
 
 
-def _against_paper(summary: FocusSummary) -> dict[str, Estimate | None]:
+def _boots(summary: Summary) -> str:
+    if not summary.boots:
+        return f"0/{summary.planned}"
+    left_out = f"/{summary.planned}" if summary.measured < summary.planned else ""
+    return replicates(summary.boots) + left_out
+
+
+def _against_paper(summary: Summary) -> dict[str, Estimate | None]:
     ours = summary.estimates["saved_mem_available_mib_per_vm"]
     difference = None
     if ours is not None and summary.paper is not None:
-        difference = Estimate(ours.n, summary.paper.difference, summary.paper.half_width, None)
-    paper = PAPER_MIB_PER_VM.get(summary.focus)
-    return {"paper": None if paper is None else Estimate(1, paper, None, None), "difference": difference}
+        difference = replace(ours, mean=summary.paper.difference, cov=None, within_boot_sd=None)
+    return {
+        "paper": exact(PAPER_MIB_PER_VM.get(focus_of(summary.workload) or 0)),
+        "difference": difference,
+    }
 
 
-def _label(summary: FocusSummary) -> str:
-    if summary.focus == MIX:
-        return label(summary.focus, summary.workload)
-    return f"{summary.focus} {summary.workload.replace('_', ' ')}"
-
-
-def _table_lines(summaries: Sequence[FocusSummary]) -> list[str]:
+def _table_lines(summaries: Sequence[Summary]) -> list[str]:
     groups = {column.group: 0 for column in COLUMNS}
     for column in COLUMNS:
         groups[column.group] += column.width
     top = " " * (_LABEL_WIDTH + _N_WIDTH) + "".join(f"{group:>{width}}" for group, width in groups.items())
-    under = _line("focus", ["n", *(column.head for column in COLUMNS)])
+    under = _line(_label("workload", "policy"), [_BOOTS, *(column.head for column in COLUMNS)])
     lines = [top, under, "-" * len(under)]
     for summary in summaries:
-        name = _label(summary)
+        name = _label(title(summary.workload), summary.variant)
         for cells in table_rows(summary):
             lines.append(_line(name, cells))
             name = ""
     return lines
 
 
+def _label(workload: str, policy: str) -> str:
+    """Workload and policy in their columns, or where the workload is too long for its own, in words."""
+    if len(workload) < _WORKLOAD_WIDTH:
+        return f"{workload:<{_WORKLOAD_WIDTH}}{policy}"
+    return f"{workload}, {policy}"
+
+
 def _line(name: str, cells: Sequence[str]) -> str:
     widths = [_N_WIDTH, *(column.width for column in COLUMNS)]
     cells_text = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
     return named(name, _LABEL_WIDTH, cells_text).rstrip()
+
+
+def _difference_lines(differences: Sequence[PolicyDifference]) -> list[str]:
+    """Each policy against the baseline, saving more (+) or less (-)."""
+    lines = [
+        "Saved more (+) or less (-) than by the other policy from the same checkpoint, MB/VM, by",
+        f"{'':<{_COMPARED_WIDTH}}{_BOOTS:>6}" + "".join(f"{head:>14}" for head in _HEADS),
+    ]
+    lines.append("-" * len(lines[1]))
+    return lines + [
+        named(
+            _difference_name(one),
+            _COMPARED_WIDTH,
+            f"{one.n_boots:>6}" + "".join(f"{cell:>14}" for cell in _difference_cells(one)),
+        )
+        for one in differences
+    ]
+
+
+def _difference_name(one: PolicyDifference) -> str:
+    return f"{title(one.workload)}, {one.guests} guests: {one.policy} - {one.baseline}"
+
+
+def _difference_cells(one: PolicyDifference) -> list[str]:
+    return [_difference_cell(one.differences[quantity]) for quantity in COMPARED]
+
+
+def _difference_cell(seen: Difference | None) -> str:
+    if seen is None:
+        return "-"
+    half = "" if seen.half_width is None else f" ±{seen.half_width:.1f}"
+    return f"{round(seen.mean, 1) + 0.0:+.1f}{half}"

@@ -4,7 +4,7 @@ A boot is the replicate: an independent set of booted guests. Repetitions within
 checkpoint, so they say how well one boot can be measured and nothing about another.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.stats import t  # type: ignore[import-untyped]
 
 from analysis.design import MIB
+from analysis.policies import DEFAULT, policy_order
 from analysis.records import COMPLETE, CellRecords, Run
 from analysis.table import MEASURES, PROVENANCE, REQUESTED, TREATMENT
 from analysis.workloads import focus_of, in_order
@@ -33,8 +34,6 @@ QUANTITIES = {
 # What two policies are compared by.
 COMPARED = tuple(f"saved_{name}_mib_per_vm" for name in MEASURES)
 
-# The policy that others are compared with, where it was measured.
-DEFAULT_POLICY = "ksm"
 OFF_ON = "off-on"
 CHECKPOINT = "checkpoint"
 
@@ -108,7 +107,7 @@ class Summary:
     def variant(self) -> str:
         """What was done to the guests' pages: the policy, and what else tells this line from another."""
         if self.arm_order != OFF_ON:
-            return "KSM on first" if self.policy == DEFAULT_POLICY else f"{self.policy}, on first"
+            return "KSM on first" if self.policy == DEFAULT else f"{self.policy}, on first"
         return f"{self.policy}, loaded" if self.loaded else self.policy
 
 
@@ -149,13 +148,15 @@ def estimate(boots: Sequence[Sequence[float]]) -> Estimate | None:
     if not values or any(pd.isna(value) for value in values):
         return None
     means = [fmean(boot) for boot in boots]
-    n, mean = len(means), fmean(means)
-    within = _within_boot_sd(boots)
-    if n == 1:
-        return Estimate(1, len(values), mean, None, within, None)
-    deviation = stdev(means)
-    half_width = _quantile(n) * deviation / sqrt(n)
-    return Estimate(n, len(values), mean, half_width, within, deviation / abs(mean) if mean else None)
+    mean = fmean(means)
+    return Estimate(
+        n_boots=len(means),
+        repetitions=len(values),
+        mean=mean,
+        half_width=_half_width(means),
+        within_boot_sd=_within_boot_sd(boots),
+        cov=stdev(means) / abs(mean) if len(means) > 1 and mean else None,
+    )
 
 
 def exact(value: float | None) -> Estimate | None:
@@ -181,8 +182,11 @@ def pooling_conflicts(rows: pd.DataFrame) -> tuple[str, ...]:
         if len(values) > 1:
             conflicts.append(f"{column.removeprefix(PROVENANCE)}: {' / '.join(values)}")
     # What was asked for and is so on the host need not be said twice.
-    return tuple(conflict for conflict in conflicts if conflict.removeprefix(REQUESTED) not in conflicts[:]
-                 or not conflict.startswith(REQUESTED))
+    return tuple(
+        conflict
+        for conflict in conflicts
+        if not (conflict.startswith(REQUESTED) and conflict.removeprefix(REQUESTED) in conflicts)
+    )
 
 
 def summarise(table: pd.DataFrame) -> list[Summary]:
@@ -203,31 +207,151 @@ def averaged(summary: Summary, runs: Sequence[Run]) -> tuple[CellRecords, ...]:
         records
         for run in runs
         for records in run.cells
-        if records.cell.hypervisor == summary.hypervisor
-        and (run.plan.run_id, records.cell.cell_id) in wanted
+        if records.cell.hypervisor == summary.hypervisor and (run.plan.run_id, records.cell.cell_id) in wanted
     )
 
 
 def policy_differences(table: pd.DataFrame) -> list[PolicyDifference]:
     """Each policy against the baseline, wherever both were measured from the same checkpoint.
 
-    The baseline is ksm, or where that was not measured the first by the alphabet.
+    The baseline is the default policy, or where that was not measured the first by the alphabet.
     """
     usable = table[(table["status"] == COMPLETE) & (table["start_from"] == CHECKPOINT)]
     names = ["hypervisor", *(name for name in TREATMENT if name != "policy")]
     found = []
     for _key, rows in usable.groupby(names, sort=True):
-        policies = sorted(set(rows["policy"]), key=_policy_order)
-        found += [
-            _difference(rows, policy, policies[0]) for policy in policies[1:] if _shared(rows, policy, policies[0])
-        ]
+        baseline, *others = sorted(set(rows["policy"]), key=policy_order)
+        found += [one for policy in others if (one := _difference(rows, policy, baseline)) is not None]
     place = {load: number for number, load in enumerate(in_order(table["workload"]))}
-    return sorted(found, key=lambda one: (one.hypervisor, one.guests, one.guest_memory_bytes, place[one.workload]))
+    return sorted(
+        found, key=lambda one: (one.hypervisor, one.guests, one.guest_memory_bytes, place[one.workload])
+    )
 
 
 def _condition_columns(rows: pd.DataFrame) -> list[str]:
     return [
         name
-        for name in rows.columns
+        for name in map(str, rows.columns)
         if name.startswith((PROVENANCE, REQUESTED)) or name == "convergence_rule"
     ]
+
+
+def _half_width(means: Sequence[float]) -> float | None:
+    """Half of the t interval of one mean a boot."""
+    n = len(means)
+    return float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * stdev(means) / sqrt(n) if n > 1 else None
+
+
+def _within_boot_sd(boots: Sequence[Sequence[float]]) -> float | None:
+    repeated = [boot for boot in boots if len(boot) > 1]
+    if not repeated:
+        return None
+    squares = sum((value - fmean(boot)) ** 2 for boot in repeated for value in boot)
+    return sqrt(squares / sum(len(boot) - 1 for boot in repeated))
+
+
+def _order(loads: Iterable[str]) -> Callable[[Summary], Any]:
+    place = {load: number for number, load in enumerate(in_order(loads))}
+    return lambda one: (
+        one.hypervisor,
+        one.guests,
+        one.guest_memory_bytes,
+        one.start_from,
+        place[one.workload],
+        one.arm_order != OFF_ON,
+        policy_order(one.policy),
+        one.loaded,
+    )
+
+
+def _summary(rows: pd.DataFrame) -> Summary:
+    first = rows.iloc[0]
+    workload = str(first["workload"])
+    usable = rows[rows["status"] == COMPLETE]
+    conflicts = pooling_conflicts(usable)
+    boots = [boot for _key, boot in usable.groupby("boot_key", sort=False)]
+    estimates = {
+        name: None if conflicts else estimate([[float(v) / unit for v in boot[column]] for boot in boots])
+        for name, (column, unit) in QUANTITIES.items()
+    }
+    paper = PAPER_MIB_PER_VM.get(focus_of(workload) or 0)
+    return Summary(
+        hypervisor=str(first["hypervisor"]),
+        workload=workload,
+        policy=str(first["policy"]),
+        guests=int(first["guests"]),
+        guest_memory_bytes=int(first["guest_memory_bytes"]),
+        start_from=str(first["start_from"]),
+        loaded=bool(first["loaded"]),
+        arm_order=str(first["arm_order"]),
+        planned=len(rows),
+        measured=len(usable),
+        boots=tuple(len(boot) for boot in boots),
+        not_pooled=conflicts,
+        estimates=estimates,
+        paper=_compare(estimates["saved_mem_available_mib_per_vm"], paper),
+        cells=tuple(_measured(row) for row in rows.to_dict("records")),
+    )
+
+
+def _compare(ours: Estimate | None, paper: float | None) -> Comparison | None:
+    return None if ours is None or paper is None else Comparison(paper, ours.mean - paper, ours.half_width)
+
+
+def _measured(row: Mapping[Hashable, Any]) -> Measured:
+    saved = float(row["saved_mem_available_mib_per_vm"])
+    return Measured(
+        run_id=str(row["run_id"]),
+        cell_id=str(row["cell_id"]),
+        boot=int(row["boot"]),
+        repetition=int(row["repetition"]),
+        status=str(row["status"]),
+        problem=str(row["problem"]),
+        saved_mem_available_mib_per_vm=None if pd.isna(saved) else saved,
+    )
+
+
+def _difference(rows: pd.DataFrame, policy: str, baseline: str) -> PolicyDifference | None:
+    """Of one treatment but for the policy; None where no boot has both."""
+    by_policy = {name: rows[rows["policy"] == name] for name in (policy, baseline)}
+    shared = set.intersection(*(set(mine["boot_key"]) for mine in by_policy.values()))
+    if not shared:
+        return None
+    mine = {name: found[found["boot_key"].isin(shared)] for name, found in by_policy.items()}
+    conflicts = {conflict for found in mine.values() for conflict in pooling_conflicts(found)}
+    conflicts |= set(_beside_the_policy(pd.concat(list(mine.values()))))
+    means = {name: found.groupby("boot_key")[list(COMPARED)].mean() for name, found in mine.items()}
+    # A mean of the known repetitions would pass for all.
+    unknown = {
+        column: any(bool(found[column].isna().any()) for found in mine.values()) for column in COMPARED
+    }
+    first = rows.iloc[0]
+    return PolicyDifference(
+        hypervisor=str(first["hypervisor"]),
+        workload=str(first["workload"]),
+        guests=int(first["guests"]),
+        guest_memory_bytes=int(first["guest_memory_bytes"]),
+        policy=policy,
+        baseline=baseline,
+        n_boots=len(shared),
+        not_compared=tuple(sorted(conflicts)),
+        differences={
+            column: None
+            if conflicts or unknown[column]
+            else _paired(list(means[policy][column] - means[baseline][column]))
+            for column in COMPARED
+        },
+    )
+
+
+def _paired(differences: Sequence[float]) -> Difference:
+    return Difference(fmean(differences), _half_width(differences))
+
+
+def _beside_the_policy(rows: pd.DataFrame) -> list[str]:
+    """Conflicts between two policies that are not what the policies themselves ask for."""
+    own = {f"{PROVENANCE}ksm_knobs.", REQUESTED}
+    if rows[f"{REQUESTED}thp_enabled"].nunique() > 1:
+        own.add(f"{PROVENANCE}thp.enabled")
+    kept = [name for name in map(str, rows.columns) if not name.startswith(tuple(own))]
+    return list(pooling_conflicts(rows[kept]))

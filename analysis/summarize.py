@@ -7,9 +7,8 @@ from pathlib import Path
 from analysis import figures, report
 from analysis.cell_census import censuses
 from analysis.ledger import SOURCES, LedgerError, ledger
-from analysis.mix import label
 from analysis.records import COMPLETE, CellRecords, Run, find_run, find_runs, load_run
-from analysis.statistics import FocusSummary, summarise
+from analysis.statistics import PolicyDifference, Summary, policy_differences, summarise
 from analysis.table import tidy
 
 
@@ -20,17 +19,17 @@ def summarize(arguments: Namespace) -> int:
     """
     runs, others = choose(arguments.results, arguments.run, everything=arguments.all)
     table = tidy(runs)
-    summaries = summarise(table)
+    summaries, differences = summarise(table), policy_differences(table)
     if arguments.figure:
         figures.save(figures.figure_2(summaries), arguments.figure)
     if arguments.html:
-        arguments.html.write_text(page(summaries, runs, others), encoding="utf-8")
+        arguments.html.write_text(page(summaries, runs, differences, others), encoding="utf-8")
     if arguments.json:
-        print(report.summary_json(summaries, runs, others), end="")
+        print(report.summary_json(summaries, runs, differences, others), end="")
     elif arguments.csv:
         print(report.summary_csv(table), end="")
     else:
-        print(report.summary_text(summaries, runs, others), end="")
+        print(report.summary_text(summaries, runs, differences, others), end="")
     return 0
 
 
@@ -45,7 +44,12 @@ def choose(results: Path, run_id: str | None, *, everything: bool) -> tuple[list
     return [load_run(directory) for directory in chosen], others
 
 
-def page(summaries: Sequence[FocusSummary], runs: Sequence[Run], others: Sequence[str]) -> str:
+def page(
+    summaries: Sequence[Summary],
+    runs: Sequence[Run],
+    differences: Sequence[PolicyDifference],
+    others: Sequence[str],
+) -> str:
     """The HTML page with every figure that the records allow."""
     drawn, remarks = [], []
     for where, mine in report.by_place(summaries):
@@ -59,24 +63,27 @@ def page(summaries: Sequence[FocusSummary], runs: Sequence[Run], others: Sequenc
         caption = f"Run {run.plan.run_id}: how the saving grew while KSM merged, every cell."
         drawn.append((caption, figures.burndown_figure(measured)))
         try:
-            chosen = [(records.cell, ledger(records)) for records in one_of_each_focus(measured)]
+            books = [(report.row_name(summary), ledger(cell)) for summary, cell in first_of_each(run)]
         except LedgerError as error:
             remarks.append(f"! {error}")
             continue
         caption = (
-            f"Run {run.plan.run_id}: the reconciled ledger, first measured cell of each focus. "
+            f"Run {run.plan.run_id}: the reconciled ledger, first measured cell of each line of the table. "
             + " ".join(f"{name[0].upper()}{name[1:]}: {source}." for name, source in SOURCES.items())
         )
-        books = [(label(cell.focus, cell.workload), book) for cell, book in chosen]
         drawn.append((caption, figures.ledger_figure(books)))
     pictures = [(caption, figures.svg_text(figure)) for caption, figure in drawn]
     remarks += [f"! {problem}" for problem in censuses(summaries, runs)[1]]
-    return report.html_page(summaries, runs, [*report.notes(summaries, others), *remarks], pictures)
+    return report.html_page(
+        summaries, runs, differences, [*report.notes(summaries, differences, others), *remarks], pictures
+    )
 
 
-def one_of_each_focus(cells: Sequence[CellRecords]) -> list[CellRecords]:
-    """The first cell of each focus, by focus."""
-    first: dict[int, CellRecords] = {}
-    for cell in cells:
-        first.setdefault(cell.cell.focus, cell)
-    return [first[focus] for focus in sorted(first)]
+def first_of_each(run: Run) -> list[tuple[Summary, CellRecords]]:
+    """Each line of a run's table that was measured, with the first of its cells."""
+    cells = {(cell.cell.hypervisor, cell.cell.cell_id): cell for cell in run.cells if cell.status == COMPLETE}
+    lines = []
+    for summary in summarise(tidy([run])):
+        mine = [cells.get((summary.hypervisor, one.cell_id)) for one in summary.cells]
+        lines += [(summary, cell) for cell in [found for found in mine if found is not None][:1]]
+    return lines

@@ -44,11 +44,11 @@ def tidy(runs: list[Run]) -> pd.DataFrame:
 
     Columns: the cell's identity; what its guests began from: ``start_from`` (checkpoint or boot; "" while no
     cell of the run tells), ``checkpoint``, ``booted_at``, ``boot_seconds``, ``restore_seconds``, ``loaded``,
-    ``arm_order``; ``boot_key``, the physical boot, which is the replicate; ``status`` (complete, unconverged, damaged, failed, invalid, missing)
-    and ``problem``; host memory used off and on and ``saved_<measure>_bytes`` for the four measures, in
-    bytes of the whole host, and ``saved_<measure>_mib_per_vm``; ``converged`` as recorded, and
-    ``settled`` when the samples judged again say so too; ksmd's CPU time while merging; ``provenance.*`` and
-    ``requested.*``, the conditions.
+    ``arm_order``; ``boot_key``, the physical boot, which is the replicate; ``status`` (complete, unconverged,
+    damaged, failed, invalid, missing) and ``problem``; host memory used off and on and
+    ``saved_<measure>_bytes`` for the four measures, in bytes of the whole host, and
+    ``saved_<measure>_mib_per_vm``; ``converged`` as recorded, and ``settled`` when the samples judged again
+    say so too; ksmd's CPU time while merging; ``provenance.*`` and ``requested.*``, the conditions.
     What was not measured is NaN or None, never 0. Only a row of status complete may be averaged.
     """
     cells = [(run.plan.run_id, records) for run in runs for records in run.cells]
@@ -112,9 +112,7 @@ def _planned(records: CellRecords) -> dict[str, Any]:
     }
 
 
-def _start(
-    run_id: str, records: CellRecords, cells: Sequence[tuple[str, CellRecords]]
-) -> dict[str, Any]:
+def _start(run_id: str, records: CellRecords, cells: Sequence[tuple[str, CellRecords]]) -> dict[str, Any]:
     """The start of a cell; where no record of its own tells, in which way cells like it began."""
     start = records.start
     if start is None:

@@ -13,6 +13,7 @@ from analysis import forecast_figures
 from analysis.capacity import (
     CAPACITY,
     ActualLimit,
+    CapacityRecord,
     CapacityRun,
     Divergence,
     actual_limit,
@@ -22,6 +23,7 @@ from analysis.capacity import (
     divergence,
     divergence_lines,
     load_capacity,
+    no_guests,
     relation,
     steps_table,
     text,
@@ -30,11 +32,14 @@ from analysis.capacity import (
 from analysis.design import MIB, REFERENCE
 from analysis.errors import UserError
 from analysis.figures import save
-from analysis.forecast import FORECASTS, digest, record_digests, scope_used_bytes
+from analysis.forecast import FORECASTS, design_digest, digest, record_digests, scope_used_bytes
+from analysis.migration import migrate_forecast
 from analysis.mix import mix_text, parse_mix
+from analysis.policies import OFF
 from analysis.records import COMPLETE, CellRecords, RecordError, Run, find_run, find_runs, load_run
 from analysis.report import named, wrap
 from analysis.sharing import ENVELOPE, HOST
+from analysis.statistics import OFF_ON
 from analysis.table import PROVENANCE, tidy
 
 NAIVE = {
@@ -52,9 +57,10 @@ class ValidationError(UserError):
 
 @dataclass(frozen=True)
 class Forecast:
-    """A stored forecast, and where it lies."""
+    """A forecast, and where it lies. ``stored``: as it is in the file, which its digests are of."""
 
     path: Path
+    stored: dict[str, Any]
     content: dict[str, Any]
 
 
@@ -68,11 +74,12 @@ class Joined:
     forecast_id: str
     model: str
     scope: str
+    policy: str
     workload: str
     guests: int
     run_id: str
     cell_id: str
-    order: str
+    arm_order: str
     measured_off: float
     measured_on: float
     predicted_off: float
@@ -83,18 +90,18 @@ class Joined:
     @property
     def error_off(self) -> float | None:
         """Relative error without KSM; None after on: huge pages that KSM split stay split."""
-        if self.order != "off-on":
+        if self.arm_order != OFF_ON:
             return None
         return self.predicted_off / self.measured_off - 1
 
     @property
     def error_on(self) -> float:
-        """Relative error with KSM."""
+        """Relative error with the policy on."""
         return self.predicted_on / self.measured_on - 1
 
     @property
     def naive_errors(self) -> dict[str, float]:
-        """Relative error of each naive answer with KSM."""
+        """Relative error of each naive answer with the policy on."""
         return {name: value / self.measured_on - 1 for name, value in self.naive_on.items()}
 
     @property
@@ -132,10 +139,13 @@ class Score:
 
 @dataclass(frozen=True)
 class CapacityJoin:
-    """Predicted and actual limit of one arm. None: no limit below 9999; ``worst_error`` along the curve."""
+    """Predicted and actual limit of one arm: of off, or of the forecast's policy.
+
+    None: no limit below 9999; ``worst_error`` along the curve.
+    """
 
     forecast_id: str
-    ksm: str
+    policy: str
     predicted: int | None
     predicted_low: int | None
     predicted_high: int | None
@@ -199,20 +209,12 @@ def load_forecasts(results: Path, files: Sequence[Path] | None = None) -> list[F
 
 def forecast_problem(forecast: Forecast, results: Path) -> str:
     """Why a whole forecast cannot be joined, "" when it can: it or its calibration was changed since."""
-    content = forecast.content
-    if content["digest"] != digest(content):
+    stored = forecast.stored
+    if stored["digest"] != digest(stored):
         return "it was changed after it was written (its digest differs)"
-    design = [
-        {
-            "workload": p["workload"],
-            "guests": p["guests"],
-            "guest_memory_bytes": content["guest_memory_bytes"],
-        }
-        for p in content["predicted"]
-    ]
-    if content["design_digest"] != digest(design):
+    if stored["design_digest"] != design_digest(stored):
         return "its predicted cells are not those of its design digest"
-    return _calibration_problem(content, results)
+    return _calibration_problem(stored, results)
 
 
 def join(content: Mapping[str, Any], runs: Sequence[Run]) -> tuple[list[Joined], list[str]]:
@@ -227,7 +229,9 @@ def join(content: Mapping[str, Any], runs: Sequence[Run]) -> tuple[list[Joined],
     stored = {
         (run.plan.run_id, cell.cell.hypervisor, cell.cell.cell_id): cell for run in runs for cell in run.cells
     }
-    here = table[table["hypervisor"] == content["hypervisor"]].to_dict("records")
+    here = table[
+        (table["hypervisor"] == content["hypervisor"]) & (table["policy"] == content["policy"])
+    ].to_dict("records")
     for predicted in content["predicted"]:
         wanted = (predicted["workload"], predicted["guests"])
         before = len(joined)
@@ -237,8 +241,7 @@ def join(content: Mapping[str, Any], runs: Sequence[Run]) -> tuple[list[Joined],
             cell = stored[(row["run_id"], row["hypervisor"], row["cell_id"])]
             reason = _refusal(content, row, cell)
             off, on = (
-                None if reason else scope_used_bytes(cell, kind, content["scope"])
-                for kind in ("off", "on")
+                None if reason else scope_used_bytes(cell, kind, content["scope"]) for kind in ("off", "on")
             )
             if off is None or on is None:
                 reason = reason or "its records lack Pss_Anon"
@@ -265,10 +268,11 @@ def load_name(workload: str) -> str:
 
 
 def by_model(joined: Sequence[Joined]) -> dict[str, list[Joined]]:
-    """The joined cells by the model of their forecast; what is of an envelope apart."""
+    """The joined cells by model and policy of their forecast; what is of an envelope apart."""
     groups: dict[str, list[Joined]] = {}
     for one in joined:
-        groups.setdefault(f"{one.model}{'' if one.scope == HOST else f', {one.scope}'}", []).append(one)
+        name = f"{one.model}, {one.policy}{'' if one.scope == HOST else f', {one.scope}'}"
+        groups.setdefault(name, []).append(one)
     return dict(sorted(groups.items()))
 
 
@@ -300,20 +304,23 @@ def score(joined: Sequence[Joined]) -> Score:
 
 def validation_text(joined: Sequence[Joined], refused: Sequence[str]) -> str:
     """The held-out cells as one table of at most 110 columns, and the scores."""
-    lines = ["Forecasts against what was measured afterwards (memory used with KSM on, MiB)", ""]
+    lines = ["Forecasts against what was measured afterwards (memory used with the policy on, MiB)", ""]
     for model, mine in by_model(joined).items():
         lines += [
             f"By the model {model}{', host memory' if mine[0].scope == HOST else ''}:",
-            f"{'':<30}{'KSM off':>9}{'KSM on, MiB':>27}{'error':>8}{'naive answers, error %':>34}",
+            f"{'':<30}{'KSM off':>9}{f'{mine[0].policy}, MiB':>27}{'error':>8}{'naive answers, error %':>34}",
             f"{'load':<26}{'N':>4}{'error %':>9}{'measured':>10}{'predicted':>10}{'95 %':>7}{'%':>8}"
             f"{'constant':>12}{'ratio':>11}{'nominal':>11}",
         ]
         lines += [_line(one) for one in mine]
         lines.append("")
-        lines += _score_lines("All", score(mine))
+        policy = mine[0].policy
+        lines += _score_lines("All", policy, score(mine))
         matters = [one for one in mine if one.ksm_matters]
         if matters and len(matters) < len(mine):
-            lines += _score_lines(f"Where KSM saves at least {100 * KSM_MATTERS:.0f} %", score(matters))
+            lines += _score_lines(
+                f"Where it saves at least {100 * KSM_MATTERS:.0f} %", policy, score(matters)
+            )
         lines.append("")
     if joined:
         lines += [wrap(f"{name.replace('_', ' ')}: {meaning}.") for name, meaning in NAIVE.items()]
@@ -328,10 +335,15 @@ def validation_text(joined: Sequence[Joined], refused: Sequence[str]) -> str:
 def capacity_problem(content: Mapping[str, Any], run: CapacityRun) -> str:
     """Why a forecast does not speak of this capacity run, "" when it does."""
     scope = HOST if run.envelope_bytes is None else ENVELOPE
-    steps = [step.content for arm in run.arms.values() for step in arm] or [run.first]
+    spoken_of = _arms_of(content, run)
+    steps = [step.content for arm in spoken_of.values() for step in arm] or [run.first]
     differing = [words for step in steps for words in _step_differences(content, step)]
     problems = (
         (_load_of(content, run) is None, f"it does not forecast {run.workload}"),
+        (
+            bool(run.policies) and content["policy"] not in run.policies,
+            f"it is for the policy {content['policy']}",
+        ),
         (
             (content["scope"], content["capacity_bytes"]) != (scope, run.capacity_bytes),
             f"it is for {content['capacity_bytes'] / MIB:.0f} MiB of the {content['scope']}, the run had "
@@ -349,7 +361,7 @@ def capacity_problem(content: Mapping[str, Any], run: CapacityRun) -> str:
 
 
 def join_capacity(content: Mapping[str, Any], run: CapacityRun) -> list[CapacityJoin]:
-    """Predicted beside actual limit, for each arm.
+    """Predicted beside actual limit, without KSM and with the forecast's policy.
 
     Raises ValidationError when they do not belong together.
     """
@@ -361,8 +373,9 @@ def join_capacity(content: Mapping[str, Any], run: CapacityRun) -> list[Capacity
         )
     limit, curve = load["limits"], load["curve"]
     joins = []
-    for ksm, steps in run.arms.items():
-        predicted = dict(zip(curve["guests"], curve[f"{ksm}_bytes"], strict=True))
+    for policy, steps in _arms_of(content, run).items():
+        arm = "off" if policy == OFF else "on"
+        predicted = dict(zip(curve["guests"], curve[f"{arm}_bytes"], strict=True))
         errors = [
             abs(predicted[step.content["guests"]] / used_bytes(step.content) - 1)
             for step in steps
@@ -371,10 +384,10 @@ def join_capacity(content: Mapping[str, Any], run: CapacityRun) -> list[Capacity
         joins.append(
             CapacityJoin(
                 forecast_id=content["forecast_id"],
-                ksm=ksm,
-                predicted=limit[ksm],
-                predicted_low=limit["on_low"] if ksm == "on" else None,
-                predicted_high=limit["on_high"] if ksm == "on" else None,
+                policy=policy,
+                predicted=limit[arm],
+                predicted_low=limit["on_low"] if arm == "on" else None,
+                predicted_high=limit["on_high"] if arm == "on" else None,
                 safe=limit["safe"],
                 actual=actual_limit(steps),
                 worst_error=max(errors, default=None),
@@ -385,9 +398,9 @@ def join_capacity(content: Mapping[str, Any], run: CapacityRun) -> list[Capacity
 
 @dataclass(frozen=True)
 class _Section:
-    """What is known of one capacity run."""
+    """What is known of one capacity run. ``forecasts``: that of each policy which has one."""
 
-    forecast: Mapping[str, Any] | None
+    forecasts: dict[str, Mapping[str, Any]]
     joins: tuple[CapacityJoin, ...]
     divergences: tuple[Divergence, ...]
     refused: tuple[str, ...]
@@ -402,15 +415,16 @@ class _Section:
         ]
         if run.arms:
             lines += [*capacity_lines(run), "", "Limit, guests:"]
-        for ksm, steps in run.arms.items():
+        for policy, steps in run.arms.items():
             seen = actual_limit(steps)
-            line = f"KSM {ksm}: actual {seen.guests}{'' if seen.reached else ' or more'} ({seen.reason})"
+            name = "KSM off" if policy == OFF else policy
+            line = f"{name}: actual {seen.guests}{'' if seen.reached else ' or more'} ({seen.reason})"
             for one in self.joins:
-                if one.ksm == ksm:
+                if one.policy == policy:
                     line += f"; predicted {_count(one.predicted)}"
                     if one.predicted_low is not None and one.predicted_high is not None:
                         line += f" (95 %: {one.predicted_low} to {one.predicted_high})"
-                    if ksm == "on":
+                    if policy != OFF:
                         line += f", safe {_count(one.safe)}"
                     if one.worst_error is not None:
                         line += f"; worst error of the use along the way {100 * one.worst_error:.1f} %"
@@ -430,17 +444,26 @@ def _capacity_section(run: CapacityRun, forecasts: Sequence[Mapping[str, Any]]) 
         for content in forecasts
         if content not in fitting and _load_of(content, run) is not None
     ]
-    # The last one written before the run is the one that predicts it.
-    chosen = max(fitting, key=lambda content: str(content["created_at"]), default=None)
+    # Of each policy the last one written before the run is the one that predicts it.
+    chosen: dict[str, Mapping[str, Any]] = {}
+    for content in sorted(fitting, key=lambda content: str(content["created_at"])):
+        chosen[content["policy"]] = content
     return _Section(
-        forecast=chosen,
-        joins=() if chosen is None else tuple(join_capacity(chosen, run)),
+        forecasts=chosen,
+        joins=tuple(one for content in chosen.values() for one in join_capacity(content, run)),
         divergences=tuple(
-            divergence(record, _safe_bytes(chosen, run, record.content["guests"]))
+            divergence(
+                record, _safe_bytes(chosen.get(record.content["policy"]), run, record.content["guests"])
+            )
             for record in run.divergences
         ),
         refused=tuple(refused),
     )
+
+
+def _arms_of(content: Mapping[str, Any], run: CapacityRun) -> dict[str, tuple[CapacityRecord, ...]]:
+    """The arms that a forecast speaks of: off, and that of its policy."""
+    return {policy: arm for policy, arm in run.arms.items() if policy in (OFF, content["policy"])}
 
 
 def _load_of(content: Mapping[str, Any], run: CapacityRun) -> Mapping[str, Any] | None:
@@ -458,13 +481,14 @@ def _safe_bytes(content: Mapping[str, Any] | None, run: CapacityRun, guests: int
 
 def _read(path: Path) -> Forecast:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValidationError(f"{path} cannot be read: {error}.") from None
+    content = migrate_forecast(stored)
     found = breach(content, "forecast")
     if found:
         raise ValidationError(f"{path} is not a forecast, at {found}.")
-    return Forecast(path, content)
+    return Forecast(path, stored, content)
 
 
 def _calibration_problem(content: Mapping[str, Any], results: Path) -> str:
@@ -521,8 +545,9 @@ def _step_differences(content: Mapping[str, Any], step: dict[str, Any]) -> list[
     expected = {
         name: value
         for name, value in content["calibration"]["conditions"].items()
-        # With KSM off the knobs say nothing.
-        if step["ksm"] == "on" or not name.startswith("ksm_knobs.")
+        # With KSM off the knobs say nothing, and no guest began from nothing.
+        if not (step["policy"] == OFF and name.startswith("ksm_knobs."))
+        and not (no_guests(step) and name == "start.from")
     }
     return differences(expected, conditions(step))
 
@@ -537,11 +562,12 @@ def _joined(
         forecast_id=content["forecast_id"],
         model=content["model"],
         scope=content["scope"],
+        policy=content["policy"],
         workload=predicted["workload"],
         guests=predicted["guests"],
         run_id=str(row["run_id"]),
         cell_id=str(row["cell_id"]),
-        order=str(row["order"]),
+        arm_order=str(row["arm_order"]),
         measured_off=used[0],
         measured_on=used[1],
         predicted_off=predicted["used_off"]["mean_bytes"],
@@ -565,7 +591,7 @@ def _line(one: Joined) -> str:
     )
 
 
-def _score_lines(label: str, seen: Score) -> list[str]:
+def _score_lines(label: str, policy: str, seen: Score) -> list[str]:
     ratio = "no error of ours to compare" if seen.ratio is None else f"{seen.ratio:.1f} times ours"
     inside = (
         f"{seen.inside} of {seen.with_interval} inside their interval"
@@ -577,7 +603,7 @@ def _score_lines(label: str, seen: Score) -> list[str]:
         off = f"KSM off worst {100 * seen.worst_off:.2f} %, mean {100 * seen.mean_off:.2f} %; "
     return [
         wrap(
-            f"{label} ({seen.cells} cells): with KSM on worst error {100 * seen.worst:.2f} %, mean "
+            f"{label} ({seen.cells} cells): with {policy} worst error {100 * seen.worst:.2f} %, mean "
             f"{100 * seen.mean:.2f} %; {off}{inside}. Best naive answer: "
             f"{seen.best_naive.replace('_', ' ')}, mean error "
             f"{100 * seen.naive_mean[seen.best_naive]:.2f} %, {ratio}."
@@ -597,7 +623,7 @@ def _draw(
         several = len(by_model(joined)) > 1
         rows = [
             (
-                f"{one.workload}\nN = {one.guests}{f', {one.model}' if several else ''}",
+                f"{one.workload}\nN = {one.guests}{f', {one.model}, {one.policy}' if several else ''}",
                 one.error_on,
                 one.naive_errors,
             )
@@ -606,11 +632,15 @@ def _draw(
         save(forecast_figures.validation_figure(rows), directory / "validation.png")
     for run, section in zip(capacity, sections, strict=True):
         name = f"{run.run_id}-{run.hypervisor}-{run.workload}"
-        load = None if section.forecast is None else _load_of(section.forecast, run)
+        loads = {
+            policy: load
+            for policy, content in section.forecasts.items()
+            if (load := _load_of(content, run)) is not None
+        }
         if run.arms:
-            save(forecast_figures.capacity_figure(run, load), directory / f"capacity-{name}.png")
+            save(forecast_figures.capacity_figure(run, loads), directory / f"capacity-{name}.png")
             save(forecast_figures.performance_figure(run), directory / f"performance-{name}.png")
-        if run.arms.keys() >= {"off", "on"} and not relation(steps_table(run)).empty:
+        if run.arms and not relation(steps_table(run)).empty:
             save(forecast_figures.trade_off_figure(run), directory / f"trade-off-{name}.png")
         for number, (record, seen) in enumerate(zip(run.divergences, section.divergences, strict=True), 1):
             save(
@@ -628,7 +658,7 @@ def _report_json(
     models = by_model(joined)
     matter = by_model([one for one in joined if one.ksm_matters])
     content = {
-        "schema_version": 1,
+        "schema_version": 2,
         "joined": [
             {
                 **asdict(one),
@@ -653,7 +683,7 @@ def _report_json(
                 "relation": json.loads(relation(steps_table(run)).to_json(orient="records"))
                 if run.arms
                 else [],
-                "limits": {ksm: asdict(actual_limit(steps)) for ksm, steps in run.arms.items()},
+                "limits": {policy: asdict(actual_limit(steps)) for policy, steps in run.arms.items()},
                 "joins": [asdict(one) for one in section.joins],
                 "divergences": [
                     {**asdict(one), "survived": one.survived, "safe_holds": one.safe_holds}

@@ -28,7 +28,7 @@ from jsonschema.exceptions import best_match
 from analysis.design import make_private_directory, write_private
 from analysis.module_progress import run_with_progress
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE = "census.json"
 PROVENANCE_GIVEN = ("design_digest", "image_digest", "accelerator", "testbed_version")
 MIB = 1 << 20

@@ -17,14 +17,18 @@ def variables(**changes: Any) -> dict[str, Any]:
     """Every variable of the experiment, as group_vars would give it, with changes."""
     return {
         "focus": "1",
+        "workloads": "",
         "mix": "",
+        "policies": "ksm",
         "guests": 15,
         "guest_memory_mib": 512,
         "guest_reserve_mib": 64,
         "accelerator": "auto",
         "boot_wave": 0,
+        "boots": 1,
         "repetitions": 1,
-        "orders": "off-on",
+        "checkpoint": "keep",
+        "cell_order_seed": 1,
         "keep_guests": False,
         "census": False,
         "guest_ssh_port_base": 22200,
@@ -162,24 +166,12 @@ def synthetic_records(plan: Plan, cell: Cell, saved_mib_per_vm: float = 100) -> 
     gross, rmap = int(saved_mib_per_vm * MIB) * cell.guests, 8 * MIB * cell.guests
     sharing = gross // PAGE
     common = {
-        "schema_version": 1,
+        "schema_version": 2,
         "run_id": plan.run_id,
         "recorded_at": "2026-11-23T19:00:00.123456Z",
         "monotonic_seconds": 1000.0,
         "cell": asdict(cell),
-        "requested": {
-            "ksm_knobs": plan.design["ksm_knobs"],
-            "thp_enabled": "keep",
-            "accelerator": "auto",
-            "guest_reserve_bytes": 64 * MIB,
-            "convergence": {
-                "min_full_scans": 3,
-                "window_scans": 2,
-                "threshold_percent": 0.5,
-                "timeout_seconds": 900.0,
-            },
-            "sample_interval_seconds": 1.0,
-        },
+        "requested": plan.policies[cell.policy]["requested"],
         "provenance": {
             "design_digest": plan.design_digest,
             "kernel_release": "6.18.0-synthetic",
@@ -206,6 +198,15 @@ def synthetic_records(plan: Plan, cell: Cell, saved_mib_per_vm: float = 100) -> 
             },
             "swap_total_bytes": 0,
             "testbed_version": "0.1.0",
+            "start": {
+                "from": "checkpoint",
+                "checkpoint": "sha256:" + f"{cell.boot:064x}",
+                "booted_at": "2026-11-23T18:00:00.000000Z",
+                "boot_seconds": 200.0,
+                "restore_seconds": 9.0,
+                "loaded": False,
+                "arm_order": "off-on",
+            },
         },
     }
     names = [f"guest{number:02d}" for number in range(1, cell.guests + 1)]

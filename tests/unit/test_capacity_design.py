@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from planned import play_action, variables
 from synthetic_capacity import MIB, capacity_record
 
 from analysis.capacity import used_bytes
-from analysis.capacity_design import CapacityDesign, fitting, next_guests, stop
+from analysis.capacity_design import CapacityDesign, arms, check_variables, fitting, next_guests, stop
 from analysis.design import PROJECT, Design, DesignError
 
 VARIABLES = yaml.safe_load((PROJECT / "inventory/group_vars/all/capacity.yml").read_text())
-EXPERIMENT = yaml.safe_load((PROJECT / "inventory/group_vars/all/experiment.yml").read_text())
-del EXPERIMENT["results_directory"]
+EXPERIMENT = variables()
 DESIGN = CapacityDesign.from_variables(VARIABLES)
 
 
@@ -38,7 +39,16 @@ def test_the_defaults_and_strings_from_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"capacity_workload": "busy"}, "capacity_workload is 'busy'"),
+        (
+            {"capacity_workload": "busy"},
+            "capacity_workload names 'busy', which does not exist: there are constant_fill, idle",
+        ),
+        ({"capacity_workload": "idle,random_fill"}, "names 'idle,random_fill', which does not exist"),
+        ({"capacity_workload": "idle=5,random_fill=5"}, "which does not exist"),
+        ({"capacity_policy": "kms"}, "capacity_policy names 'kms', which does not exist: there are advisor"),
+        ({"capacity_policy": "off"}, "capacity_policy names off, which is measured anyway: allowed are"),
+        ({"capacity_most_guests": 0}, "capacity_most_guests is 0: allowed is a whole number from 1 to 999"),
+        ({"capacity_most_guests": 1000}, "capacity_most_guests is 1000"),
         ({"capacity_step_guests": 0}, "capacity_step_guests is 0"),
         ({"capacity_envelope_mib": "big"}, "capacity_envelope_mib is 'big'"),
         ({"capacity_probe_seconds": None}, "capacity_probe_seconds is not set"),
@@ -47,6 +57,80 @@ def test_the_defaults_and_strings_from_the_command_line() -> None:
 )
 def test_a_wrong_variable_is_named(changes: dict[str, Any], words: str) -> None:
     assert words in refused(**changes)
+
+
+def test_what_chooses_an_experiments_cells_is_not_looked_at() -> None:
+    given = {"guests": "2,4", "mix": "idle=1,random_fill=1", "policies": "kms", "focus": 9, "repetitions": 5}
+    capacity, design = check_variables(VARIABLES, {**EXPERIMENT, **given})
+    assert capacity == DESIGN
+    assert (design.loads, design.policies, design.guests) == (("constant_fill",), ("ksm",), (64,))
+    assert capacity.digest(design) == capacity.digest(check_variables(VARIABLES, EXPERIMENT)[1])
+
+
+def test_wrong_variables_of_both_kinds_are_named_at_once() -> None:
+    with pytest.raises(DesignError) as error:
+        check_variables({**VARIABLES, "capacity_policy": "kms"}, {**EXPERIMENT, "accelerator": "xen"})
+    assert "capacity_policy names 'kms'" in str(error.value)
+    assert "accelerator is 'xen'" in str(error.value)
+
+
+def test_every_guest_that_may_be_started_needs_a_port() -> None:
+    most = {**VARIABLES, "capacity_most_guests": 999}
+    check_variables(most, {**EXPERIMENT, "guest_ssh_port_base": 64536})
+    with pytest.raises(DesignError, match=r"^guest_ssh_port_base is 64537: allowed is up to 64536, for each"):
+        check_variables(most, {**EXPERIMENT, "guest_ssh_port_base": 64537})
+
+
+def test_the_arms_are_off_and_the_policy_and_differ_in_ksm_alone() -> None:
+    given = {"thp_enabled": "never", "ksm_knobs": {"sleep_millisecs": 5}}
+    _, design = check_variables({**VARIABLES, "capacity_policy": "advisor"}, {**EXPERIMENT, **given})
+    off, on = arms(design).values()
+    assert list(arms(design)) == ["off", "advisor"]
+    assert (off["run"], off["knobs"], on["run"], on["knobs"]["sleep_millisecs"]) == (0, {}, 1, 5)
+    assert off["thp_enabled"] == on["thp_enabled"] == "never"
+    differ = {name for name, value in on["requested"].items() if off["requested"][name] != value}
+    assert differ == {"policy", "ksm_knobs"}
+    assert (off["requested"]["policy"], on["requested"]["policy"]) == ("off", "advisor")
+
+
+def test_another_policy_or_workload_is_another_run() -> None:
+    def digest(**changes: Any) -> str:
+        capacity, design = check_variables({**VARIABLES, **changes}, EXPERIMENT)
+        return capacity.digest(design)
+
+    assert digest() == digest(capacity_policy="ksm")
+    assert len({digest(), digest(capacity_policy="advisor"), digest(capacity_workload="idle")}) == 3
+
+
+def capacity_plan(directory: Path, **changes: Any) -> dict[str, Any]:
+    """The result of the action."""
+    arguments = {
+        "experiment": EXPERIMENT,
+        "capacity": {**VARIABLES, **changes},
+        "directory": str(directory),
+        "run_id": "some",
+    }
+    return play_action(directory, {"capacity_plan": arguments})
+
+
+def test_the_action_returns_the_arms_and_refuses_a_run_that_exists(tmp_path: Path) -> None:
+    planned = capacity_plan(tmp_path)
+    folder = tmp_path / "capacity" / "some"
+    assert (planned["run_id"], planned["directory"]) == ("some", str(folder))
+    assert planned["arms"] == ["off", "ksm"]
+    assert planned["policies"] == arms(check_variables(VARIABLES, EXPERIMENT)[1])
+    assert list(planned["workloads"]) == ["constant_fill"]
+    assert (planned["most_guests"], planned["guest_memory_bytes"]) == (64, 512 * MIB)
+    assert planned["capacity"]["policy"] == "ksm"
+    assert not (tmp_path / "capacity").exists()
+    folder.mkdir(parents=True)
+    assert capacity_plan(tmp_path)["msg"] == f"run_id some exists as {folder}: give another run_id."
+
+
+def test_the_action_fails_in_the_designs_words(tmp_path: Path) -> None:
+    refused = capacity_plan(tmp_path, capacity_step_guests=0)
+    assert refused["failed"]
+    assert refused["msg"] == "capacity_step_guests is 0: allowed is a whole number from 1 to 64."
 
 
 def test_the_cgroup_leaves_room_for_the_step_that_does_not_fit() -> None:

@@ -1,22 +1,21 @@
 """The experiment matrix: what is accepted, what is refused and in which words, what a run owes."""
 
 import json
-import os
 import stat
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from synthetic import store, synthetic_plan, variables
+from planned import measured, planned, play_action, variables
 
 from analysis.design import (
     PROJECT,
+    VARIABLES,
     Design,
     DesignError,
+    Plan,
     cell_directory,
     check_run_id,
     make_plan,
@@ -25,6 +24,7 @@ from analysis.design import (
     read_plan,
     set_aside_attempt,
 )
+from analysis.policies import policy_names, read_policy
 
 SHA512 = "ab" * 64
 
@@ -42,15 +42,28 @@ def design(**changes: Any) -> Design:
         ("focus", "3, 1", (1, 3)),
         ("focus", [2, "1"], (1, 2)),
         ("focus", "all", (1, 2, 3)),
+        ("workloads", "", ()),
+        ("workloads", [], ()),
+        ("workloads", "random_fill, idle", ("idle", "random_fill")),
+        ("workloads", ["constant_fill"], ("constant_fill",)),
         ("mix", "", ""),
         ("mix", "random_fill=5, idle=10", "idle=10,random_fill=5"),
-        ("guests", "4", 4),
+        ("policies", "ksm", ("ksm",)),
+        ("policies", "smart_scan,ksm", ("ksm", "smart_scan")),
+        ("policies", ["kernel-default"], ("kernel-default",)),
+        ("guests", "4", (4,)),
+        ("guests", 4, (4,)),
+        ("guests", "15, 2,6,4", (2, 4, 6, 15)),
+        ("guests", [6, "2"], (2, 6)),
+        ("boots", "3", 3),
+        ("checkpoint", "fresh", "fresh"),
+        ("cell_order_seed", "", None),
+        ("cell_order_seed", "17", 17),
         ("guest_memory_mib", "256", 256),
         ("guest_reserve_mib", "32", 32),
         ("accelerator", "tcg", "tcg"),
         ("boot_wave", "0", 0),
         ("repetitions", "2", 2),
-        ("orders", "abba", "abba"),
         ("keep_guests", "yes", True),
         ("keep_guests", "False", False),
         ("census", "true", True),
@@ -59,7 +72,9 @@ def design(**changes: Any) -> Design:
             '{"pages_to_scan": "100", "advisor_mode": "scan-time"}',
             {"advisor_mode": "scan-time", "pages_to_scan": 100},
         ),
+        ("ksm_knobs", {}, {}),
         ("thp_enabled", "never", "never"),
+        ("thp_enabled", "", ""),
         ("converge_min_full_scans", "10", 10),
         ("converge_window_scans", "3", 3),
         ("converge_threshold_percent", "0.25", 0.25),
@@ -81,16 +96,28 @@ def test_strings_from_the_command_line_are_typed(name: str, given: Any, typed: A
         ("focus", "", "or all"),
         ("focus", "1,all", "or all"),
         ("focus", [], "or all"),
+        ("workloads", "web", "names 'web', which does not exist: there are constant_fill, idle, random_fill"),
+        ("workloads", "idle,", "each one once, with commas between"),
+        ("workloads", "idle,random_fill,idle", "has idle more than once: allowed is each one once"),
+        ("policies", "kms", "names 'kms', which does not exist: there are advisor, kernel-default, ksm"),
+        ("policies", "", "each one once, with commas between"),
+        ("policies", [], "each one once, with commas between"),
+        ("policies", "ksm,ksm", "has ksm more than once"),
+        ("policies", "off,ksm", "names off, which is measured anyway: allowed are advisor, kernel-default"),
         ("mix", "idle", "each workload once with its number of guests from 1"),
         ("mix", "idle=10,idle=5", "each workload once"),
         ("mix", "idle=15,random_fill=0", "number of guests from 1"),
         ("mix", {"idle": 15}, "each workload once"),
-        ("mix", "idle=10,web=5", "allowed is a mix of constant_fill, idle, random_fill."),
-        ("mix", "idle=15", "two workloads or more; one alone is a focus"),
+        ("mix", "idle=10,web=5", "names 'web', which does not exist: there are"),
+        ("mix", "idle=15", "two workloads or more; one alone is for workloads"),
         ("mix", "idle=10,random_fill=4", "which are 14 guests: allowed is as many as guests, 15."),
         ("census", "often", "true or false"),
         ("guests", "0", "from 1 to 999"),
         ("guests", "1000", "from 1 to 999"),
+        ("guests", "2,4,2", "has 2 more than once: allowed is each number once"),
+        ("guests", "2,,4", "each number once, with commas between"),
+        ("guests", [2, 1000], "from 1 to 999"),
+        ("guests", [], "each number once"),
         ("guests", "many", "a whole number"),
         ("guests", "1.5", "a whole number"),
         ("guests", True, "a whole number"),
@@ -101,7 +128,12 @@ def test_strings_from_the_command_line_are_typed(name: str, given: Any, typed: A
         ("accelerator", "xen", "auto or kvm or tcg"),
         ("boot_wave", "-1", "from 0 to 999"),
         ("repetitions", "0", "from 1 to 1000"),
-        ("orders", "on", "off-on or on-off or abba"),
+        ("boots", "0", "from 1 to 1000"),
+        ("checkpoint", "new", "keep or fresh or measured"),
+        ("cell_order_seed", "-1", "from 0 to 4294967295"),
+        ("cell_order_seed", "seven", "a whole number"),
+        ("guest_ssh_port_base", "1023", "from 1024"),
+        ("guest_ssh_port_base", "65521", "allowed is up to 65520, for each of 15 guests has a port"),
         ("keep_guests", "perhaps", "true or false"),
         ("image_source", "", "build, or the path"),
         ("image_source", 7, "build, or the path"),
@@ -138,7 +170,7 @@ def test_a_wrong_value_is_refused_in_one_sentence(name: str, given: Any, allowed
 def test_every_wrong_variable_is_named_at_once() -> None:
     with pytest.raises(DesignError, match=r"guest_number is not a variable.*") as refused:
         Design.from_variables({**variables(guests=0, focus="9"), "guest_number": 3})
-    assert all(name in str(refused.value) for name in ("guests is 0", "focus is '9'", "guest_number"))
+    assert all(name in str(refused.value) for name in ("guests is '0'", "focus is '9'", "guest_number"))
 
 
 def test_a_missing_variable_is_named() -> None:
@@ -146,6 +178,20 @@ def test_a_missing_variable_is_named() -> None:
     del given["thp_enabled"]
     with pytest.raises(DesignError, match=r"^thp_enabled is not set"):
         Design.from_variables(given)
+
+
+def test_the_defaults_are_every_variable_and_each_is_documented() -> None:
+    assert sorted(variables()) == sorted(VARIABLES)
+    documented = (PROJECT / "docs" / "variables.md").read_text()
+    assert [name for name in VARIABLES if f"| `{name}` |" not in documented] == []
+    made = design()
+    assert (made.loads, made.policies, made.guests, made.boots, made.repetitions) == (
+        ("idle",),
+        ("ksm",),
+        (15,),
+        1,
+        1,
+    )
 
 
 def test_an_image_with_its_checksum_is_accepted() -> None:
@@ -159,35 +205,95 @@ def test_a_run_id_that_is_no_directory_is_refused(run_id: str) -> None:
         check_run_id(run_id)
 
 
-def test_cells_come_by_repetition_then_focus() -> None:
-    plan = synthetic_plan(focus="3,1", repetitions=2, orders="abba", guests=4, hosts=("a", "b"))
-    seen = [(cell.repetition, cell.focus, cell.hypervisor, cell.order) for cell in plan.cells]
-    assert seen == [
-        (1, 1, "a", "off-on"),
-        (1, 1, "b", "off-on"),
-        (1, 3, "a", "off-on"),
-        (1, 3, "b", "off-on"),
-        (2, 1, "a", "on-off"),
-        (2, 1, "b", "on-off"),
-        (2, 3, "a", "on-off"),
-        (2, 3, "b", "on-off"),
+def test_a_mix_needs_the_one_number_of_guests() -> None:
+    assert design(mix="idle=2,random_fill=2", guests="4").guests == (4,)
+    with pytest.raises(DesignError, match=r"are 4 guests: allowed is as many as guests, which must be one"):
+        design(mix="idle=2,random_fill=2", guests="2,4")
+
+
+def test_a_cell_is_one_workload_policy_number_of_guests_boot_and_repetition() -> None:
+    plan = planned(
+        focus="3,1", policies="ksm,advisor", guests="2,4", boots=2, repetitions=3, hosts=("a", "b")
+    )
+    seen = [
+        (cell.hypervisor, cell.workload, cell.policy, cell.guests, cell.boot, cell.repetition)
+        for cell in plan.cells
     ]
-    assert plan.cells[2].cell_id == "focus3-random_fill-guests4-rep1"
-    assert plan.cells[2].guest_memory_bytes == 512 * 1024 * 1024
+    assert len(seen) == len(set(seen)) == 2 * 2 * 2 * 2 * 2 * 3
+    assert {cell.workload for cell in plan.cells} == {"idle", "random_fill"}
+    cell = next(cell for cell in plan.cells if seen[plan.cells.index(cell)] == ("a", "idle", "ksm", 4, 2, 3))
+    assert cell.cell_id == "idle-ksm-guests4-boot2-rep3"
+    assert cell.guest_memory_bytes == 512 * 1024 * 1024
+    assert len({(cell.hypervisor, cell.cell_id) for cell in plan.cells}) == len(seen)
 
 
-def test_a_mix_is_measured_in_place_of_the_foci() -> None:
+def order(plan: Plan, hypervisor: str) -> list[str]:
+    return [cell.cell_id for cell in plan.cells if cell.hypervisor == hypervisor]
+
+
+def test_cells_come_by_boot_and_else_at_random_in_the_same_order_on_every_hypervisor() -> None:
+    def plan_of(**changes: Any) -> Plan:
+        return planned(focus="all", guests="2,4", boots=2, repetitions=3, hosts=("a", "b"), **changes)
+
+    plan = plan_of()
+    assert [cell.boot for cell in plan.cells] == [1] * 36 + [2] * 36
+    assert order(plan, "a") == order(plan, "b")
+    assert order(plan, "a") == order(plan_of(), "a")
+    assert order(plan, "a") != order(plan_of(cell_order_seed=8), "a")
+    first, second = order(plan, "a")[:18], order(plan, "a")[18:]
+    assert first != sorted(first)
+    assert [name.replace("boot1", "boot2") for name in first] != second
+
+
+def test_the_seed_is_drawn_and_recorded_where_none_is_given() -> None:
+    seeds = {planned(cell_order_seed="").cell_order_seed for _ in range(3)}
+    assert len(seeds) > 1
+    plan = planned(cell_order_seed="", focus="all", guests="1,2,3")
+    assert order(plan, "host1") == order(
+        planned(cell_order_seed=plan.cell_order_seed, focus="all", guests="1,2,3"), "host1"
+    )
+
+
+def test_a_mix_is_measured_in_place_of_workloads_and_these_in_place_of_foci() -> None:
     mix = "idle=5,constant_fill=5,random_fill=5"
-    plan = synthetic_plan(focus="all", mix=mix, repetitions=2, orders="abba", hosts=("a", "b"))
-    assert [(cell.repetition, cell.focus, cell.hypervisor, cell.order) for cell in plan.cells] == [
-        (1, 0, "a", "off-on"),
-        (1, 0, "b", "off-on"),
-        (2, 0, "a", "on-off"),
-        (2, 0, "b", "on-off"),
-    ]
+    plan = planned(focus="all", workloads="idle", mix=mix, repetitions=2)
     assert {cell.workload for cell in plan.cells} == {"constant_fill=5,idle=5,random_fill=5"}
-    assert plan.cells[0].cell_id == "mix-constant_fill5-idle5-random_fill5-guests15-rep1"
-    assert plan.design["mix"] == "constant_fill=5,idle=5,random_fill=5"
+    assert sorted(order(plan, "host1")) == [
+        f"mix-constant_fill5-idle5-random_fill5-ksm-guests15-boot1-rep{number}" for number in (1, 2)
+    ]
+    assert sorted(plan.workloads) == ["constant_fill", "idle", "random_fill"]
+    plan = planned(focus="1", workloads="random_fill,constant_fill")
+    assert plan.loads == ["constant_fill", "random_fill"]
+
+
+def test_knobs_are_laid_over_each_policys_own_and_must_exist() -> None:
+    made = design(policies="ksm,advisor", ksm_knobs={"sleep_millisecs": 5, "use_zero_pages": 1})
+    for name in ("ksm", "advisor"):
+        own = read_policy(name)
+        policy = made.policy(name)
+        assert policy.knobs == {**own.knobs, "sleep_millisecs": 5, "use_zero_pages": 1}
+        assert set(own.optional_knobs) - set(policy.optional_knobs) == {"sleep_millisecs", "use_zero_pages"}
+    assert design().policy("ksm") == read_policy("ksm")
+    assert made.policy("off").knobs == {}
+
+
+def test_a_thp_mode_takes_the_place_of_each_policys_own() -> None:
+    assert design().policy("ksm").thp_enabled == "keep"
+    assert {design(thp_enabled="never").policy(name).thp_enabled for name in policy_names()} == {"never"}
+
+
+def test_what_a_policy_requests_is_what_is_set() -> None:
+    made = design(policies="smart_scan", ksm_knobs={"pages_to_scan": 100}, thp_enabled="always")
+    requested = made.requested("smart_scan")
+    entry = made.policies_json()["smart_scan"]
+    assert (requested["policy"], requested["service"]) == ("smart_scan", "")
+    assert requested["ksm_knobs"] == entry["knobs"]
+    assert requested["ksm_knobs"] == {**read_policy("smart_scan").knobs, "pages_to_scan": 100}
+    assert requested["thp_enabled"] == entry["thp_enabled"] == "always"
+    assert entry["requested"] == requested
+    schema = json.loads((PROJECT / "analysis/schema/record.schema.json").read_text())
+    part = {**schema["properties"]["requested"], "$defs": schema["$defs"]}
+    Draft202012Validator(part).validate(requested)
 
 
 def test_no_hypervisor_is_refused() -> None:
@@ -196,18 +302,31 @@ def test_no_hypervisor_is_refused() -> None:
 
 
 def test_the_digest_tells_designs_apart_and_ignores_how_guests_are_handled() -> None:
-    assert design().digest == design(keep_guests=True, boot_wave=3, census=True).digest
+    handled = design(keep_guests=True, boot_wave=3, census=True, checkpoint="fresh", cell_order_seed=5)
+    assert design().digest == handled.digest
+    assert design(focus=3).digest == design(workloads="random_fill").digest
     mixed = design(mix="idle=5,random_fill=10").digest
     assert mixed == design(mix="random_fill=10,idle=5").digest
     assert mixed not in (design().digest, design(mix="idle=6,random_fill=9").digest)
     assert design(ksm_knobs={"b": 1, "a": 2}).digest == design(ksm_knobs={"a": "2", "b": 1}).digest
-    assert design().digest != design(guests=14).digest
-    assert design().digest != design(ksm_knobs={"pages_to_scan": 100}).digest
+    # What the policy says already is no other design.
+    assert design(thp_enabled="keep").digest == design().digest
+    for change in (
+        {"guests": 14},
+        {"guests": "14,15"},
+        {"ksm_knobs": {"pages_to_scan": 100}},
+        {"policies": "smart_scan"},
+        {"boots": 2},
+        {"repetitions": 2},
+        {"thp_enabled": "never"},
+    ):
+        assert design(**change).digest != design().digest, change
 
 
 def test_the_plan_is_private_and_fits_its_schema(results: Path) -> None:
-    plan = open_run(results, synthetic_plan(mix="idle=5,random_fill=10", census=True, repetitions=2))
-    path = results / "synthetic" / "plan.json"
+    given = {"policies": "ksm,advisor", "boots": 2, "thp_enabled": "never", "ksm_knobs": {"smart_scan": 0}}
+    plan = open_run(results, planned(mix="idle=5,random_fill=10", census=True, cell_order_seed="", **given))
+    path = results / "planned" / "plan.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [stat.S_IMODE(p.stat().st_mode) for p in (results, path.parent)] == [0o700, 0o700]
     schema = json.loads((PROJECT / "analysis/schema/plan.schema.json").read_text())
@@ -215,49 +334,99 @@ def test_the_plan_is_private_and_fits_its_schema(results: Path) -> None:
     assert read_plan(path.parent) == plan
 
 
+def test_the_variables_of_a_plan_make_the_same_design_again() -> None:
+    given = {"focus": "1,3", "policies": "ksm,advisor", "guests": "2,4", "cell_order_seed": ""}
+    assert Design.from_variables(planned(**given).design) == design(**given)
+
+
 def test_going_on_with_an_equal_design_writes_nothing(results: Path) -> None:
-    first = open_run(results, synthetic_plan())
-    path = results / "synthetic" / "plan.json"
+    first = open_run(results, planned())
+    path = results / "planned" / "plan.json"
     before = path.read_bytes()
-    again = open_run(results, replace(synthetic_plan(keep_guests=True), created_at="later"))
+    again = open_run(results, replace(planned(keep_guests=True), created_at="later"))
     assert again == first
     assert path.read_bytes() == before
 
 
-def test_a_run_goes_on_with_a_census_and_keeps_its_plan(results: Path) -> None:
-    open_run(results, synthetic_plan())
-    assert not open_run(results, synthetic_plan(census=True)).design["census"]
-    with pytest.raises(DesignError, match=r"mix: \"\", now \"idle=5,random_fill=10\""):
-        open_run(results, synthetic_plan(mix="idle=5,random_fill=10"))
+def test_a_run_that_goes_on_keeps_its_order(results: Path) -> None:
+    def plan_of(seed: str) -> Plan:
+        return planned(focus="all", guests="2,4,6", cell_order_seed=seed)
+
+    first = open_run(results, plan_of(""))
+    assert open_run(results, plan_of("")).cells == first.cells
+    assert open_run(results, plan_of(str(first.cell_order_seed))).cells == first.cells
+    other = (first.cell_order_seed or 0) ^ 1
+    with pytest.raises(DesignError, match=rf"\(cell_order_seed: {first.cell_order_seed}, now {other}\)"):
+        open_run(results, plan_of(str(other)))
 
 
-def test_a_plan_from_before_the_mix_the_census_and_the_ports_can_be_gone_on_with(results: Path) -> None:
-    open_run(results, synthetic_plan())
-    path = results / "synthetic" / "plan.json"
-    content = json.loads(path.read_text())
-    for name in ("mix", "census", "guest_ssh_port_base"):
-        del content["design"][name]
-    path.write_text(json.dumps(content))
-    schema = json.loads((PROJECT / "analysis/schema/plan.schema.json").read_text())
-    Draft202012Validator(schema).validate(content)
-    assert open_run(results, synthetic_plan()) == read_plan(path.parent)
-    assert read_plan(path.parent).design == synthetic_plan().design
+@pytest.mark.parametrize(
+    "handled",
+    [
+        {"boot_wave": 3},
+        {"keep_guests": True},
+        {"census": True},
+        {"guest_ssh_port_base": 30000},
+        {"checkpoint": "fresh"},
+        {"focus": 3, "workloads": "idle"},
+    ],
+)
+def test_a_run_goes_on_with_another_handling_and_keeps_its_plan(
+    results: Path, handled: dict[str, Any]
+) -> None:
+    first = open_run(results, planned())
+    assert open_run(results, planned(**handled)) == first
 
 
-def test_another_design_under_the_same_run_id_is_refused_saying_in_what(results: Path) -> None:
-    open_run(results, synthetic_plan())
-    with pytest.raises(
-        DesignError, match=r"guests: 15, now 4; orders: \"off-on\", now \"abba\"; hypervisors: host1, now h2"
-    ):
-        open_run(results, synthetic_plan(guests=4, orders="abba", hosts=("h2",)))
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"guests": "4,15"}, "guests: 15, now 4, 15"),
+        ({"mix": "idle=5,random_fill=10"}, "workloads: idle, now idle=5,random_fill=10"),
+        ({"focus": "2,3"}, "workloads: idle, now constant_fill, random_fill"),
+        ({"policies": "advisor"}, "policies: ksm, now advisor"),
+        ({"boots": 2}, "boots: 1, now 2"),
+        ({"thp_enabled": "never"}, 'thp_enabled: "", now "never"'),
+        ({"hosts": ("host1", "h2")}, "hypervisors: host1, now h2, host1"),
+        ({"guests": 4, "repetitions": 2}, "guests: 15, now 4; repetitions: 1, now 2"),
+    ],
+)
+def test_another_design_under_the_same_run_id_is_refused_saying_in_what(
+    results: Path, changes: dict[str, Any], said: str
+) -> None:
+    open_run(results, planned())
+    with pytest.raises(DesignError) as refused:
+        open_run(results, planned(**changes))
+    assert f"exists with another design ({said}):" in str(refused.value)
+
+
+def test_a_policy_or_workload_whose_file_has_changed_is_another_design(results: Path) -> None:
+    plan = planned()
+    changed = {**plan.policies["ksm"], "knobs": {"pages_to_scan": 1}}
+    open_run(results, replace(plan, policies={"ksm": changed}))
+    with pytest.raises(DesignError, match=r"\(policy ksm is not what it was: its file has changed\)"):
+        open_run(results, plan)
+    with pytest.raises(DesignError, match=r"\(workload idle is not what it was: its file has changed\)"):
+        open_run(results, replace(plan, policies={"ksm": changed}, workloads={"idle": {}}))
 
 
 def test_checking_writes_nothing(results: Path) -> None:
-    open_run(results, synthetic_plan(), write=False)
+    open_run(results, planned(), write=False)
     assert not results.exists()
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"kind": "plan"}', '{"kind": "off", "schema_version": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"kind": "plan"}',
+        '{"kind": "off", "schema_version": 1}',
+        '{"kind": "plan", "schema_version": 1}',
+        '{"kind": "plan", "schema_version": 2}',
+        '{"kind": "plan", "schema_version": 3}',
+    ],
+)
 def test_a_damaged_plan_is_named(results: Path, content: str) -> None:
     results.mkdir()
     (results / "plan.json").write_text(content)
@@ -266,19 +435,20 @@ def test_a_damaged_plan_is_named(results: Path, content: str) -> None:
 
 
 def test_pending_are_the_cells_without_all_records_or_with_a_failure(results: Path) -> None:
-    run = store(results, synthetic_plan(focus="all"))
-    assert pending_cells(run) == []
-    first, second, third = read_plan(run).cells
+    plan = planned(focus="all")
+    run = measured(results, plan)
+    assert pending_cells(plan, run) == []
+    first, _second, third = plan.cells
     (cell_directory(run, first) / "failed.json").write_text("{}")
     (cell_directory(run, third) / "verify.json").unlink()
-    assert pending_cells(run) == [first, third]
-    assert second not in pending_cells(run)
+    assert pending_cells(plan, run) == [first, third]
 
 
 def test_a_cell_is_complete_with_and_without_a_census(results: Path) -> None:
-    run = store(results, synthetic_plan(focus="1,2", census=True))
-    (cell_directory(run, read_plan(run).cells[0]) / "census.json").write_text("{}")
-    assert pending_cells(run) == []
+    plan = planned(focus="1,2", census=True)
+    run = measured(results, plan)
+    (cell_directory(run, plan.cells[0]) / "census.json").write_text("{}")
+    assert pending_cells(plan, run) == []
 
 
 def test_an_attempt_is_set_aside_and_never_overwritten(tmp_path: Path) -> None:
@@ -292,89 +462,83 @@ def test_an_attempt_is_set_aside_and_never_overwritten(tmp_path: Path) -> None:
 
 
 def plan_action(tmp_path: Path, *words: str, **changes: Any) -> dict[str, Any]:
-    """The action plan through ansible-playbook, its result as stored by the play."""
-    tasks = [
-        {
-            "plan": {
-                "variables": variables(**changes),
-                "hypervisors": ["host1"],
-                "directory": str(tmp_path / "results"),
-                "run_id": "synthetic",
-            },
-            "register": "planned",
-            "ignore_errors": True,
-        },
-        {
-            "ansible.builtin.copy": {
-                "content": "{{ planned | to_json }}",
-                "dest": str(tmp_path / "planned.json"),
-                "mode": "0600",
-            },
-            "check_mode": False,
-        },
-    ]
-    play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": tasks}
-    (tmp_path / "play.yml").write_text(json.dumps([play]))
-    subprocess.run(
-        [
-            Path(sys.executable).with_name("ansible-playbook"),
-            "-i",
-            "localhost,",
-            tmp_path / "play.yml",
-            *words,
-        ],
-        env={
-            **os.environ,
-            "ANSIBLE_ACTION_PLUGINS": str(PROJECT / "plugins" / "action"),
-            "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
-        },
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-    )
-    result: dict[str, Any] = json.loads((tmp_path / "planned.json").read_text())
-    return result
+    arguments = {
+        "variables": variables(**changes),
+        "hypervisors": ["host1", "host2"],
+        "directory": str(tmp_path / "results"),
+        "run_id": "planned",
+    }
+    return play_action(tmp_path, {"plan": arguments}, *words)
 
 
 def test_the_action_plans_once_and_then_changes_nothing(tmp_path: Path) -> None:
-    checked = plan_action(tmp_path, "--check", focus="2,3")
+    given = {"focus": "2,3", "policies": "ksm,advisor"}
+    checked = plan_action(tmp_path, "--check", **given)
     assert checked["changed"]
     assert not (tmp_path / "results").exists()
-    first = plan_action(tmp_path, focus="2,3")
+    first = plan_action(tmp_path, **given)
     assert first["changed"]
-    assert first["run_directory"] == str(tmp_path / "results" / "synthetic")
-    assert [cell["directory"] for cell in first["cells"]] == [
-        f"{first['run_directory']}/host1/{cell['cell_id']}" for cell in first["cells"]
+    assert first["run_directory"] == str(tmp_path / "results" / "planned")
+    names = [cell["cell_id"] for cell in first["cells"]]
+    assert sorted(names) == [
+        f"{workload}-{policy}-guests15-boot1-rep1"
+        for workload in ("constant_fill", "random_fill")
+        for policy in ("advisor", "ksm")
     ]
-    assert first["design"]["focus"] == [2, 3]
-    again = plan_action(tmp_path, focus="2,3")
+    assert first["pending"] == {"host1": names, "host2": names}
+    again = plan_action(tmp_path, **given)
     assert not again["changed"]
-    assert again["cells"] == first["cells"]
+    assert {name for name in first if first[name] != again[name]} == {"changed"}
 
 
-def test_the_action_hands_the_mix_and_the_census_to_the_playbook(tmp_path: Path) -> None:
-    planned = plan_action(tmp_path, mix="random_fill=10,idle=5", census="yes")
-    (cell,) = planned["cells"]
-    assert (cell["focus"], cell["workload"]) == (0, "idle=5,random_fill=10")
-    assert planned["design"]["census"] is True
+def test_the_action_hands_over_what_a_cell_needs(tmp_path: Path) -> None:
+    given = {"mix": "random_fill=10,idle=5", "ksm_knobs": {"pages_to_scan": 1}, "census": "yes"}
+    returned = plan_action(tmp_path, **given)
+    made = design(**given)
+    assert returned["cells"] == [
+        {
+            "cell_id": "mix-idle5-random_fill10-ksm-guests15-boot1-rep1",
+            "workload": "idle=5,random_fill=10",
+            "policy": "ksm",
+            "guests": 15,
+            "guest_memory_bytes": 512 << 20,
+            "boot": 1,
+            "repetition": 1,
+        }
+    ]
+    assert returned["policies"] == made.policies_json()
+    assert returned["policies"]["ksm"]["requested"]["ksm_knobs"]["pages_to_scan"] == 1
+    assert returned["workloads"] == made.workloads_json()
+    assert returned["design"] == made.to_json()
+    assert returned["design_digest"] == made.digest
+    stored = read_plan(tmp_path / "results" / "planned")
+    assert returned["cell_order_seed"] == stored.cell_order_seed
+    assert returned["created_at"] == stored.created_at
     # The census is no part of what is measured: the run goes on, with what is asked now.
-    assert plan_action(tmp_path, mix="idle=5,random_fill=10")["design"]["census"] is False
+    assert plan_action(tmp_path, **{**given, "census": "no"})["design"]["census"] is False
 
 
 def test_the_action_skips_complete_cells_and_sets_failed_attempts_aside(tmp_path: Path) -> None:
-    run = store(tmp_path / "results", synthetic_plan(focus="1,2"))
-    done, failed = (cell_directory(run, cell) for cell in read_plan(run).cells)
-    (failed / "failed.json").write_text("{}")
-    planned = plan_action(tmp_path, focus="1,2")
-    assert [cell["focus"] for cell in planned["cells"]] == [2]
-    assert planned["changed"]
-    assert (failed.with_name(f"{failed.name}.attempt1") / "failed.json").exists()
-    assert not failed.exists()
-    assert (done / "on.json").exists()
+    plan = planned(focus="1,2", cell_order_seed="", hosts=("host1", "host2"))
+    run = measured(tmp_path / "results", plan)
+    done, failed = (cell for cell in plan.cells if cell.hypervisor == "host2")
+    place = cell_directory(run, failed)
+    (place / "failed.json").write_text("{}")
+    returned = plan_action(tmp_path, focus="1,2")
+    assert returned["pending"] == {"host1": [], "host2": [failed.cell_id]}
+    assert len(returned["cells"]) == 2
+    assert returned["changed"]
+    assert (place.with_name(f"{place.name}.attempt1") / "failed.json").exists()
+    assert not place.exists()
+    assert (cell_directory(run, done) / "on.json").exists()
 
 
 def test_the_action_fails_in_the_designs_words(tmp_path: Path) -> None:
-    refused = plan_action(tmp_path, guests=0)
+    refused = plan_action(tmp_path, guests=0, policies="kms")
     assert refused["failed"]
-    assert refused["msg"] == "guests is 0: allowed is a whole number from 1 to 999."
+    assert refused["msg"] == (
+        "policies names 'kms', which does not exist: there are "
+        f"{', '.join(name for name in policy_names() if name != 'off')}. "
+        "guests is '0': allowed is a whole number from 1 to 999."
+    )
     assert not (tmp_path / "results").exists()

@@ -2,17 +2,22 @@
 
 import pytest
 
-from analysis.mix import MixError, guest_workloads, label, mix_text, parse_mix, title
+from analysis.mix import MixError, guest_workloads, mix_text, parse_mix
 
 
 def test_a_mix_is_read_and_named_by_the_alphabet() -> None:
     mix = parse_mix("random_fill=2, idle=1", "mix")
     assert mix == {"random_fill": 2, "idle": 1}
     assert mix_text(mix) == "idle=1,random_fill=2"
+    assert mix_text({"idle": 3}) == "idle"
+
+
+def test_a_mix_is_of_any_names_that_workloads_may_have() -> None:
+    assert parse_mix("redis-7=2,zero_fill=1", "mix") == {"redis-7": 2, "zero_fill": 1}
 
 
 @pytest.mark.parametrize(
-    "words", ["", "idle", "idle=0", "idle=-1", "idle=1,idle=2", "idle=1,", "Idle=1", "idle=1.5"]
+    "words", ["", "idle", "idle=0", "idle=-1", "idle=1,idle=2", "idle=1,", "Idle=1", "7=1", "idle=1.5"]
 )
 def test_what_is_no_mix_is_one_sentence_with_the_callers_name(words: str) -> None:
     with pytest.raises(MixError, match=r"^--mix is '.*': allowed is each workload once .*\.$"):
@@ -36,9 +41,3 @@ def test_guests_that_are_not_those_of_the_mix_are_refused(guests: list[str]) -> 
         MixError, match=rf"^workload idle=1,random_fill=2 has 3 guests: {len(guests)} are given"
     ):
         guest_workloads("idle=1,random_fill=2", guests)
-
-
-def test_a_cell_is_called_by_its_focus_or_its_mix() -> None:
-    assert (label(2, "constant_fill"), title(2, "constant_fill")) == ("focus 2", "focus 2, constant fill")
-    mix = "mix: constant_fill=5,idle=5"
-    assert label(0, "constant_fill=5,idle=5") == title(0, "constant_fill=5,idle=5") == mix

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import store, synthetic_failure, synthetic_plan, variables
+from planned import planned, variables
+from synthetic import store, synthetic_failure, synthetic_plan
 
 from analysis.__main__ import parser
 from analysis.design import DesignError, open_run
+from analysis.errors import UserError
 from analysis.runner import Campaign, Progress, _variables, drive
 
 RUN_ID = "synthetic"
@@ -86,14 +88,14 @@ def test_progress_and_proof_of_a_whole_campaign(project: Path, tmp_path: Path) -
 
 def test_a_missing_record_is_named_though_the_playbook_ended_well(project: Path, tmp_path: Path) -> None:
     def change(cell: Any, records: dict[str, Any]) -> None:
-        if cell.focus == 2:
+        if cell.workload == "constant_fill":
             del records["verify"]
 
     prepare(project, tmp_path, change, focus="1,2")
     code, out = run(project)
     assert code == 1
     assert "1 planned cells are not complete" in out
-    assert "host1 focus2-constant_fill-guests15-rep1: not measured: no verify record" in out
+    assert "host1 constant_fill-ksm-guests15-boot1-rep1: not measured: no verify record" in out
     assert f"go on with: python -m analysis run --resume {RUN_ID}" in out
 
 
@@ -185,26 +187,68 @@ def test_variables_of_the_command_line() -> None:
     assert given() == {}
     assert given("--focus", "all", "--guests", "4", "-e", 'ksm_knobs={"smart_scan": "0"}') == {
         "focus": "1,2,3",
-        "guests": 4,
+        "guests": "4",
         "ksm_knobs": {"smart_scan": 0},
+    }
+    lists = ("--workloads", "random_fill,idle", "--policies", "ksm,advisor", "--guests", "15, 2")
+    assert given(*lists, "--boots", "3", "--repetitions", "2", "-e", "cell_order_seed=") == {
+        "workloads": "idle,random_fill",
+        "policies": "advisor,ksm",
+        "guests": "2,15",
+        "boots": 3,
+        "repetitions": 2,
+        "cell_order_seed": "",
     }
 
 
-def test_a_resumed_campaign_has_the_variables_of_its_plan(
-    monkeypatch: pytest.MonkeyPatch, results: Path
-) -> None:
-    open_run(results, synthetic_plan(run_id="former", focus="1,3", guests=4, ksm_knobs={"smart_scan": 0}))
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--policies", "kms"), "policies names 'kms', which does not exist: there are advisor"),
+        (("--workloads", "web"), "workloads names 'web', which does not exist: there are constant_fill"),
+        (("--guests", "4,4"), "guests has 4 more than once"),
+        (("--boots", "0"), "boots is '0': allowed is a whole number from 1"),
+        (("-e", "orders=abba"), "orders is not a variable of the experiment"),
+        (("-e", "boots"), "-e 'boots' cannot be read: allowed is NAME=VALUE"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_anything_is_done(words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        given(*words)
+    assert str(refused.value).startswith(said)
+
+
+def resumed(monkeypatch: pytest.MonkeyPatch, results: Path, *words: str) -> Campaign:
+    """The campaign that `run --resume` would drive."""
     seen: list[Campaign] = []
     monkeypatch.setattr("analysis.runner.RESULTS", results)
     monkeypatch.setattr("analysis.runner.drive", lambda campaign, _out: seen.append(campaign) or 0)
     from analysis.runner import run as run_command
 
-    assert run_command(parser().parse_args(["run", "--resume", "former", "-e", "keep_guests=true"])) == 0
-    (campaign,) = seen
-    assert campaign.run_id == "former"
-    expected = variables(focus="1,3", guests=4, ksm_knobs={"smart_scan": 0}, keep_guests=True)
-    assert campaign.variables == expected
+    assert run_command(parser().parse_args(["run", "--resume", *words])) == 0
+    return seen[0]
+
+
+def test_a_resumed_campaign_has_the_variables_of_its_plan(
+    monkeypatch: pytest.MonkeyPatch, results: Path
+) -> None:
+    changes = {"focus": "1,3", "policies": "ksm,advisor", "guests": "2,4", "ksm_knobs": {"smart_scan": 0}}
+    plan = open_run(results, planned(**changes, cell_order_seed=""))
+    campaign = resumed(monkeypatch, results, plan.run_id, "-e", "keep_guests=true")
+    assert campaign.run_id == plan.run_id
+    expected = variables(**changes, keep_guests=True)
+    assert campaign.variables == {**expected, "policies": "advisor,ksm", "guests": "2,4", "focus": "1,3"}
     assert json.dumps(dict(campaign.variables))
+    # What the playbook is given is no other design: the run goes on in its own order.
+    again = planned(**campaign.variables)
+    assert open_run(results, again) == plan
+
+
+def test_a_run_of_the_first_version_is_not_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from analysis.design import PROJECT
+
+    with pytest.raises(DesignError, match=r"^run_id reference-15 is of an earlier version"):
+        resumed(monkeypatch, PROJECT / "results" / "reference", "reference-15")
 
 
 def test_resuming_what_is_no_run_is_refused(monkeypatch: pytest.MonkeyPatch, results: Path) -> None:

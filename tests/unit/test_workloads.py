@@ -1,0 +1,91 @@
+"""Workloads are data, foci are names for three of them, and a load is what its guests do."""
+
+from pathlib import Path
+
+import pytest
+
+from analysis.data_files import DataFileError
+from analysis.workloads import foci, focus_of, in_order, read_workload, title, workload_names
+
+MIX = "constant_fill=5,idle=5"
+
+
+def folder(tmp_path: Path, **texts: str) -> Path:
+    for name, text in texts.items():
+        (tmp_path / f"{name}.yml").write_text(text)
+    return tmp_path
+
+
+def test_the_papers_foci_are_names_for_three_workloads() -> None:
+    assert foci() == {1: "idle", 2: "constant_fill", 3: "random_fill"}
+    assert set(foci().values()) <= set(workload_names())
+    assert (focus_of("random_fill"), focus_of(MIX), focus_of("web")) == (3, None, None)
+
+
+def test_what_a_guest_fills_is_in_its_file() -> None:
+    assert not read_workload("idle").fills
+    assert read_workload("constant_fill").segments == (("constant", 100),)
+    assert read_workload("random_fill").segments == (("random", 100),)
+
+
+def test_a_file_is_all_that_a_new_workload_takes(tmp_path: Path) -> None:
+    text = (
+        "description: Half and half\ncheckpoint_loaded: true\n"
+        "segments: [{content: zero, percent: 50}, {content: random, percent: 50}]\n"
+    )
+    place = folder(tmp_path, half=text)
+    assert workload_names(place) == ["half"]
+    workload = read_workload("half", place)
+    assert workload.segments == (("zero", 50), ("random", 50))
+    assert (workload.fills, workload.checkpoint_loaded, workload.focus) == (True, True, None)
+    assert foci(place) == {}
+    assert workload.to_json() == {
+        "name": "half",
+        "segments": [{"content": "zero", "percent": 50}, {"content": "random", "percent": 50}],
+        "checkpoint_loaded": True,
+    }
+
+
+def test_a_workload_that_does_not_exist_names_those_that_do() -> None:
+    with pytest.raises(DataFileError, match=r"^workload 'web' does not exist: there are constant_fill, "):
+        read_workload("web")
+
+
+def test_two_workloads_cannot_be_one_focus(tmp_path: Path) -> None:
+    text = "description: A\nfocus: 1\n"
+    with pytest.raises(DataFileError, match=r"^workloads a and b both say focus 1\.$"):
+        foci(folder(tmp_path, a=text, b=text))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("segments: []\n", "has no description"),
+        ("description: A\nsegment: []\n", "has segment: allowed are"),
+        ("description: A\nsegments: [random]\n", "a segment is 'random'"),
+        ("description: A\nsegments: [{content: random}]\n", "must have a content and a percent"),
+        ("description: A\nsegments: [{content: random, percent: 100, size: 1}]\n", "must have a content and"),
+        ("description: A\nsegments: [{content: random, percent: 60}]\n", "must add up to 100"),
+        ("description: A\nfocus: 0\n", "focus is 0, and must be a whole number from 1"),
+        ("description: A\nfocus: true\n", "focus is True"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_in_one_sentence(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(DataFileError) as refused:
+        read_workload("mine", folder(tmp_path, mine=text))
+    assert str(refused.value).startswith(str(tmp_path / "mine.yml"))
+    assert said in str(refused.value)
+    assert str(refused.value).endswith(".")
+
+
+def test_a_load_is_called_by_its_focus_its_name_or_its_mix() -> None:
+    assert [title(load) for load in ("constant_fill", "zero_fill", MIX)] == [
+        "2 constant fill",
+        "zero fill",
+        f"mix: {MIX}",
+    ]
+
+
+def test_loads_come_in_the_papers_order_then_the_others_then_mixes() -> None:
+    loads = [MIX, "web", "random_fill", "apache", "idle", "idle", "constant_fill"]
+    assert in_order(loads) == ["idle", "constant_fill", "random_fill", "apache", "web", MIX]
