@@ -131,7 +131,10 @@ def test_each_policy_is_a_block_of_its_own_that_names_it(results: Path) -> None:
 
 
 def test_more_workloads_than_fit_side_by_side_go_below(results: Path) -> None:
-    plans = [synthetic_plan(run_id="foci", focus="all"), synthetic_plan(run_id="mix", mix="idle=5,random_fill=10")]
+    plans = [
+        synthetic_plan(run_id="foci", focus="all"),
+        synthetic_plan(run_id="mix", mix="idle=5,random_fill=10"),
+    ]
     foci, mix = (load_run(store(results, plan)) for plan in plans)
     run = replace(foci, cells=(*foci.cells, *mix.cells))
     found = explanation_text(foci, explain_run(run))
@@ -250,8 +253,7 @@ def test_a_large_rest_is_said_with_its_size(results: Path) -> None:
 
     found = " ".join(text(results, change).split())
     assert (
-        "! The unexplained rest is above 5 % of the host's change in 1 of 1 cells, at most +200 MiB"
-        in found
+        "! The unexplained rest is above 5 % of the host's change in 1 of 1 cells, at most +200 MiB" in found
     )
 
 
@@ -261,7 +263,9 @@ def test_what_was_left_out_is_said(results: Path) -> None:
             records["failed"] = synthetic_failure(records)
 
     found = " ".join(text(results, change, focus="1,2").split())
-    assert "! 2 constant fill, ksm, boot 1 repetition 1: failed, left out of the mean: failed in merge" in found
+    assert (
+        "! 2 constant fill, ksm, boot 1 repetition 1: failed, left out of the mean: failed in merge" in found
+    )
     assert "1 idle, ksm: the host used" in found
 
 

@@ -106,9 +106,7 @@ def test_policies_are_rows_and_their_difference_is_paired(
     assert "advisor" in figure.read_text()
 
 
-def test_guests_of_version_1_that_met_ksm_first_are_a_row_that_says_so(
-    results: Path, summarize: Any
-) -> None:
+def test_guests_of_version_1_that_met_ksm_first_are_a_row_that_says_so(results: Path, summarize: Any) -> None:
     def change(cell: Cell, records: Records) -> None:
         began(records, **BOOTED, arm_order="off-on" if cell.boot == 1 else "on-off")
 
@@ -165,11 +163,13 @@ def test_cells_left_out_are_counted_and_named(results: Path, summarize: Any) -> 
     assert row(text, "3 random fill").startswith("ksm 1x1/2 8000 6620 92.0 100.0 ")
     notes = flowing(text)
     assert (
-        "! 3 random fill, ksm, boot 2 repetition 1: unconverged, left out of the mean: not converged: time was"
+        "! 3 random fill, ksm, boot 2 repetition 1: unconverged, left out of the mean: not converged: time"
         in notes
     )
     assert "(92.0 MB/VM by MemAvailable when it ended)" in notes
-    assert "! 2 constant fill, ksm, boot 1 repetition 1: failed, left out of the mean: failed in merge" in notes
+    assert (
+        "! 2 constant fill, ksm, boot 1 repetition 1: failed, left out of the mean: failed in merge" in notes
+    )
     assert "! 2 constant fill, ksm, boot 2 repetition 1: missing, left out of the mean: not measured" in notes
 
 
@@ -183,7 +183,9 @@ def test_refused_pooling_shows_each_repetition(results: Path, summarize: Any) ->
     text = summarize()
     assert row(text, "1 idle") == "ksm 2x1 - - - - - - 50.6 - - -"
     assert "ksm_knobs.pages_to_scan: 100 / 20000" in flowing(text)
-    assert "synthetic boot 1 repetition 1 92.0 MB/VM, synthetic boot 2 repetition 1 92.0 MB/VM" in flowing(text)
+    assert "synthetic boot 1 repetition 1 92.0 MB/VM, synthetic boot 2 repetition 1 92.0 MB/VM" in flowing(
+        text
+    )
 
 
 def test_runs_by_another_convergence_rule_are_not_pooled(results: Path, summarize: Any) -> None:
@@ -282,7 +284,10 @@ def test_a_census_is_on_the_page_and_in_the_json(results: Path, summarize: Any, 
     (cell_directory(run, second) / "census.json").write_text("{}")
     summarize("--html", str(page))
     shown = page.read_text()
-    assert "<td>1 idle, ksm</td><td>1/1</td><td>1.0</td><td>1.0</td><td>0.5</td><td>0.0</td><td>2.5</td>" in shown
+    assert (
+        "<td>1 idle, ksm</td><td>1/1</td><td>1.0</td><td>1.0</td><td>0.5</td><td>0.0</td><td>2.5</td>"
+        in shown
+    )
     assert "1 idle, ksm: By the page census a perfect KSM would save 2.5 of 3.0 MB/VM" in shown
     assert "census.json is no census" in shown
     content = json.loads(summarize("--json"))
