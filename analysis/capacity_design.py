@@ -21,7 +21,7 @@ from analysis.design import (
     whole,
 )
 from analysis.errors import UserError
-from analysis.policies import OFF
+from analysis.policies import DEFAULT, OFF
 
 PREFIX = "capacity_"
 # A probe writes to at most so much of a guest's memory, which is merged no more (roles/workload).
@@ -32,7 +32,7 @@ _CELLS = {
     "focus": 1,
     "workloads": "",
     "mix": "",
-    "policies": "ksm",
+    "policies": DEFAULT,
     "guests": 1,
     "boots": 1,
     "repetitions": 1,

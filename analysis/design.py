@@ -483,6 +483,7 @@ def _refuse(name: str, value: object, allowed: str) -> DesignError:
 
 def whole(low: int, high: int) -> Caster:
     """A check of a whole number; takes the variable's name and value."""
+
     def cast(name: str, value: Any) -> int:
         allowed = f"a whole number from {low} to {high}"
         text = str(value).strip()
@@ -495,6 +496,7 @@ def whole(low: int, high: int) -> Caster:
 
 def number(low: float, high: float) -> Caster:
     """A check of a number."""
+
     def cast(name: str, value: Any) -> float:
         try:
             number = math.nan if isinstance(value, bool) else float(value)
@@ -509,6 +511,7 @@ def number(low: float, high: float) -> Caster:
 
 def choice(allowed: tuple[str, ...]) -> Caster:
     """A check of one word of several."""
+
     def cast(name: str, value: Any) -> str:
         if str(value) not in allowed:
             raise _refuse(name, value, " or ".join(allowed))

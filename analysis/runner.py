@@ -151,11 +151,7 @@ class Progress:
 
 
 def _variables(arguments: Namespace) -> dict[str, Any]:
-    given = {
-        name: value
-        for name in OPTIONS
-        if (value := getattr(arguments, name)) is not None
-    }
+    given = {name: value for name in OPTIONS if (value := getattr(arguments, name)) is not None}
     for text in arguments.extra_var:
         name, separator, value = text.partition("=")
         if not separator:

@@ -12,6 +12,7 @@ from planned import measured, planned, play_action, variables
 
 from analysis.design import (
     PROJECT,
+    VARIABLES,
     Design,
     DesignError,
     Plan,
@@ -177,6 +178,20 @@ def test_a_missing_variable_is_named() -> None:
     del given["thp_enabled"]
     with pytest.raises(DesignError, match=r"^thp_enabled is not set"):
         Design.from_variables(given)
+
+
+def test_the_defaults_are_every_variable_and_each_is_documented() -> None:
+    assert sorted(variables()) == sorted(VARIABLES)
+    documented = (PROJECT / "docs" / "variables.md").read_text()
+    assert [name for name in VARIABLES if f"| `{name}` |" not in documented] == []
+    made = design()
+    assert (made.loads, made.policies, made.guests, made.boots, made.repetitions) == (
+        ("idle",),
+        ("ksm",),
+        (15,),
+        1,
+        1,
+    )
 
 
 def test_an_image_with_its_checksum_is_accepted() -> None:
