@@ -29,7 +29,7 @@ def census(arguments: Namespace) -> int:
     results = arguments.results.absolute()
     run_id = new_run_id()
     campaign = Campaign(PROJECT, results, None, {"results_directory": str(results)}, run_id)
-    _status, code = play(campaign, PLAYBOOK, Progress(sys.stdout))
+    code = play(campaign, PLAYBOOK, Progress(sys.stdout))
     if code:
         return code
     paths = sorted((results / run_id).glob(f"*/{FILE}"))

@@ -28,7 +28,7 @@ SCHEMA_VERSION = 2
 MIB = 1 << 20
 
 ACCELERATORS = ("auto", "kvm", "tcg")
-CHECKPOINTS = ("keep", "fresh")
+CHECKPOINTS = ("keep", "fresh", "measured")
 MOST_GUESTS = 999
 LAST_PORT = 65535
 # A seed is drawn from 0 to one below this.
@@ -661,6 +661,13 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         wrong.append(
             f"guest_ssh_port_base is {base}: allowed is up to {LAST_PORT - guests[-1]}, for each of "
             f"{guests[-1]} guests has a port of its own after it."
+        )
+    names = values.get("workloads") or [foci()[focus] for focus in values.get("focus", ())]
+    idle = not mix and not any(read_workload(name).fills for name in names)
+    if values.get("checkpoint") == "measured" and not idle:
+        wrong.append(
+            "checkpoint is 'measured', which saves guests after they were measured as they booted: allowed "
+            "are workloads that fill no memory, which the checkpoint would hold, such as focus=1."
         )
     source, checksum = values.get("image_source"), values.get("image_checksum")
     if source == "build" and checksum:

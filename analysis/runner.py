@@ -1,20 +1,22 @@
 """`python -m analysis run`: a campaign through ansible-runner, with live progress and a proof at the end."""
 
 import os
+import re
 import signal
 import sys
 import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, TextIO
 
 import ansible_runner  # type: ignore[import-untyped]
 
 from analysis.design import (
-    PLAN_FILE,
     PROJECT,
     RESULTS,
     VARIABLES,
@@ -25,17 +27,18 @@ from analysis.design import (
     new_run_id,
     read_plan,
 )
-from analysis.interruption import record_interruption
+from analysis.matrix_progress import MEASURING_PLAYS, duration
 from analysis.records import COMPLETE, load_run
 
 CAMPAIGN = Path("playbooks/experiment.yml")
-TEARDOWN = Path("playbooks/teardown.yml")
 INTERRUPTED = 130
 
 # Variables that are options of the command line, too
 OPTIONS = ("focus", "workloads", "policies", "guests", "boots", "repetitions")
 
 _SLOW_SECONDS = 5.0
+# A line of the callback matrix has the time already.
+STAMPED = re.compile(r"\[ *\d+:\d\d\] ")
 
 
 @dataclass(frozen=True)
@@ -64,21 +67,16 @@ def run(arguments: Namespace) -> int:
 
 
 def drive(campaign: Campaign, out: TextIO) -> int:
-    """Run the campaign's playbook, tear down after Ctrl-C, and prove that every planned record exists.
+    """Run the campaign's playbook and prove that every planned record exists.
 
-    Returns the playbook's exit code; 1 when it was 0 and a record is missing; 130 after Ctrl-C.
+    Returns the playbook's exit code; 1 when it was 0 and a record is missing; 130 after Ctrl-C, which the
+    playbook's own callback put_right has dealt with.
     """
     progress = Progress(out)
     progress.say(f"run {campaign.run_id}")
-    status, code = play(campaign, CAMPAIGN, progress)
-    if status == "canceled":
-        progress.say("interrupted: putting the host right (a second Ctrl-C stops that too)")
-        _status, torn_down = play(campaign, TEARDOWN, progress)
-        if torn_down:
-            progress.say(f"{TEARDOWN} failed with exit code {torn_down}: run it again")
+    code = play(campaign, CAMPAIGN, progress)
+    if progress.stopped:
         code = INTERRUPTED
-        if (campaign.results / campaign.run_id / PLAN_FILE).exists():
-            record_interruption(campaign.results / campaign.run_id, progress.measuring)
     missing = _missing(campaign)
     if missing is None:
         progress.say("no cell was planned")
@@ -97,33 +95,49 @@ def drive(campaign: Campaign, out: TextIO) -> int:
 
 @dataclass
 class Progress:
-    """Turns the events of ansible-runner into lines, as they come.
+    """Turns the events of ansible-runner into lines, as they come, and hands Ctrl-C on to the playbook.
 
-    ``measuring``: hypervisor -> cell_id, phase and task that it was last seen in.
+    ``playbook``: its process, once it has said something; ``stopped`` when it was told to end.
     """
 
     out: TextIO
     started: float = field(default_factory=time.monotonic)
     seen: int = 0
-    measuring: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    measuring: bool = False
+    playbook: int | None = None
+    stopped: bool = False
 
     def say(self, text: str) -> None:
         """One line, with the time since the start."""
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
-        print(f"[{minutes:3d}:{seconds:02d}] {text}", file=self.out, flush=True)
+        self._print(f"[{minutes:3d}:{seconds:02d}] {text}")
+
+    def _print(self, line: str) -> None:
+        print(line, file=self.out, flush=True)
+
+    def stop(self, _number: int, _frame: FrameType | None) -> None:
+        """End the playbook as Ctrl-C does."""
+        self.stopped = True
+        if self.playbook is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self.playbook, signal.SIGINT)
+
+    def canceled(self) -> bool:
+        """Whether ansible-runner is to kill the playbook: only one that has not said anything yet."""
+        return self.stopped and self.playbook is None
 
     def event(self, event: Mapping[str, Any]) -> bool:
         """Handle one event; False, for it need not be stored."""
         handler = self._handlers().get(str(event.get("event")))
         self.seen += handler is not None
+        self.playbook = event.get("pid", self.playbook)
         if handler is not None:
             handler(event)
         return False
 
     def _handlers(self) -> dict[str, Callable[[Mapping[str, Any]], None]]:
         return {
-            "playbook_on_play_start": lambda event: self.say(f"== {event['event_data'].get('name', '')}"),
-            "playbook_on_task_start": lambda event: self.say(event["event_data"].get("task", "")),
+            "playbook_on_play_start": self._play,
             "runner_on_ok": self._ok,
             "runner_on_failed": self._failed,
             "runner_on_unreachable": self._failed,
@@ -131,16 +145,24 @@ class Progress:
             "verbose": self._verbose,
         }
 
+    def _play(self, event: Mapping[str, Any]) -> None:
+        name = event["event_data"].get("name", "")
+        self.measuring = name in MEASURING_PLAYS
+        self.say(f"== {name}")
+
     def _verbose(self, event: Mapping[str, Any]) -> None:
         for line in str(event.get("stdout", "")).splitlines():
-            if line.strip():
+            if STAMPED.match(line):
+                self._print(line)
+            elif line.strip():
                 self.say(f"  {line.strip()}")
 
     def _ok(self, event: Mapping[str, Any]) -> None:
         data = event["event_data"]
-        duration = float(data.get("duration") or 0)
-        if duration >= _SLOW_SECONDS or data.get("res", {}).get("changed"):
-            self.say(f"  {data.get('host')}: done in {duration:.1f} s")
+        seconds = float(data.get("duration") or 0)
+        # Of a measuring play the callback matrix tells.
+        if seconds >= _SLOW_SECONDS and not self.measuring:
+            self.say(f"  [{data.get('host')}] {data.get('task')}: {duration(seconds)}")
 
     def _failed(self, event: Mapping[str, Any]) -> None:
         data = event["event_data"]
@@ -168,9 +190,9 @@ def _for_ansible(variables: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def play(campaign: Campaign, playbook: Path, progress: Progress) -> tuple[str, int]:
-    """Run one playbook with the campaign's variables; its status and exit code."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+def play(campaign: Campaign, playbook: Path, progress: Progress) -> int:
+    """Run one playbook with the campaign's variables; its exit code."""
+    handlers = {number: signal.signal(number, progress.stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with tempfile.TemporaryDirectory(prefix="ksm-testbed-") as directory:
             finished = ansible_runner.run(
@@ -183,12 +205,13 @@ def play(campaign: Campaign, playbook: Path, progress: Progress) -> tuple[str, i
                 # Its own fact cache comes back empty with current ansible-core.
                 settings={"fact_cache_type": "memory"},
                 event_handler=progress.event,
+                cancel_callback=progress.canceled,
                 quiet=True,
             )
             if finished.rc and not progress.seen:
                 # Ansible refused before its first event: only its output says why.
                 progress.say(finished.stdout.read().strip())
-            return str(finished.status), int(finished.rc)
+            return int(finished.rc)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -1,31 +1,42 @@
-"""On Ctrl-C Ansible runs no `always` section: put the hosts right with the teardown playbook."""
+"""On an interruption Ansible runs no `always` section: put the hosts right with the teardown playbook."""
 
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from ansible import context
 from ansible.plugins.callback import CallbackBase
 
 from analysis.design import PLAN_FILE
+from analysis.errors import UserError
 from analysis.interruption import record_interruption
+from analysis.matrix_progress import MEASURING_PLAYS, Places, place_of
 
 DOCUMENTATION = """
 name: put_right
 type: notification
 short_description: Restore KSM and remove the guests after an interrupted experiment or capacity run
 description:
-  - A play that was interrupted leaves its C(always) sections undone. When a measuring play has
-    begun and the run ends without its statistics, the teardown playbook is run with the same inventory.
+  - A play that was interrupted leaves its C(always) sections undone. When a measuring play has begun and
+    the run ends without its statistics, C(teardown.yml) beside its playbook is run with the same inventory.
+  - While a measuring play runs, SIGTERM and SIGHUP do what Ctrl-C does; the first of them counts, and what
+    comes after it disturbs nothing.
+  - The cell that was being measured on each host is recorded as failed, with its phase and task.
 """
 
-TEARDOWN = Path(__file__).resolve().parent.parent / "playbooks" / "teardown.yml"
-MEASURING_PLAYS = ("Measure the cells", "Measure the capacity")
+TEARDOWN = "teardown.yml"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# A worker that was told to end tells its module on the host to do so: analysis.module_progress.
+WORKER_SECONDS = 40
 
 
 class CallbackModule(CallbackBase):  # type: ignore[misc]
@@ -41,58 +52,116 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         super().__init__()
         self.main_process = os.getpid()
         self.owed = False
-        self.run_directory: str | None = None
+        self.teardown = Path(TEARDOWN)
+        self.run_directory: Path | None = None
+        self.places = Places()
+        self.become_password = ""
+        self.ansible_interrupts: Any = None
         atexit.register(self.put_right)
 
+    def set_play_context(self, play_context: Any) -> None:
+        """Keep the password that was asked for: nobody may be there to be asked again."""
+        self.become_password = play_context.become_pass or ""
+
+    def v2_playbook_on_start(self, playbook: Any) -> None:
+        """Find the teardown."""
+        self.teardown = Path(playbook._basedir).resolve() / TEARDOWN
+
     def v2_playbook_on_play_start(self, play: Any) -> None:
-        """From here on something may have to be put right."""
-        self.owed = self.owed or play.get_name() in MEASURING_PLAYS
+        """From a measuring play on something may have to be put right."""
+        if self.owed or play.get_name() not in MEASURING_PLAYS or context.CLIARGS.get("check"):
+            return
+        self.owed = True
+        self.ansible_interrupts = signal.getsignal(signal.SIGINT)
+        for number in SIGNALS:
+            # What is ignored from the start, as SIGHUP under nohup, stays so.
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._interrupted)
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        """End as Ansible does on Ctrl-C: it tells its workers and unwinds, and the exit handlers are run."""
+        if os.getpid() != self.main_process:
+            # A worker just forked, which has no handlers of its own yet.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        _ignore_signals()
+        try:
+            self.ansible_interrupts(signal.SIGINT, frame)
+        finally:
+            # Ansible's handler is for once: the next Ctrl-C would end this process at once.
+            _ignore_signals()
+
+    def v2_runner_on_start(self, host: Any, task: Any) -> None:
+        """Keep where the host is."""
+        self.places.note(host.get_name(), place_of(task))
 
     def v2_runner_on_ok(self, result: Any) -> None:
         """Keep where the run's records are: an interruption is recorded there."""
         if result.task.action == "plan":
-            self.run_directory = str(result.result["run_directory"])
+            self.run_directory = Path(result.result["run_directory"])
 
     def v2_playbook_on_stats(self, _stats: Any) -> None:
         """The play came to its end, its always sections with it."""
         self.owed = False
 
     def put_right(self) -> None:
-        """Run the teardown playbook."""
+        """Record the interruption and run the teardown playbook."""
         if not self.owed or os.getpid() != self.main_process:
             return
-        print(
-            "\nInterrupted: restoring the KSM settings and removing the guests; what was measured is kept.",
-            file=sys.stderr,
-        )
-        if self.run_directory and Path(self.run_directory, PLAN_FILE).exists():
-            record_interruption(Path(self.run_directory))
-        # Ansible keeps its own terminal from its children, so the lines go through a pipe.
+        _ignore_signals()
+        _tell("\nInterrupted: restoring the KSM settings and removing the guests; what was measured is kept.")
+        for worker in multiprocessing.active_children():
+            worker.join(WORKER_SECONDS)
+        if self.run_directory and (self.run_directory / PLAN_FILE).exists():
+            try:
+                record_interruption(self.run_directory, self.places.interrupted())
+            except (UserError, OSError) as error:
+                _tell(f"The interruption is in no record: {error}")
+        options, password = self._teardown_options()
+        # Ansible keeps its own terminal from its children, so the lines go through a pipe; and in a session
+        # of its own no Ctrl-C reaches it, nor a terminal that is closed.
         with subprocess.Popen(
-            [Path(sys.executable).with_name("ansible-playbook"), *self._teardown_options(), str(TEARDOWN)],
-            cwd=TEARDOWN.parent.parent,
-            # A password that was asked for is asked for again, on the terminal.
-            stdin=None if context.CLIARGS.get("become_ask_pass") else subprocess.DEVNULL,
+            [Path(sys.executable).with_name("ansible-playbook"), *options, str(self.teardown)],
+            cwd=self.teardown.parent.parent,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         ) as teardown:
+            if teardown.stdin:
+                with suppress(OSError), teardown.stdin as stdin:
+                    stdin.write(password)
             for line in teardown.stdout or ():
-                print(line, end="", file=sys.stderr)
+                _tell(line.rstrip("\n"))
         if teardown.returncode:
-            print(f"{TEARDOWN} failed: run `make teardown`.", file=sys.stderr)
+            _tell(f"{self.teardown} failed: run `make teardown`.")
 
-    @staticmethod
-    def _teardown_options() -> list[str]:
-        """The inventory, variables and rights of the interrupted run, as options."""
+    def _teardown_options(self) -> tuple[list[str], str]:
+        """The inventory, limit, variables and rights of the interrupted run, as options; what they read."""
         given = context.CLIARGS
         options = []
         for source in given.get("inventory") or ():
             options += ["-i", str(Path(source).resolve()) if Path(source).exists() else source]
+        if given.get("subset"):
+            options += ["--limit", given["subset"]]
         for variables in given.get("extra_vars") or ():
             options += ["-e", f"@{Path(variables[1:]).resolve()}" if variables.startswith("@") else variables]
-        if given.get("become_password_file"):
-            options += ["--become-password-file", str(Path(given["become_password_file"]).resolve())]
-        if given.get("become_ask_pass"):
-            options.append("--ask-become-pass")
-        return options
+        file = given.get("become_password_file")
+        if file and file != "-":
+            return [*options, "--become-password-file", str(Path(file).resolve())], ""
+        if self.become_password:
+            return [*options, "--become-password-file", "-"], self.become_password
+        return options, ""
+
+
+def _ignore_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _tell(line: str) -> None:
+    """Say it, where somebody still listens."""
+    with suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)

@@ -129,7 +129,7 @@ def test_strings_from_the_command_line_are_typed(name: str, given: Any, typed: A
         ("boot_wave", "-1", "from 0 to 999"),
         ("repetitions", "0", "from 1 to 1000"),
         ("boots", "0", "from 1 to 1000"),
-        ("checkpoint", "new", "keep or fresh"),
+        ("checkpoint", "new", "keep or fresh or measured"),
         ("cell_order_seed", "-1", "from 0 to 4294967295"),
         ("cell_order_seed", "seven", "a whole number"),
         ("guest_ssh_port_base", "1023", "from 1024"),

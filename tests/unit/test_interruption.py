@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 from planned import RUN_ID, complete, planned
-from plugin_files import load
 
 from analysis.design import PROJECT, Cell, DesignError, Plan, cell_directory, open_run
 from analysis.interruption import record_interruption
@@ -88,31 +87,3 @@ def test_a_cell_that_the_run_has_not_is_refused(tmp_path: Path, plan: Plan) -> N
 def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DesignError, match="is not a run"):
         record_interruption(tmp_path, {"host1": ("x", *HIT)})
-
-
-def test_the_teardown_gets_the_inventory_variables_and_rights_of_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    put_right = load("plugins/callback/put_right.py")
-    given = {
-        "inventory": (str(tmp_path),),
-        "extra_vars": ("guests=2", '{"focus": 2}'),
-        "become_password_file": str(tmp_path / "password"),
-    }
-    monkeypatch.setattr(put_right.context, "CLIARGS", given)
-    printer = tmp_path / "ansible-playbook"
-    printer.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nexit 3\n')
-    printer.chmod(0o755)
-    monkeypatch.setattr(put_right.sys, "executable", str(tmp_path / "python3"))
-    callback = put_right.CallbackModule()
-    callback.put_right()
-    assert capfd.readouterr().err == ""
-    callback.owed = True
-    callback.put_right()
-    callback.owed = False
-    said = capfd.readouterr().err.splitlines()
-    assert said[2:10] == [
-        *("-i", str(tmp_path), "-e", "guests=2", "-e", '{"focus": 2}'),
-        *("--become-password-file", str(tmp_path / "password")),
-    ]
-    assert said[-1].endswith("failed: run `make teardown`.")

@@ -1,4 +1,7 @@
-"""The sampler against a recorded tree whose KSM counters the test moves on."""
+"""The sampler against a recorded tree whose KSM counters the test moves on.
+
+What depends on time is told a time by the test; what depends on processes waits for their events.
+"""
 
 import json
 import os
@@ -7,13 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from plugin_files import load
+from waiting import FOREVER_SECONDS, wait_until
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "tests/fixtures/host/linux-6.18"
@@ -25,42 +28,93 @@ ansible.module_utils.__path__.append({str(ROOT / "plugins/module_utils")!r})
 runpy.run_path({str(ROOT / "plugins/modules/measure_series.py")!r}, run_name="__main__")
 """
 
+series = load("plugins/modules/measure_series.py")
+progress_file = load("plugins/module_utils/progress.py")
+
 
 class Kernel:
-    """A tree whose counters go on, one full scan each step, as long as run is 1."""
+    """A tree, and a clock that only the sampler's own acts move on: reading takes time, and so does sleeping.
 
-    def __init__(self, tree: Path, saved_pages: Callable[[int], int], step_seconds: float = 0.1) -> None:
+    While the sampler sleeps, and run is 1, one full scan is done.
+    """
+
+    def __init__(
+        self,
+        tree: Path,
+        saved_pages: Callable[[int], int],
+        *,
+        zero_pages: Callable[[int], int] = lambda _scan: 0,
+        read_seconds: Callable[[int], float] = lambda _sample: 0.02,
+    ) -> None:
         self.tree = tree
         self.saved_pages = saved_pages
-        self.step_seconds = step_seconds
-        self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self._work)
+        self.zero_pages = zero_pages
+        self.read_seconds = read_seconds
+        self.now = 5000.0
+        self.scan = 0
+        self.reads = 0
+        for name in ("smart_scan", "run", "full_scans"):
+            self.put(name, 0)
 
     def put(self, name: str, value: int) -> None:
-        # In place and of one width: a reader holds the file open and never sees it empty.
-        descriptor = os.open(self.tree / "sys/kernel/mm/ksm" / name, os.O_WRONLY)
-        os.write(descriptor, f"{value:<12}\n".encode())
-        os.close(descriptor)
+        put(self.tree, name, value)
 
-    def running(self) -> bool:
-        return (self.tree / "sys/kernel/mm/ksm/run").read_text().strip() == "1"
+    def monotonic(self) -> float:
+        return self.now
 
-    def _work(self) -> None:
-        scan = 0
-        while not self.stopped.wait(self.step_seconds):
-            if self.running():
-                scan += 1
-                self.put("pages_sharing", self.saved_pages(scan))
-                self.put("full_scans", scan)
+    def read(self, sampler: Any) -> dict[str, Any]:
+        row: dict[str, Any] = self.original_row(sampler)
+        self.now += self.read_seconds(self.reads)
+        self.reads += 1
+        return row
 
-    def __enter__(self) -> "Kernel":
-        self.put("smart_scan", 0)
-        self.thread.start()
-        return self
+    def sleep_until(self, deadline: float) -> None:
+        self.now = max(self.now, deadline)
+        if (self.tree / "sys/kernel/mm/ksm/run").read_text().strip() == "1":
+            self.scan += 1
+            self.put("pages_sharing", self.saved_pages(self.scan))
+            if (self.tree / "sys/kernel/mm/ksm/ksm_zero_pages").exists():
+                self.put("ksm_zero_pages", self.zero_pages(self.scan))
+            self.put("full_scans", self.scan)
 
-    def __exit__(self, *_: object) -> None:
-        self.stopped.set()
-        self.thread.join()
+    def follow(self, **arguments: Any) -> dict[str, Any]:
+        """`observed` of a series of a sample every 0.1 s."""
+        given = {
+            "start_ksm": True,
+            "interval_seconds": 0.1,
+            "until": "converged",
+            "duration_seconds": None,
+            "timeout_seconds": 3,
+            "min_full_scans": 3,
+            "window_scans": 2,
+            "threshold_percent": 0.5,
+            "guests": 0,
+            "envelope_path": None,
+            "progress_path": None,
+            "patience_seconds": 60,
+            **arguments,
+        }
+        self.original_row = series.Sampler.row
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(series.Sampler, "row", lambda sampler: self.read(sampler))  # noqa: PLW0108 -- binds
+            patch.setattr(series, "wait_until", self.sleep_until)
+            patch.setattr(series.time, "monotonic", self.monotonic)
+            # This process keeps its signals.
+            patch.setattr(series.signal, "pthread_sigmask", lambda *_: None)
+            roots = series.Roots(proc=self.tree / "proc", sys=self.tree / "sys")
+            observed: dict[str, Any] = series.follow(given, roots)
+            return observed
+
+
+def put(tree: Path, name: str, value: int) -> None:
+    # In place and of one width: a reader holds the file open and never sees it empty.
+    descriptor = os.open(tree / "sys/kernel/mm/ksm" / name, os.O_WRONLY)
+    os.write(descriptor, f"{value:<12}\n".encode())
+    os.close(descriptor)
+
+
+def merging(tree: Path) -> bool:
+    return (tree / "sys/kernel/mm/ksm/run").read_text().strip() == "1"
 
 
 @pytest.fixture
@@ -88,7 +142,7 @@ def launch(tree: Path, **arguments: Any) -> subprocess.Popen[str]:
 
 
 def result_of(process: subprocess.Popen[str]) -> dict[str, Any]:
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=FOREVER_SECONDS)
     assert output, errors
     result: dict[str, Any] = json.loads(output)
     return result
@@ -101,20 +155,18 @@ def sample(tree: Path, **arguments: Any) -> dict[str, Any]:
 def test_a_saving_that_stops_growing_settles(tree: Path, tmp_path: Path) -> None:
     progress = tmp_path / "progress"
     progress.touch()
-    with Kernel(tree, lambda scan: min(scan, 5) * PAGES_IN_A_MIB):
-        result = sample(tree, guests=5, progress_path=str(progress))
-    observed, samples = result["observed"], result["observed"]["samples"]
-    assert result["changed"] is True
-    assert (tree / "sys/kernel/mm/ksm/run").read_text().strip() == "1"
+    kernel = Kernel(tree, lambda scan: min(scan, 5) * PAGES_IN_A_MIB)
+    observed = kernel.follow(guests=5, progress_path=str(progress))
+    samples = observed["samples"]
+    assert merging(tree)
     assert observed["converged"] is True
-    assert observed["converged_after_seconds"] == observed["duration_seconds"] == samples["seconds"][-1]
-    # Scan 5 reaches the last value, so a still window of two scans ends with scan 7 at the earliest.
-    assert 7 <= observed["full_scans"] == samples["full_scans"][-1] <= 9
-    assert samples["pages_sharing"][0] == 0
-    assert samples["pages_sharing"][-1] == 5 * PAGES_IN_A_MIB
+    # Scan 5 reaches the last value, so a still window of two scans ends with scan 7.
+    assert observed["full_scans"] == samples["full_scans"][-1] == 7
+    assert observed["converged_after_seconds"] == observed["duration_seconds"] == pytest.approx(0.7)
+    assert [pages // PAGES_IN_A_MIB for pages in samples["pages_sharing"]] == [0, 1, 2, 3, 4, 5, 5, 5]
     assert observed["reason"].startswith("settled: the saved pages moved by 0.00 %")
     lines = progress.read_text().splitlines()
-    assert re.fullmatch(r"scan 0, saved 0 MiB \(0\.0 MiB/VM\), 0 s", lines[0])
+    assert lines[0] == "scan 0, saved 0 MiB (0.0 MiB/VM), 0 s"
     assert lines[-1].startswith("settled: ")
 
 
@@ -124,31 +176,27 @@ def test_a_saving_that_stops_growing_settles(tree: Path, tmp_path: Path) -> None
     ids=["rising", "falling", "oscillating"],
 )
 def test_a_saving_that_moves_does_not_settle(tree: Path, saved_pages: Callable[[int], int]) -> None:
-    # Slower than the samples: one sample for every second scan would not see an oscillation.
-    with Kernel(tree, saved_pages, step_seconds=0.3):
-        observed = sample(tree, timeout_seconds=3)["observed"]
+    observed = Kernel(tree, saved_pages).follow(timeout_seconds=3)
     assert observed["converged"] is False
     assert observed["converged_after_seconds"] is None
-    assert observed["full_scans"] > 5
-    assert observed["duration_seconds"] == pytest.approx(3, abs=0.2)
+    assert observed["full_scans"] == 30
+    assert observed["duration_seconds"] == 3
     assert observed["reason"].startswith("not settled when the 3 s were over: the saved pages moved by")
 
 
 def test_the_cadence_does_not_drift(tree: Path) -> None:
-    samples = sample(tree, until="seconds", duration_seconds=2)["observed"]["samples"]
-    assert len(samples["seconds"]) == 21
-    assert samples["seconds"][0] < 0.05
-    assert all(
-        seconds == pytest.approx(0.1 * slot, abs=0.05) for slot, seconds in enumerate(samples["seconds"])
-    )
+    # Each reading takes 20 ms; the sixth takes 250 ms, and its two slots are left out, not made up for.
+    kernel = Kernel(tree, lambda _scan: 0, read_seconds=lambda sample: 0.25 if sample == 6 else 0.02)
+    samples = kernel.follow(until="seconds", duration_seconds=2)["samples"]
+    slots = [0, 1, 2, 3, 4, 5, *range(8, 21)]
+    assert samples["seconds"] == pytest.approx([0.1 * slot for slot in slots])
 
 
 def test_sampling_for_a_time_goes_on_after_settling(tree: Path) -> None:
-    with Kernel(tree, lambda _scan: 1000):
-        observed = sample(tree, until="seconds", duration_seconds=2)["observed"]
+    observed = Kernel(tree, lambda _scan: 1000).follow(until="seconds", duration_seconds=2)
     assert observed["converged"] is True
-    assert observed["converged_after_seconds"] < 1.5
-    assert observed["duration_seconds"] >= 2
+    assert observed["converged_after_seconds"] == pytest.approx(0.3)
+    assert observed["duration_seconds"] == 2
 
 
 def test_every_column_has_a_value_for_every_sample(tree: Path) -> None:
@@ -166,8 +214,7 @@ def test_a_counter_that_the_kernel_has_not_is_null(tree: Path) -> None:
     for name in ("general_profit", "ksm_zero_pages"):
         (tree / "sys/kernel/mm/ksm" / name).unlink()
     (tree / "proc/pressure/memory").unlink()
-    with Kernel(tree, lambda _scan: 1000):
-        observed = sample(tree)["observed"]
+    observed = Kernel(tree, lambda _scan: 1000).follow()
     samples = observed["samples"]
     for name in ("general_profit", "ksm_zero_pages", "memory_some_total_microseconds"):
         assert set(samples[name]) == {None}
@@ -175,14 +222,9 @@ def test_a_counter_that_the_kernel_has_not_is_null(tree: Path) -> None:
 
 
 def test_zero_pages_count_as_saved(tree: Path) -> None:
-    with Kernel(tree, lambda _scan: 1000) as kernel:
-        process = launch(tree, timeout_seconds=2)
-        pages = 1
-        while process.poll() is None:
-            kernel.put("ksm_zero_pages", pages)
-            pages += 100
-            time.sleep(0.05)
-        assert result_of(process)["observed"]["converged"] is False
+    kernel = Kernel(tree, lambda _scan: 1000, zero_pages=lambda scan: 100 * scan)
+    assert kernel.follow(timeout_seconds=2)["converged"] is False
+    assert Kernel(tree, lambda _scan: 1000).follow(timeout_seconds=2)["converged"] is True
 
 
 @pytest.mark.parametrize("name", ["pages_sharing", "full_scans"])
@@ -214,30 +256,113 @@ def test_check_mode_writes_nothing(tree: Path) -> None:
     assert (tree / "sys/kernel/mm/ksm/run").read_text() == "0\n"
 
 
+def begun(tree: Path, **arguments: Any) -> tuple[subprocess.Popen[str], Path]:
+    """A sampler that has taken a sample and goes on for ever; its progress."""
+    progress = tree / "progress"
+    progress.touch()
+    process = launch(tree, timeout_seconds=1e6, progress_path=str(progress), **arguments)
+    wait_until(progress.read_text, "the first sample")
+    assert merging(tree)
+    return process, progress
+
+
 def test_a_tuner_that_stops_ksm_ends_the_series(tree: Path) -> None:
-    with Kernel(tree, lambda scan: 100 * scan) as kernel:
-        process = launch(tree, timeout_seconds=20)
-        while not kernel.running():
-            time.sleep(0.02)
-        time.sleep(0.5)
-        kernel.put("run", 0)
-        observed = result_of(process)["observed"]
+    process, _ = begun(tree)
+    put(tree, "run", 0)
+    observed = result_of(process)["observed"]
     assert observed["converged"] is False
     assert observed["reason"].startswith("something else on the host stopped KSM")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_returns_what_there_is(tree: Path, number: signal.Signals) -> None:
-    with Kernel(tree, lambda scan: 100 * scan) as kernel:
-        process = launch(tree, timeout_seconds=30)
-        while not kernel.running():
-            time.sleep(0.02)
-        time.sleep(0.5)
-        process.send_signal(number)
-        observed = result_of(process)["observed"]
+    process, progress = begun(tree)
+    put(tree, "full_scans", 1)
+    wait_until(lambda: "scan 1," in progress.read_text(), "a later sample")
+    process.send_signal(number)
+    observed = result_of(process)["observed"]
     assert observed["converged"] is False
     assert observed["reason"].startswith(f"interrupted by {number.name}")
-    assert len(observed["samples"]["seconds"]) >= 4
+    assert observed["samples"]["full_scans"][0] == 0
+    assert observed["samples"]["full_scans"][-1] == 1
+
+
+def test_it_ends_when_its_progress_is_removed(tree: Path) -> None:
+    process, progress = begun(tree)
+    progress.unlink()
+    observed = result_of(process)["observed"]
+    assert re.match(r"interrupted after \d+ s, its controller asked it to end: ", observed["reason"])
+    assert not progress.exists()
+
+
+def test_it_ends_when_nobody_asks_for_its_progress(tree: Path) -> None:
+    process, _ = begun(tree, patience_seconds=1)
+    reason = result_of(process)["observed"]["reason"]
+    assert re.match(r"interrupted after \d+ s, its controller has not asked for 1 s: ", reason)
+
+
+def test_without_its_progress_file_it_does_not_begin(tree: Path, tmp_path: Path) -> None:
+    result = sample(tree, progress_path=str(tmp_path / "absent"))
+    assert result["msg"] == f"progress_path {tmp_path}/absent is not there: nobody waits for this module"
+    assert not merging(tree)
+    assert not (tmp_path / "absent").exists()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Path, Clock]:
+    clock = Clock()
+    monkeypatch.setattr(progress_file.time, "monotonic", clock.monotonic)
+    (tmp_path / "progress").touch()
+    return progress_file.Progress(str(tmp_path / "progress"), 60), tmp_path / "progress", clock
+
+
+def test_polls_keep_a_module_going(waiting: tuple[Any, Path, Clock]) -> None:
+    progress, path, clock = waiting
+    for poll in range(100):
+        clock.now += 5
+        os.utime(path, (poll, 0))
+        assert progress.abandoned() is None
+    for _ in range(12):
+        clock.now += 5
+        assert progress.abandoned() is None
+    clock.now += 5
+    assert progress.abandoned() == "its controller has not asked for 60 s"
+
+
+def test_lines_that_the_module_writes_are_no_polls(waiting: tuple[Any, Path, Clock]) -> None:
+    progress, path, clock = waiting
+    said = []
+    for number in range(14):
+        progress.say(f"line {number}")
+        clock.now += 5
+        said.append(progress.abandoned())
+    assert path.read_text().splitlines() == [f"line {number}" for number in range(14)]
+    assert said[:12] == [None] * 12
+    assert said[12] == "its controller has not asked for 60 s"
+
+
+def test_a_machine_that_was_paused_for_an_hour_is_not_abandoned(waiting: tuple[Any, Path, Clock]) -> None:
+    progress, path, clock = waiting
+    clock.now += 3600
+    assert progress.abandoned() is None
+    os.utime(path, (1, 1))
+    clock.now += 1
+    assert progress.abandoned() is None
+
+
+def test_another_file_in_place_of_the_progress_is_no_progress(waiting: tuple[Any, Path, Clock]) -> None:
+    progress, path, _ = waiting
+    path.with_name("other").touch()
+    path.with_name("other").replace(path)
+    assert progress.abandoned() == "its controller asked it to end"
 
 
 def test_a_progress_file_that_is_a_link_is_refused(tree: Path, tmp_path: Path) -> None:
@@ -250,7 +375,8 @@ def test_a_progress_file_that_is_a_link_is_refused(tree: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("interval_seconds", 0.01), ("timeout_seconds", 0), ("min_full_scans", 0)]
+    ("name", "value"),
+    [("interval_seconds", 0.01), ("timeout_seconds", 0), ("min_full_scans", 0), ("patience_seconds", 0)],
 )
 def test_an_argument_out_of_range_is_named(tree: Path, name: str, value: float) -> None:
     assert sample(tree, **{name: value})["msg"].startswith(f"{name} is {value:g}; it must be ")

@@ -1,0 +1,171 @@
+"""Putting a host right: the playbooks' own tasks, with modules that only say that they were called."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from playing import fake_systemd, play, play_book
+from plugin_files import ROOT, load
+
+TASKS = ROOT / "playbooks/tasks/put_right.yml"
+MODULES = ("guests", "ksm", "envelope")
+STUB = """#!/usr/bin/python3
+from ansible.module_utils.basic import AnsibleModule
+module = AnsibleModule({"state": {}, "snapshot": {}})
+name = "NAME"
+with open("LOG", "a") as log:
+    log.write(f"{name} {module.params['state']} {module.params['snapshot'] or ''}".strip() + "\\n")
+if name in "FAILING".split():
+    module.fail_json(msg=f"no {name}\\ntoday.")
+module.exit_json(changed=True)
+"""
+
+
+class Host:
+    """A host whose modules write down that they were called; `failing` of them fail."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.snapshot = folder / "snapshot.json"
+        self.systemd = fake_systemd(folder)
+        (folder / "policies").mkdir()
+
+    def policy(self, name: str, service: str) -> None:
+        (self.folder / f"policies/{name}.yml").write_text(
+            yaml.safe_dump({"description": "For a test", "service": service})
+        )
+
+    def environment(self, failing: str) -> dict[str, str]:
+        library = self.folder / "library"
+        library.mkdir(exist_ok=True)
+        for name in MODULES:
+            text = STUB.replace("NAME", name).replace("LOG", str(self.folder / "log"))
+            (library / f"{name}.py").write_text(text.replace("FAILING", failing))
+        actions = self.folder / "no-actions"
+        actions.mkdir(exist_ok=True)
+        return {
+            **self.systemd,
+            "ANSIBLE_LIBRARY": str(library),
+            "ANSIBLE_ACTION_PLUGINS": str(actions),
+        }
+
+    def put_right(self, failing: str = "", hosts: str = "localhost,", **variables: Any) -> tuple[int, str]:
+        include = {"ansible.builtin.include_tasks": str(TASKS)}
+        after = {"ansible.builtin.debug": {"msg": "{{ inventory_hostname }} goes on"}}
+        variables = {
+            "ksm_snapshot_path": str(self.snapshot),
+            "put_right_policies": str(self.folder / "policies"),
+            "put_right_systemd": str(self.folder / "run/systemd/system"),
+            **variables,
+        }
+        environment = self.environment(failing)
+        code, out = play(self.folder, [include, after], hosts=hosts, environment=environment, **variables)
+        return code, " ".join(out.split())
+
+    @property
+    def called(self) -> list[str]:
+        log = self.folder / "log"
+        return log.read_text().splitlines() if log.exists() else []
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def test_guests_go_first_then_ksm_is_restored_then_the_bound_goes(host: Host) -> None:
+    code, out = host.put_right()
+    assert code == 0, out
+    assert host.called == ["guests absent", f"ksm restored {host.snapshot}", "envelope absent"]
+
+
+@pytest.mark.parametrize(
+    ("failing", "left"),
+    [
+        ("guests", "the guests (no guests today)"),
+        ("ksm", "the KSM and THP settings (no ksm today)"),
+        ("envelope", "the bound of their memory (no envelope today)"),
+        (
+            "guests ksm envelope",
+            "the guests (no guests today); the KSM and THP settings (no ksm today); "
+            "the bound of their memory (no envelope today)",
+        ),
+    ],
+)
+def test_each_step_is_taken_whatever_became_of_the_others_and_what_is_left_is_named(
+    host: Host, failing: str, left: str
+) -> None:
+    code, out = host.put_right(failing)
+    assert code == 2, out
+    assert [line.split()[0] for line in host.called] == list(MODULES)
+    assert f"localhost is not put right: {left}. Mend that, then run `make teardown`." in out
+    assert "goes on" not in out
+
+
+def test_guests_that_are_to_be_kept_are_and_ksm_is_restored(host: Host) -> None:
+    code, out = host.put_right(put_right_keeps_guests=True)
+    assert code == 0, out
+    assert host.called == [f"ksm restored {host.snapshot}"]
+
+
+def test_services_of_policies_are_stopped_before_all_else_on_a_host_that_a_run_left(host: Host) -> None:
+    host.policy("tuned", "tuner.service")
+    host.policy("plain", "")
+    host.policy("elsewhere", "not-installed.service")
+    (host.folder / "state").write_text("active")
+    host.snapshot.touch()
+    code, out = host.put_right()
+    assert code == 0, out
+    assert (host.folder / "told").read_text() == "stop tuner.service\n"
+    assert len(host.called) == 3
+    assert out.index("Stop the policies' services") < out.index("Remove the guests")
+
+
+def test_a_service_that_the_testbed_did_not_start_runs_on(host: Host) -> None:
+    host.policy("tuned", "tuner.service")
+    (host.folder / "state").write_text("active")
+    code, out = host.put_right()
+    assert code == 0, out
+    assert (host.folder / "told").read_text() == ""
+
+
+def test_a_service_that_does_not_stop_is_named_and_the_rest_is_put_right(host: Host) -> None:
+    host.policy("tuned", "tuner.service")
+    (host.folder / "state").write_text("active")
+    host.snapshot.touch()
+    systemctl = host.folder / "bin/systemctl"
+    systemctl.write_text(
+        systemctl.read_text().replace("start*|stop*)", "stop*) echo no >&2; exit 1 ;;\nstart*)")
+    )
+    code, out = host.put_right()
+    assert code == 2, out
+    assert "is not put right: the services of the policies (Unable to stop service tuner.service: no)" in out
+    assert len(host.called) == 3
+
+
+def test_the_teardown_puts_right_every_hypervisor(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("[hypervisors]\nhv1\nhv2\n[others]\nother\n")
+    settings = {"ksm_snapshot_path": str(host.snapshot), "ansible_become": False}
+    code, out = play_book(
+        ROOT / "playbooks/teardown.yml",
+        "-e",
+        json.dumps(settings),
+        hosts=str(tmp_path / "hosts"),
+        environment=host.environment(""),
+    )
+    assert code == 0, out
+    assert [line.split()[0] for line in host.called].count("guests") == 2
+    assert len(host.called) == 6
+
+
+def test_the_snapshot_is_that_of_the_role_ksm() -> None:
+    defaults = yaml.safe_load((ROOT / "roles/ksm/defaults/main.yml").read_text())
+    assert f"default('{defaults['ksm_snapshot_path']}')" in TASKS.read_text()
+
+
+def test_after_an_interruption_the_teardown_that_is_run_exists() -> None:
+    assert load("plugins/callback/put_right.py").TEARDOWN == ROOT / "playbooks/teardown.yml"
