@@ -137,15 +137,14 @@ def _policy_lines(measured: Sequence[CellRecords]) -> list[str]:
 
 
 def _boot_lines(measured: Sequence[CellRecords]) -> list[str]:
-    """The checkpoints that the cells began from: which boots were measured, and when they were booted."""
+    """When the guests of the cells were booted, where the records know it."""
     boots = {}
     for cell in measured:
         start = cell.provenance["start"]
-        if start["checkpoint"] is not None:
+        if start["booted_at"] is not None:
             took = "" if start["boot_seconds"] is None else f" in {start['boot_seconds']:.0f} s"
-            digest = start["checkpoint"].removeprefix("sha256:")[:12]
-            boots[cell.boot_key] = f"{digest} of {start['booted_at']}{took}"
-    return [f"Booted: {', '.join(boots.values())}"] if boots else []
+            boots[start["booted_at"]] = f"{start['booted_at'][:19]}Z{took}"
+    return [f"Guests booted {', '.join(boots[when] for when in sorted(boots))}"] if boots else []
 
 
 def asked_knobs(records: CellRecords) -> dict[str, int | str]:
