@@ -3,7 +3,7 @@
 Arguments:
     phase: snapshot (read only, before the guests are probed or diverge), step or divergence (read again,
         write the record).
-    plan: what the action capacity_plan returned; with its envelope_bytes the role envelope must have run.
+    plan: what the action capacity_plan returned; with its envelope_bytes the module envelope must have run.
     provenance: image_digest, accelerator, testbed_version and start; the rest is read from the host.
     policy: off or another policy's name. guests: how many run.
     before: what snapshot returned.
