@@ -40,6 +40,7 @@ def play_book(
             **os.environ,
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
             "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_STDOUT_CALLBACK": "default",
             "ANSIBLE_PYTHON_INTERPRETER": "/usr/bin/python3",
             **(environment or {}),
         },

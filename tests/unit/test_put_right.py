@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from playing import fake_systemd, play, play_book
-from plugin_files import ROOT, load
+from plugin_files import ROOT
 
 TASKS = ROOT / "playbooks/tasks/put_right.yml"
 MODULES = ("guests", "ksm", "envelope")
@@ -165,7 +165,3 @@ def test_the_teardown_puts_right_every_hypervisor(host: Host, tmp_path: Path) ->
 def test_the_snapshot_is_that_of_the_role_ksm() -> None:
     defaults = yaml.safe_load((ROOT / "roles/ksm/defaults/main.yml").read_text())
     assert f"default('{defaults['ksm_snapshot_path']}')" in TASKS.read_text()
-
-
-def test_after_an_interruption_the_teardown_that_is_run_exists() -> None:
-    assert load("plugins/callback/put_right.py").TEARDOWN == ROOT / "playbooks/teardown.yml"
