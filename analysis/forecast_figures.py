@@ -326,7 +326,7 @@ def divergence_figure(content: Mapping[str, Any], seen: Divergence) -> Figure:
         axes.set_ylabel("GiB")
         figure.legend(loc="outside lower left", ncols=5, frameon=False, fontsize=9)
         figure.suptitle(
-            f"{seen.guests} guests ({seen.workload.replace('_', ' ')}), merged by {seen.policy}, write at once",
+            f"{seen.guests} guests ({seen.workload.replace('_', ' ')}) merged by {seen.policy} all write",
             fontsize=12,
             x=0.01,
             ha="left",

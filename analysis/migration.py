@@ -79,11 +79,12 @@ def migrate_census(record: Any) -> Any:
     """A census, of a cell or of guests outside an experiment."""
     if not _is_first(record):
         return record
+    if record.get("cell") is None:
+        return {**record, "schema_version": VERSION}
     try:
-        cell = record["cell"] and _cell(record["cell"])
-    except (KeyError, TypeError):
+        return {**record, "schema_version": VERSION, "cell": _cell(record["cell"])}
+    except (KeyError, AttributeError):
         return record
-    return {**record, "schema_version": VERSION, "cell": cell}
 
 
 def migrate_capacity(record: Any) -> Any:

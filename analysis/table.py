@@ -65,6 +65,8 @@ def tidy(runs: list[Run]) -> pd.DataFrame:
     for name in _NUMBERS:
         if name not in table:
             table[name] = float("nan")
+    if "boot_key" not in table:
+        table["boot_key"] = None
     per_vm = {
         f"saved_{name}_mib_per_vm": table[f"saved_{name}_bytes"] / table["guests"] / MIB for name in MEASURES
     }

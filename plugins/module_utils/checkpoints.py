@@ -1,8 +1,8 @@
 """Checkpoints: memory and disk of guests that booted, kept under what made them. Standard library only.
 
 One folder each, `boot1-512mib-0123456789ab`, below a folder that only root and QEMU's user enter. It holds a
-folder for each guest (memory, disk.qcow2, seed.iso) and, written last, manifest.json: what made the guests, when
-they booted, and size and digest of every file. What has no sound manifest is no checkpoint.
+folder for each guest (memory, disk.qcow2, seed.iso) and, written last, manifest.json: what made the guests,
+when they booted, and size and digest of every file. What has no sound manifest is no checkpoint.
 """
 
 from __future__ import annotations
@@ -150,6 +150,7 @@ class Store:
     """All checkpoints of this host."""
 
     def __init__(self, root: Path, say: Callable[[str], None]) -> None:
+        """Name the folder, which need not exist yet, and what takes a line for the user."""
         self.root = root
         self.say = say
 
@@ -203,7 +204,7 @@ class Store:
         return newest
 
     def find_loaded(self, base: Checkpoint, load: Mapping[str, Any], guests: int) -> Checkpoint | None:
-        """The checkpoint of the same boot whose guests hold this load already; a mix needs the very number."""
+        """The checkpoint of the same boot whose guests hold this load; a mix needs the very number."""
         for folder in self.folders():
             try:
                 found = read(folder)
@@ -285,7 +286,7 @@ def remove(folder: Path) -> None:
 
 
 def check_room(needs: Mapping[str, int], path: Path) -> None:
-    """CheckpointError unless the file system that will hold path has room for the sum of needs (bytes by what)."""
+    """Raise CheckpointError unless the file system that will hold path has room for needs (bytes by what)."""
     place = next(parent for parent in (path, *path.parents) if parent.exists())
     free = shutil.disk_usage(place).free
     total = sum(needs.values())

@@ -1,7 +1,7 @@
-"""Requests to the program in each guest: a line to its second serial port, a line back. Standard library only.
+"""Requests to the program in each guest: a line to its second serial port, a line back.
 
-QEMU ends that port at a socket on the hypervisor. Nothing is shaken hands, so that 15 emulated guests answer at
-once what would take each of them seconds of CPU over SSH.
+Standard library only. QEMU ends that port at a socket on the hypervisor. No hands are shaken, so that 15
+emulated guests answer at once what would take each of them seconds of CPU over SSH.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def ask(path: Path, words: Sequence[str], limit_seconds: float, *, again: bool =
         path: the socket of the guest's port.
         words: the command and its arguments, as the program in the guest takes them.
         limit_seconds: the longest wait for the answer.
-        again: send the request anew each ATTEMPT_SECONDS until one is answered, for a command that may run twice: a
-            guest that boots loses what came before it opened the port.
+        again: send the request anew each ATTEMPT_SECONDS until one is answered, for a command that may run
+            twice: a guest that boots loses what came before it opened the port.
 
     Raises:
         ChannelError: no answer in time, the guest ended, or it refused.

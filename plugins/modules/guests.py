@@ -8,45 +8,67 @@ module: guests
 short_description: Boot the testbed's guests once, keep them in a checkpoint, restore them, remove them
 description:
   - Each guest is a libvirt domain with a qcow2 overlay, a NoCloud seed of its own and SSH forwarded to the
-    host's loopback. Its second serial port is a socket on the host, through which the program in it is asked.
-  - Guests are a number. They are called guest01, guest02 and so on, on the ports that follow I(ssh_port_base).
+    host's loopback. Its second serial port is a socket on the host, through which the program in it is
+    asked.
+  - Guests are a number. They are called guest01, guest02 and so on, on the ports after I(ssh_port_base).
   - Only domains that carry this testbed's metadata are ever touched.
 options:
   state:
     description:
-      - C(restored) removes the guests that run, and brings the first I(guests) of a checkpoint back into fresh
-        QEMU processes, each on a new overlay of its disk; answers when SSH and the program in each have, their
-        clocks put right. Where no checkpoint serves, I(checkpoint_guests) are booted and kept in one first, and
-        it is said why.
+      - C(restored) removes the guests that run, and brings the first I(guests) of a checkpoint back into
+        fresh QEMU processes, each on a new overlay of its disk; answers when SSH and the program in each
+        have, their clocks put right. Where no checkpoint serves, I(checkpoint_guests) are booted and kept
+        in one first, and it is said why.
       - C(booted) boots I(guests) and leaves them running, without a checkpoint.
-      - C(saved) keeps the guests that run, all of I(guests), in a checkpoint, and they run no more. With I(load)
-        they are those of a checkpoint that were loaded since, else those that C(booted) left.
+      - C(saved) keeps the guests that run, all of I(guests), in a checkpoint, and they run no more. With
+        I(load) they are those of a checkpoint that were loaded since, else those that C(booted) left.
       - C(absent) removes all.
     type: str
     choices: [restored, booted, saved, absent]
     default: restored
   guests: {description: how many, type: int, default: 0}
-  checkpoint_guests: {description: how many are booted for a new checkpoint; at least I(guests), type: int, default: 0}
+  checkpoint_guests:
+    description: how many are booted for a new checkpoint; at least I(guests)
+    type: int
+    default: 0
   boot: {description: "number of the boot; each is a set of guests of its own", type: int, default: 1}
-  since: {description: "a checkpoint that booted before this UTC time does not serve; empty: all do", type: str, default: ""}
+  since:
+    description: "a checkpoint that booted before this UTC time does not serve; empty: all do"
+    type: str
+    default: ""
   keep_running: {description: "C(restored) leaves guests alone that run already", type: bool, default: false}
   load:
-    description: "the load, with name and reserve_mib, that a checkpoint of loaded guests may hold; C(saved) wants seed and reports too"
+    description: >-
+      the load, with name and reserve_mib, that a checkpoint of loaded guests may hold; C(saved) wants seed
+      and reports too
     type: dict
     default: {}
   domain_xml:
-    description: "a domain's XML; $domain $name $overlay $seed $console $channel $ssh_port $resource are filled in"
+    description: >-
+      a domain's XML; $domain $name $overlay $seed $console $channel $ssh_port $resource are filled in
     type: str
   user_data: {description: "the seed's user-data; $name and $ssh_public_key are filled in", type: str}
   image: {description: the result of the guest_image module, type: dict}
   memory_mib: {description: "memory of one guest, at least 128", type: int}
-  overhead_mib: {description: "host memory of one QEMU besides, for the check that all fit", type: int, default: 160}
-  overcommit: {description: start even where the guests' memory does not fit the host, type: bool, default: false}
+  overhead_mib:
+    description: host memory of one QEMU besides, for the check that all fit
+    type: int
+    default: 160
+  overcommit:
+    description: start even where the guests' memory does not fit the host
+    type: bool
+    default: false
   accelerator: {description: what runs the guests, type: str, choices: [kvm, tcg]}
-  partition: {description: "the libvirt partition that holds the guests; empty: libvirt's own", type: str, default: ""}
+  partition:
+    description: "the libvirt partition that holds the guests; empty: libvirt's own"
+    type: str
+    default: ""
   boot_wave: {description: guests that boot at the same time; 0 = by the CPUs, type: int, default: 0}
   boot_timeout_seconds: {description: longest time for one guest to boot, type: int, default: 300}
-  answer_timeout_seconds: {description: longest wait for an answer of a restored guest, type: int, default: 180}
+  answer_timeout_seconds:
+    description: longest wait for an answer of a restored guest
+    type: int
+    default: 180
   ssh_port_base: {description: "guest01 gets the next port of 127.0.0.1", type: int, default: 22200}
   ssh_private_key: {description: the key that opens the guests; kept 0600 while they exist, type: str}
   ssh_public_key: {description: its public half, type: str}
@@ -64,16 +86,36 @@ EXAMPLES = r"""
 
 RETURN = r"""
 domains: {description: guest name to domain name, type: dict, returned: always}
-channels: {description: "guest name to the socket of its second serial port", type: dict, returned: "not absent"}
-barrier: {description: "for each guest now started, what it answered at the barrier", type: dict, returned: "not absent"}
-start:
-  description: "where the guests come from, as in a record's provenance: from, checkpoint, booted_at, boot_seconds, restore_seconds, loaded"
+channels:
+  description: guest name to the socket of its second serial port
   type: dict
-  returned: "not absent"
-load: {description: what the loaded guests of the checkpoint hold; empty where they hold nothing, type: dict, returned: "not absent"}
-boots: {description: "guest name to seconds and cpu_seconds of its boot", type: dict, returned: "not absent"}
-times: {description: "seconds of each step that was taken: boot, save, check, restore, answer, barrier", type: dict, returned: "not absent"}
-checkpoint: {description: "name, bytes and number of guests of the checkpoint; null where none was used", type: dict, returned: "not absent"}
+  returned: not absent
+barrier:
+  description: for each guest now started, what it answered at the barrier
+  type: dict
+  returned: not absent
+start:
+  description: >-
+    where the guests come from, as in a record's provenance: from, checkpoint, booted_at, boot_seconds,
+    restore_seconds, loaded, arm_order
+  type: dict
+  returned: not absent
+load:
+  description: what the loaded guests of the checkpoint hold; empty where they hold nothing
+  type: dict
+  returned: not absent
+boots:
+  description: guest name to seconds and cpu_seconds of its boot
+  type: dict
+  returned: not absent
+times:
+  description: "seconds of each step that was taken: boot, save, check, restore, answer, barrier"
+  type: dict
+  returned: not absent
+checkpoint:
+  description: name, bytes and number of guests of the checkpoint; null where none was used
+  type: dict
+  returned: not absent
 """
 
 import errno
@@ -116,6 +158,7 @@ except ImportError:
 METADATA_URI = "urn:ksm-testbed"
 QEMU_URI = "http://libvirt.org/schemas/domain/qemu/1.0"
 POLL_SECONDS = 0.5
+BANNER_SECONDS = 60
 CONSOLE_LINES = 5
 HOST_RESERVE_BYTES = 512 << 20
 # What a guest may write to its overlay while a cell runs
@@ -205,11 +248,11 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / float(os.sysconf("SC_CLK_TCK"))
 
 
-def banner(port: int) -> bool:
+def banner(port: int, limit_seconds: float = 5) -> bool:
     """Tell whether the guest's SSH server answers: the forwarded port listens long before the guest is up."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
-            connection.settimeout(5)
+            connection.settimeout(limit_seconds)
             return connection.recv(4) == b"SSH-"
     except OSError:
         return False
@@ -300,7 +343,8 @@ class Testbed:
         """Refuse what can't work, before anything is changed."""
         if self.params["memory_mib"] < LEAST_MEMORY_MIB:
             raise GuestError(
-                f"guest_memory_mib is {self.params['memory_mib']}: a guest needs at least {LEAST_MEMORY_MIB} MiB to boot"
+                f"guest_memory_mib is {self.params['memory_mib']}: "
+                f"a guest needs at least {LEAST_MEMORY_MIB} MiB to boot"
             )
         foreign = {domain.name() for domain in self.connection.listAllDomains()} - set(own)
         for guest in new:
@@ -311,7 +355,8 @@ class Testbed:
                 )
             if guest.ssh_port > LAST_PORT:
                 raise GuestError(
-                    f"{guest.name} would have the port {guest.ssh_port}: lower guest_ssh_port_base, the last port is {LAST_PORT}"
+                    f"{guest.name} would have the port {guest.ssh_port}: "
+                    f"lower guest_ssh_port_base, the last port is {LAST_PORT}"
                 )
             if guest.domain not in own and not port_is_free(guest.ssh_port):
                 raise GuestError(
@@ -364,7 +409,7 @@ class Testbed:
             file.write(self.params["ssh_private_key"])
 
     def remove(self, domains: dict[str, tuple[Any, dict[str, str]]]) -> None:
-        """Remove domains of ours and their files, all at once: libvirt waits more than a second for each QEMU's end."""
+        """Remove domains of ours and their files, all at once: libvirt waits a second and more for each."""
 
         def one(domain: Any, metadata: dict[str, str]) -> None:
             # A domain that is not defined for good is gone with its process.
@@ -587,7 +632,8 @@ class Testbed:
     def await_banner(self, guest: Guest) -> None:
         """Wait for the answer of a restored guest's SSH server."""
         deadline = time.monotonic() + self.params["answer_timeout_seconds"]
-        while not banner(guest.ssh_port):
+        # One patient connection: each new one is one more process to start in a guest that is short of CPU.
+        while not banner(guest.ssh_port, BANNER_SECONDS):
             if not is_active(self.connection.lookupByName(guest.domain)):
                 raise GuestError(
                     f"{guest.name} ended when it was restored; its console: {console_tail(guest)}"
@@ -727,7 +773,7 @@ def start_of(source: dict[str, Any], restore_seconds: float | None, loaded: bool
 
 
 def find(testbed: Testbed, names: list[str]) -> Checkpoint | None:
-    """The checkpoint that serves, its files looked at; a damaged one is thrown away with those that stand on it."""
+    """The checkpoint that serves, its files looked at; a damaged one is thrown away with what stands on it."""
     params, store = testbed.params, testbed.store
     with testbed.timed("check"):
         checkpoint = store.find(testbed.made_of(), len(names), params["since"])
@@ -808,9 +854,10 @@ def restored(testbed: Testbed, check_mode: bool) -> dict[str, Any]:
         barrier = testbed.barrier(new)
         times = testbed.times
         testbed.say(
-            f"restored {len(new)} {'loaded ' if loaded else ''}guests of boot {params['boot']}, which booted in "
-            f"{checkpoint.boot_seconds:.0f} s at {checkpoint.booted_at[:19]}Z: checked in {times['check']:.1f} s, "
-            f"restored in {times['restore']:.1f}, SSH in {times['answer']:.1f}, barrier in {times['barrier']:.1f}"
+            f"restored {len(new)} {'loaded ' if loaded else ''}guests of boot {params['boot']}, which booted "
+            f"in {checkpoint.boot_seconds:.0f} s at {checkpoint.booted_at[:19]}Z: "
+            f"checked in {times['check']:.1f} s, restored in {times['restore']:.1f}, "
+            f"SSH in {times['answer']:.1f}, barrier in {times['barrier']:.1f}"
         )
     seconds = round(sum(testbed.times.get(step, 0) for step in ("check", "restore", "answer", "barrier")), 2)
     return {

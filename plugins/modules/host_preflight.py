@@ -8,8 +8,9 @@ module: host_preflight
 short_description: Refuse a host that can't measure, before anything on it is changed
 description:
   - Checks the system, the rights, the kernel's KSM and counters, rival tuners, other processes whose memory
-    KSM could merge, that the host's memory holds the guests, and that their SSH ports are free. What guests
-    of this testbed hold, who will be removed or used again, counts as free.
+    KSM could merge, that the host's memory holds the guests, its file systems what is to be stored, and that
+    the guests' SSH ports are free. What guests of this testbed hold, who will be removed or used again,
+    counts as free.
 options:
   debian_versions:
     description: major versions that are supported
@@ -29,6 +30,17 @@ options:
   guest_memory_mib: {description: memory of one of them, type: int, default: 0}
   overhead_mib: {description: "host memory of one QEMU besides its guest's, at most", type: int, default: 160}
   ports: {description: ports of 127.0.0.1 that the guests need, type: list, elements: int, default: []}
+  disk_needs:
+    description:
+      - What is to be stored. The needs of one file system are added up and held against what it has free; a
+        I(path) that does not exist yet counts for the folder that will hold it.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path: {description: file or folder that will hold it, type: path, required: true}
+      bytes: {description: how much, type: int, required: true}
+      what: {description: "what needs it, for the message", type: str, required: true}
   own_prefix: {description: the guests' domains begin with this, type: str, default: ksm-testbed-}
   proc_root: {description: for tests, type: path, default: /proc}
   sys_root: {description: for tests, type: path, default: /sys}
@@ -51,7 +63,9 @@ other_mergeable:
 
 import errno
 import os
+import shutil
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +150,31 @@ def in_use(port: int) -> bool:
     return False
 
 
+def place(path: Path) -> Path:
+    """Return the path, or the nearest folder above it that exists."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def disk_problems(needs: Iterable[dict[str, Any]]) -> list[str]:
+    """Return a sentence for each file system that has less free than is to be stored there."""
+    together: dict[int, list[dict[str, Any]]] = {}
+    for need in needs:
+        together.setdefault(place(Path(need["path"])).stat().st_dev, []).append(need)
+    wrong = []
+    for of_one in together.values():
+        free = shutil.disk_usage(place(Path(of_one[0]["path"]))).free
+        if sum(need["bytes"] for need in of_one) > free:
+            each = " and ".join(
+                f"{need['what']} needs {round_up_mib(need['bytes'])} MiB in {need['path']}" for need in of_one
+            )
+            wrong.append(f"{each}, and the file system there has {free >> 20} MiB free: make room on it")
+    return wrong
+
+
+def round_up_mib(size_bytes: int) -> int:
+    return -(-size_bytes >> 20)
+
+
 def problems(params: dict[str, Any], user_id: int) -> tuple[list[str], dict[str, Any]]:
     """Return (what is wrong, one sentence each; facts)."""
     proc, sys_, etc = (Path(params[name]) for name in ("proc_root", "sys_root", "etc_root"))
@@ -187,6 +226,7 @@ def problems(params: dict[str, Any], user_id: int) -> tuple[list[str], dict[str,
             f"port {', '.join(map(str, taken))} of 127.0.0.1, meant for a guest, is in use: end what uses "
             "it, or set guest_ssh_port_base"
         )
+    wrong += disk_problems(params["disk_needs"])
     tuners = {tuner[:COMM_CHARACTERS] for tuner in params["rival_tuners"]}
     rivals = sorted({name for _, name, _ in running if name in tuners})
     if rivals:
@@ -217,6 +257,16 @@ def main() -> None:
             "guest_memory_mib": {"type": "int", "default": 0},
             "overhead_mib": {"type": "int", "default": 160},
             "ports": {"type": "list", "elements": "int", "default": []},
+            "disk_needs": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "bytes": {"type": "int", "required": True},
+                    "what": {"type": "str", "required": True},
+                },
+            },
             "own_prefix": {"type": "str", "default": "ksm-testbed-"},
             "proc_root": {"type": "path", "default": "/proc"},
             "sys_root": {"type": "path", "default": "/sys"},

@@ -24,16 +24,29 @@ options:
     description: "C(loaded): guest name to the segments that it fills, empty for a guest that fills nothing"
     type: dict
     default: {}
-  available_bytes: {description: "C(loaded): guest name to its MemAvailable at the barrier", type: dict, default: {}}
-  size_bytes: {description: "C(loaded): fill so much in place of what is available; 0 for that", type: int, default: 0}
+  available_bytes:
+    description: "C(loaded): guest name to its MemAvailable at the barrier"
+    type: dict
+    default: {}
+  size_bytes:
+    description: "C(loaded): fill so much in place of what is available; 0 for that"
+    type: int
+    default: 0
   reserve_mib: {description: "C(loaded): memory that a fill leaves alone", type: int, default: 32}
-  seed: {description: "C(loaded): text that makes the random content; each guest adds its name", type: str, default: ""}
+  seed:
+    description: "C(loaded): text that makes the random content; each guest adds its name"
+    type: str
+    default: ""
   probe_mib:
-    description: "C(loaded): memory, equal in all guests, that one that fills nothing holds for a probe; 0: none"
+    description: >-
+      C(loaded): memory, equal in all guests, that one that fills nothing holds for a probe; 0: none
     type: int
     default: 0
   probe_seconds: {description: "C(probed): what a probe takes, 1 to 600", type: float, default: 6}
-  expected: {description: "C(verified): guest name to the digest that it had, for the verdict", type: dict, default: {}}
+  expected:
+    description: "C(verified): guest name to the digest that it had, for the verdict"
+    type: dict
+    default: {}
   silence:
     description: whether a guest without an answer fails the module, or is null in its result
     type: str
@@ -92,7 +105,7 @@ def fill_bytes(available_bytes: dict[str, int], reserve_mib: int) -> int:
 
 
 def specifications(params: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], int]:
-    """(guest -> SPEC of its program, bytes that each filling guest fills); guests that hold nothing have none."""
+    """Return guest -> SPEC of its program, without those that hold nothing, and the bytes of each fill."""
     filling = [name for name, segments in params["segments"].items() if segments]
     missing = [name for name in filling if name not in params["available_bytes"]]
     if missing and not params["size_bytes"]:
@@ -119,8 +132,12 @@ def words_for(params: dict[str, Any]) -> tuple[dict[str, list[str]], int]:
     if state == "loaded":
         specs, size = specifications(params)
         return {name: ["start", json.dumps(spec)] for name, spec in specs.items()}, size
-    command = {"verified": ["verify"], "diverged": ["diverge"], "probed": ["probe", str(params["probe_seconds"])]}
-    return dict.fromkeys(params["channels"], command[state]), 0
+    command = {
+        "verified": ["verify"],
+        "diverged": ["diverge"],
+        "probed": ["probe", str(params["probe_seconds"])],
+    }[state]
+    return dict.fromkeys(params["channels"], command), 0
 
 
 def told(state: str, answer: dict[str, Any]) -> str:
@@ -173,7 +190,8 @@ def main() -> None:
     try:
         words, size = words_for(params)
         if module.check_mode:
-            module.exit_json(changed=params["state"] in ("loaded", "diverged"), answers={}, silent={}, size_bytes=size)
+            changed = params["state"] in ("loaded", "diverged") and bool(words)
+            module.exit_json(changed=changed, answers={}, silent={}, size_bytes=size)
 
         def each(name: str, answer: dict[str, Any]) -> None:
             nonlocal shown
@@ -196,7 +214,9 @@ def main() -> None:
     if params["state"] == "loaded":
         answers = {name: {field: answer[field] for field in REPORT} for name, answer in answers.items()}
     if params["state"] == "verified":
-        answers = {name: verdict(answer, params["expected"].get(name, "")) for name, answer in answers.items()}
+        answers = {
+            name: verdict(answer, params["expected"].get(name, "")) for name, answer in answers.items()
+        }
     module.exit_json(
         changed=params["state"] in ("loaded", "diverged") and bool(words),
         answers={**answers, **dict.fromkeys(silent)},

@@ -49,6 +49,36 @@ def synthetic_plan(run_id: str = "synthetic", hosts: tuple[str, ...] = ("host1",
     return make_plan(Design.from_variables(variables(**changes)), hosts, run_id)
 
 
+def synthetic_start(boot: int, **changes: Any) -> dict[str, Any]:
+    """Restored from the checkpoint of a boot, the same in every run."""
+    return {
+        "from": "checkpoint",
+        "checkpoint": "sha256:" + f"{boot:064x}",
+        "booted_at": "2026-11-23T18:00:00.000000Z",
+        "boot_seconds": 200.0,
+        "restore_seconds": 9.0,
+        "loaded": False,
+        "arm_order": "off-on",
+        **changes,
+    }
+
+
+def began(records: dict[str, dict[str, Any]], **changes: Any) -> None:
+    """Let all records of a cell say that its guests began otherwise."""
+    for record in records.values():
+        record["provenance"]["start"] = {**record["provenance"]["start"], **changes}
+
+
+# The start of a cell of version 1
+BOOTED = {
+    "from": "boot",
+    "checkpoint": None,
+    "booted_at": None,
+    "boot_seconds": None,
+    "restore_seconds": None,
+}
+
+
 def synthetic_guest(pss_mib: float, huge_mib: float = 0, merging_pages: int = 0) -> dict[str, Any]:
     pss = int(pss_mib * MIB)
     return {
@@ -195,18 +225,11 @@ def synthetic_records(plan: Plan, cell: Cell, saved_mib_per_vm: float = 100) -> 
                 "use_zero_pages": 0,
                 "max_page_sharing": 256,
                 "advisor_mode": "none",
+                **plan.policies[cell.policy]["knobs"],
             },
             "swap_total_bytes": 0,
             "testbed_version": "0.1.0",
-            "start": {
-                "from": "checkpoint",
-                "checkpoint": "sha256:" + f"{cell.boot:064x}",
-                "booted_at": "2026-11-23T18:00:00.000000Z",
-                "boot_seconds": 200.0,
-                "restore_seconds": 9.0,
-                "loaded": False,
-                "arm_order": "off-on",
-            },
+            "start": synthetic_start(cell.boot),
         },
     }
     names = [f"guest{number:02d}" for number in range(1, cell.guests + 1)]

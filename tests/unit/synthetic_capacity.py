@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synthetic import MIB, PAGE, store, synthetic_plan, synthetic_records
+from synthetic import MIB, PAGE, began, store, synthetic_plan, synthetic_records
 from synthetic_census import census_record
 
 from analysis.design import Cell
@@ -70,12 +70,25 @@ def shaped(
 
 
 def store_numbers(
-    results: Path, numbers: tuple[int, ...], prefix: str = "n", focus: str = "all", **keywords: Any
+    results: Path,
+    numbers: tuple[int, ...],
+    prefix: str = "n",
+    *,
+    focus: str = "all",
+    design: Mapping[str, Any] | None = None,
+    start: Mapping[str, Any] | None = None,
+    **keywords: Any,
 ) -> None:
-    """A run of every focus for each number of guests."""
+    """A run of every focus for each number of guests; ``start``: what its guests began from otherwise."""
+    change = shaped(**keywords)
+
+    def started(cell: Cell, records: dict[str, dict[str, Any]]) -> None:
+        change(cell, records)
+        began(records, **(start or {}))
+
     for guests in numbers:
-        plan = synthetic_plan(run_id=f"{prefix}{guests}", guests=guests, focus=focus)
-        store(results, plan, shaped(**keywords))
+        plan = synthetic_plan(run_id=f"{prefix}{guests}", guests=guests, focus=focus, **(design or {}))
+        store(results, plan, started)
 
 
 def store_censuses(results: Path, run_id: str = "n6") -> None:
@@ -107,12 +120,12 @@ def capacity_record(**changes: Any) -> dict[str, Any]:
         "cpu_iterations_per_second": 1000.0,
     }
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "kind": "capacity_step",
         "run_id": "cap1",
         "recorded_at": "2026-11-24T19:00:00.000000Z",
         "hypervisor": "host1",
-        "ksm": "off",
+        "policy": "off",
         "workload": "idle",
         "guests": 4,
         "guest_memory_bytes": 512 * MIB,
@@ -143,12 +156,12 @@ def capacity_record(**changes: Any) -> dict[str, Any]:
     }
 
 
-def step(ksm: str, guests: int, used: float, stop: str = "", slow: float = 1.0) -> dict[str, Any]:
+def step(policy: str, guests: int, used: float, stop: str = "", slow: float = 1.0) -> dict[str, Any]:
     """A capacity step that uses so many MiB, its probes slower by a factor."""
-    record = capacity_record(ksm=ksm, guests=guests)
+    record = capacity_record(policy=policy, guests=guests)
     observed = record["observed"]
     observed["envelope"]["working_set_bytes"] = round(used * MIB)
-    observed["converged"] = True if ksm == "on" else None
+    observed["converged"] = None if policy == "off" else True
     probe = observed["probes"]["guest01"]
     for name in probe:
         probe[name] = probe[name] * slow if "latency" in name else probe[name] / slow
@@ -161,7 +174,7 @@ def step(ksm: str, guests: int, used: float, stop: str = "", slow: float = 1.0) 
 def divergence_record(saved_mib: list[float], used: list[float], alive: int = 4) -> dict[str, Any]:
     """Merged guests that write from second 2 on; one sample a second."""
     n = len(saved_mib)
-    record = capacity_record(kind="divergence", ksm="on")
+    record = capacity_record(kind="divergence", policy="ksm")
     plan = synthetic_plan(guests=2)
     samples = synthetic_records(plan, plan.cells[0])["merge"]["observed"]["samples"]
     columns = {name: [column[0]] * n for name, column in samples.items()}
@@ -190,7 +203,7 @@ def divergence_record(saved_mib: list[float], used: list[float], alive: int = 4)
 
 def store_capacity(results: Path, records: list[dict[str, Any]]) -> None:
     for record in records:
-        name = f"{record['kind']}-{record['ksm']}-{record['guests']:02d}.json"
+        name = f"{record['kind']}-{record['policy']}-{record['guests']:02d}.json"
         path = results / "capacity" / record["run_id"] / record["hypervisor"] / record["workload"] / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record))

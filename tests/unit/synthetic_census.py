@@ -24,7 +24,7 @@ def census_record(
     kinds = Counter((sum(c in held[name] for name in names), number) for c, number in copies.items())
     table = sorted((held_by, number, contents) for (held_by, number), contents in kinds.items())
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "kind": "census",
         "run_id": "synthetic",
         "recorded_at": "2026-11-23T19:00:00.123456Z",

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ GOOD = {
     "own_prefix": "ksm-testbed-",
     "overhead_mib": 160,
     "ports": [],
+    "disk_needs": [],
 }
 OFFERS = "ksm_rmap_items 8\nksm_mergeable: yes\nksm_merge_any: no\n"
 
@@ -204,3 +206,44 @@ def test_a_port_in_use_is_refused_but_not_that_of_a_guest_of_ours(host: Host) ->
         host.process(9, "qemu", f"qemu -name guest=ksm-testbed-guest01 hostfwd=tcp:127.0.0.1:{port}-:22")
         assert host.faults(ports=[port]) == []
     assert host.faults(ports=[port]) == []
+
+
+def test_a_file_system_with_less_free_than_is_to_be_stored_is_refused_with_the_sizes(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _path: SimpleNamespace(free=1000 << 20))
+    folder = host.root / "var/lib/not-there-yet"
+    checkpoint = {"path": str(folder / "checkpoints"), "bytes": (600 << 20) + 1, "what": "the checkpoint"}
+    image = {"path": str(host.root), "bytes": 400 << 20, "what": "the guests' image"}
+    assert host.faults(disk_needs=[checkpoint]) == []
+    assert host.faults(disk_needs=[image, {**image, "bytes": 600 << 20}]) == []
+    # Each of them fits, and both do not.
+    assert host.faults(disk_needs=[checkpoint, image]) == [
+        f"the checkpoint needs 601 MiB in {folder}/checkpoints and the guests' image needs 400 MiB in "
+        f"{host.root}, and the file system there has 1000 MiB free: make room on it"
+    ]
+
+
+def test_each_file_system_is_held_to_its_own_needs(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"/": 5 << 20, "/proc": 1 << 20}
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[str(path)]))
+    needs = [{"path": path, "bytes": 3 << 20, "what": f"all of {path}"} for path in free]
+    assert host.faults(disk_needs=needs) == [
+        "all of /proc needs 3 MiB in /proc, and the file system there has 1 MiB free: make room on it"
+    ]
+
+
+def test_the_disk_of_this_host_is_asked(host: Host) -> None:
+    need = {"path": str(host.root / "new"), "bytes": 1 << 60, "what": "too much"}
+    message = run(MODULE, **{**host.arguments, "disk_needs": [need]})["msg"]
+    assert f"too much needs 1099511627776 MiB in {host.root}/new, and the file system there has " in message
+    assert "too much" not in run(MODULE, **{**host.arguments, "disk_needs": [{**need, "bytes": 1}]}).get(
+        "msg", ""
+    )
+
+
+def test_a_need_without_its_size_is_refused(host: Host) -> None:
+    need = {"path": "/", "what": "all"}
+    assert (
+        "missing required arguments: bytes" in run(MODULE, **{**host.arguments, "disk_needs": [need]})["msg"]
+    )

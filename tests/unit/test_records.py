@@ -5,33 +5,38 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import store, synthetic_failure, synthetic_plan
+from synthetic import BOOTED, began, store, synthetic_failure, synthetic_plan
 
 from analysis.design import Cell
-from analysis.records import RecordError, find_run, find_runs, load_run
+from analysis.records import CellRecords, RecordError, Run, find_run, find_runs, load_run
 
 
 def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def by_workload(run: Run) -> dict[str, CellRecords]:
+    return {records.cell.workload: records for records in run.cells}
+
+
 def test_complete_failed_and_missing_cells_are_told_apart(results: Path) -> None:
     def change(cell: Cell, records: dict[str, dict[str, Any]]) -> None:
-        if cell.focus == 2:
+        if cell.workload == "constant_fill":
             records["failed"] = synthetic_failure(records)
             del records["on"], records["verify"]
-        if cell.focus == 3:
+        if cell.workload == "random_fill":
             records.clear()
 
-    run = load_run(store(results, synthetic_plan(focus="all"), change))
-    assert [cell.status for cell in run.cells] == ["complete", "failed", "missing"]
-    assert run.cells[1].problem == "failed in merge, task 'Sample while KSM merges': guest03 died"
-    assert run.cells[2].problem == "not measured: no off, merge, on, verify records"
-    assert run.cells[0].page_size_bytes == 4096
+    cells = by_workload(load_run(store(results, synthetic_plan(focus="all"), change)))
+    idle, failed, missing = (cells[name] for name in ("idle", "constant_fill", "random_fill"))
+    assert [cell.status for cell in (idle, failed, missing)] == ["complete", "failed", "missing"]
+    assert failed.problem == "failed in merge, task 'Sample while KSM merges': guest03 died"
+    assert missing.problem == "not measured: no off, merge, on, verify records"
+    assert idle.page_size_bytes == 4096
 
 
 def broken(run: Path, kind: str) -> Path:
-    return run / "host1" / "focus1-idle-guests15-rep1" / f"{kind}.json"
+    return run / "host1" / "idle-ksm-guests15-boot1-rep1" / f"{kind}.json"
 
 
 def test_a_record_against_the_schema_is_named_with_the_place(results: Path) -> None:
@@ -56,9 +61,9 @@ def test_a_record_against_the_schema_is_named_with_the_place(results: Path) -> N
 def test_a_damaged_record_makes_its_cell_invalid_only(results: Path, text: str, problem: str) -> None:
     run = store(results, synthetic_plan(focus="1,2"))
     broken(run, "off").write_text(text)
-    first, second = load_run(run).cells
-    assert (first.status, second.status) == ("invalid", "complete")
-    assert first.problem.startswith(problem)
+    cells = by_workload(load_run(run))
+    assert (cells["idle"].status, cells["constant_fill"].status) == ("invalid", "complete")
+    assert cells["idle"].problem.startswith(problem)
 
 
 def test_a_record_of_another_cell_or_kind_is_refused(results: Path) -> None:
@@ -80,6 +85,25 @@ def test_a_record_of_another_cell_or_kind_is_refused(results: Path) -> None:
             [0],
             "the columns of the merge samples are empty or of different lengths",
         ),
+        (
+            "on",
+            ("provenance", "ksm_knobs", "sleep_millisecs"),
+            5,
+            "merge and on were measured with different ksm_knobs.sleep_millisecs",
+        ),
+        (
+            "verify",
+            ("provenance", "start", "checkpoint"),
+            "sha256:other",
+            "its records began from different starts",
+        ),
+        ("merge", ("provenance", "start", "arm_order"), "on-off", "its records began from different starts"),
+        (
+            "off",
+            ("requested", "guest_reserve_bytes"),
+            1,
+            "its records were asked for with different values",
+        ),
     ],
 )
 def test_arms_that_do_not_belong_together_are_refused(
@@ -94,6 +118,55 @@ def test_arms_that_do_not_belong_together_are_refused(
 
     cell = load_run(store(results, synthetic_plan(), change)).cells[0]
     assert (cell.status, cell.problem) == ("invalid", problem)
+
+
+def test_records_of_another_policy_than_the_cells_are_refused(results: Path) -> None:
+    def change(_cell: Cell, records: dict[str, dict[str, Any]]) -> None:
+        for record in records.values():
+            record["requested"] = {**record["requested"], "policy": "advisor"}
+
+    cell = load_run(store(results, synthetic_plan(), change)).cells[0]
+    assert (cell.status, cell.problem) == ("invalid", "its records are of the policy advisor")
+
+
+def test_the_knobs_before_a_policy_is_set_do_not_matter(results: Path) -> None:
+    def change(_cell: Cell, records: dict[str, dict[str, Any]]) -> None:
+        records["off"]["provenance"]["ksm_knobs"].update(run=2, pages_to_scan=100, advisor_mode="scan-time")
+
+    assert load_run(store(results, synthetic_plan(), change)).cells[0].status == "complete"
+
+
+@pytest.mark.parametrize(
+    ("knobs", "service", "changed", "status"),
+    [
+        ({"advisor_mode": "scan-time"}, "", "pages_to_scan", "complete"),
+        ({"advisor_mode": "scan-time"}, "", "sleep_millisecs", "invalid"),
+        ({}, "", "pages_to_scan", "invalid"),
+        ({}, "ksmtuned", "sleep_millisecs", "complete"),
+        ({}, "ksmtuned", "max_page_sharing", "invalid"),
+    ],
+)
+def test_what_a_tuner_sets_by_itself_may_change_while_ksm_merges(
+    results: Path, knobs: dict[str, str], service: str, changed: str, status: str
+) -> None:
+    def change(_cell: Cell, records: dict[str, dict[str, Any]]) -> None:
+        for record in records.values():
+            record["requested"] = {**record["requested"], "service": service}
+            record["provenance"]["ksm_knobs"].update(knobs)
+        records["on"]["provenance"]["ksm_knobs"][changed] = 7
+
+    assert load_run(store(results, synthetic_plan(), change)).cells[0].status == status
+
+
+def test_the_physical_boot_is_the_checkpoint_and_its_time_or_the_number_in_the_run(results: Path) -> None:
+    restored = load_run(store(results, synthetic_plan(run_id="a"))).cells[0]
+    assert restored.boot_key == f"sha256:{1:064x} 2026-11-23T18:00:00.000000Z"
+
+    def booted(_cell: Cell, records: dict[str, dict[str, Any]]) -> None:
+        began(records, **BOOTED)
+
+    first, second = load_run(store(results, synthetic_plan(run_id="b", boots=2), booted)).cells
+    assert (first.boot_key, second.boot_key) == ("b boot 1", "b boot 2")
 
 
 def test_a_lost_guest_is_noticed(results: Path) -> None:

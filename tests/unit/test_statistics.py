@@ -5,75 +5,155 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import store, synthetic_plan
+from synthetic import BOOTED, began, store, synthetic_plan
 
 from analysis.design import Cell
 from analysis.records import load_run
-from analysis.statistics import estimate, pooling_conflicts, summarise
+from analysis.statistics import (
+    Difference,
+    Estimate,
+    PolicyDifference,
+    Summary,
+    boot_mean,
+    estimate,
+    policy_differences,
+    pooling_conflicts,
+    summarise,
+)
 from analysis.table import tidy
 
 Records = dict[str, dict[str, Any]]
 
 
-def test_mean_interval_and_cov_of_three_repetitions() -> None:
-    # 10, 12, 14: mean 12, standard deviation 2, t(0.975, 2) = 4.30265.
-    found = estimate([10.0, 12.0, 14.0])
+def test_two_boots_of_two_repetitions_by_hand() -> None:
+    # Means 11 and 16 of the boots: mean 13.5, standard deviation 3.535534, t(0.975, 1) = 12.70620.
+    found = estimate([[10.0, 12.0], [14.0, 18.0]])
     assert found is not None
-    assert (found.n, found.mean) == (3, 12.0)
+    assert (found.n_boots, found.repetitions, found.mean) == (2, 4, 13.5)
+    assert found.half_width == pytest.approx(12.706205 * 3.535534 / sqrt(2), rel=1e-6)
+    assert found.cov == pytest.approx(3.535534 / 13.5, rel=1e-6)
+    # Squares 1 + 1 + 4 + 4 over 1 + 1 degrees of freedom.
+    assert found.within_boot_sd == pytest.approx(sqrt(5))
+
+
+def test_four_repetitions_are_not_four_replicates() -> None:
+    found = estimate([[10.0, 12.0], [14.0, 18.0]])
+    assert found is not None
+    # Taken as four boots: standard deviation 3.415650, t(0.975, 3) = 3.182446, six times too narrow.
+    assert found.half_width != pytest.approx(3.182446 * 3.415650 / 2, rel=0.5)
+
+
+def test_mean_interval_and_cov_of_three_boots() -> None:
+    # 10, 12, 14: mean 12, standard deviation 2, t(0.975, 2) = 4.30265.
+    found = estimate([[10.0], [12.0], [14.0]])
+    assert found is not None
+    assert (found.n_boots, found.repetitions, found.mean) == (3, 3, 12.0)
     assert found.half_width == pytest.approx(4.302653 * 2 / sqrt(3), rel=1e-6)
     assert found.cov == pytest.approx(2 / 12)
-    # The normal quantile would be far too narrow for three repetitions.
+    assert found.within_boot_sd is None
+    # The normal quantile would be far too narrow for three boots.
     assert found.half_width != pytest.approx(1.959964 * 2 / sqrt(3), rel=0.5)
 
 
-def test_one_repetition_has_no_interval() -> None:
-    found = estimate([7.0])
+def test_each_boot_counts_the_same_however_often_it_was_repeated() -> None:
+    # Means 10 and 20: 15, not the 12.5 of four values; within: squares 2 over 2 degrees of freedom.
+    found = estimate([[9.0, 10.0, 11.0], [20.0]])
     assert found is not None
-    assert (found.mean, found.half_width, found.cov) == (7.0, None, None)
+    assert (found.n_boots, found.repetitions, found.mean) == (2, 4, 15.0)
+    assert found.within_boot_sd == pytest.approx(1.0)
+
+
+def test_one_boot_has_no_interval_but_a_spread_within() -> None:
+    found = estimate([[7.0, 9.0]])
+    assert found is not None
+    assert (found.mean, found.half_width, found.cov) == (8.0, None, None)
+    assert found.within_boot_sd == pytest.approx(sqrt(2))
+    assert estimate([[7.0]]) == Estimate(1, 1, 7.0, None, None, None)
 
 
 def test_an_unknown_value_makes_the_mean_unknown() -> None:
-    assert estimate([1.0, float("nan")]) is None
+    assert estimate([[1.0], [float("nan")]]) is None
+    assert estimate([[1.0, float("nan")]]) is None
     assert estimate([]) is None
 
 
 def test_no_cov_about_zero() -> None:
-    found = estimate([-1.0, 1.0])
+    found = estimate([[-1.0], [1.0]])
     assert found is not None
     assert found.cov is None
 
 
-def test_the_difference_from_the_paper_has_our_interval(results: Path) -> None:
-    plan = synthetic_plan(repetitions=2)
-    run = load_run(store(results, plan, None, lambda cell: 100 + 10 * cell.repetition))
-    summary = summarise(tidy([run]))[0]
-    ours = summary.estimates["saved_mem_available_mib_per_vm"]
+def test_a_mean_over_boots_by_hand() -> None:
+    assert boot_mean([1.0, 3.0, 10.0], ["a", "a", "b"]) == 6.0
+    assert boot_mean([1.0, None], ["a", "b"]) is None
+
+
+def summary_of(results: Path, change: Any = None, saved: Any = lambda _cell: 100, **design: Any) -> Summary:
+    (found,) = summarise(tidy([load_run(store(results, synthetic_plan(**design), change, saved))]))
+    return found
+
+
+def test_repetitions_of_a_boot_are_one_replicate_in_the_summary(results: Path) -> None:
+    found = summary_of(
+        results, None, lambda cell: 100 + 10 * cell.boot + 2 * cell.repetition, boots=2, repetitions=2
+    )
+    ours = found.estimates["saved_gross_mib_per_vm"]
+    # 112, 114 and 122, 124: means 113 and 123, standard deviation 7.071068.
     assert ours is not None
-    assert summary.paper is not None
+    assert (found.planned, found.measured, found.boots) == (4, 4, (2, 2))
+    assert (ours.n_boots, ours.repetitions, ours.mean) == (2, 4, pytest.approx(118))
+    assert ours.half_width == pytest.approx(12.706205 * 7.071068 / sqrt(2), rel=1e-6)
+    assert ours.within_boot_sd == pytest.approx(sqrt(2))
+
+
+def test_the_difference_from_the_paper_has_our_interval(results: Path) -> None:
+    found = summary_of(results, None, lambda cell: 100 + 10 * cell.boot, boots=2)
+    ours = found.estimates["saved_mem_available_mib_per_vm"]
+    assert ours is not None
+    assert found.paper is not None
     # 110 and 120 less 8 of rmap_items; t(0.975, 1) = 12.7062, standard deviation 7.07107.
     assert ours.mean == pytest.approx(107)
-    assert summary.paper.difference == pytest.approx(107 - 50.6)
-    assert summary.paper.half_width == pytest.approx(12.7062 * 7.07107 / sqrt(2), rel=1e-4)
+    assert found.paper.difference == pytest.approx(107 - 50.6)
+    assert found.paper.half_width == pytest.approx(12.7062 * 7.07107 / sqrt(2), rel=1e-4)
 
 
-def test_unsettled_repetitions_are_shown_and_not_averaged(results: Path) -> None:
+def test_the_same_checkpoint_in_two_runs_is_one_boot(results: Path) -> None:
+    runs = [load_run(store(results, synthetic_plan(run_id=name))) for name in ("a", "b")]
+    (found,) = summarise(tidy(runs))
+    assert (found.measured, found.boots) == (2, (2,))
+    assert found.estimates["saved_gross_mib_per_vm"] == Estimate(1, 2, 100.0, None, 0.0, None)
+
+
+def test_a_checkpoint_made_anew_is_another_boot(results: Path) -> None:
+    def later(_cell: Cell, records: Records) -> None:
+        began(records, booted_at="2026-11-24T18:00:00Z")
+
+    runs = [load_run(store(results, synthetic_plan(run_id=n), c)) for n, c in (("a", None), ("b", later))]
+    (found,) = summarise(tidy(runs))
+    assert found.boots == (1, 1)
+
+
+def test_boots_without_a_checkpoint_are_told_apart_by_run_and_number(results: Path) -> None:
+    def booted(_cell: Cell, records: Records) -> None:
+        began(records, **BOOTED)
+
+    runs = [load_run(store(results, synthetic_plan(run_id=n, boots=2), booted)) for n in ("a", "b")]
+    (found,) = summarise(tidy(runs))
+    assert found.boots == (1, 1, 1, 1)
+
+
+def test_unsettled_cells_are_shown_and_not_averaged(results: Path) -> None:
     def change(cell: Cell, records: Records) -> None:
-        if cell.repetition == 2:
+        if cell.boot == 2:
             records["merge"]["observed"].update(converged=False, converged_after_seconds=None)
 
-    plan = synthetic_plan(repetitions=3)
-    run = load_run(store(results, plan, change, lambda cell: 1000 if cell.repetition == 2 else 100))
-    summary = summarise(tidy([run]))[0]
-    ours = summary.estimates["saved_gross_mib_per_vm"]
+    found = summary_of(results, change, lambda cell: 1000 if cell.boot == 2 else 100, boots=3)
+    ours = found.estimates["saved_gross_mib_per_vm"]
     assert ours is not None
-    assert (summary.planned, summary.measured, ours.n) == (3, 2, 2)
+    assert (found.planned, found.measured, ours.n_boots) == (3, 2, 2)
     assert ours.mean == pytest.approx(100)
-    assert [repetition.status for repetition in summary.repetitions] == [
-        "complete",
-        "unconverged",
-        "complete",
-    ]
-    assert summary.repetitions[1].saved_mem_available_mib_per_vm == pytest.approx(992)
+    assert [one.status for one in found.cells] == ["complete", "unconverged", "complete"]
+    assert found.cells[1].saved_mem_available_mib_per_vm == pytest.approx(992)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +165,7 @@ def test_unsettled_repetitions_are_shown_and_not_averaged(results: Path) -> None
         (("image_digest",), "sha256:" + "1" * 64, "image_digest: sha256:"),
         (("thp", "enabled"), "always", "thp.enabled: always / madvise"),
         (("ksm_knobs", "pages_to_scan"), 100, "ksm_knobs.pages_to_scan: 100 / 20000"),
-        (("ksm_knobs", "smart_scan"), 1, "ksm_knobs.smart_scan: 0 / 1"),
+        (("ksm_knobs", "sleep_millisecs"), 5, "ksm_knobs.sleep_millisecs: 10 / 5"),
         (("memory_total_bytes",), 1, "memory_total_bytes: 1 / "),
     ],
 )
@@ -93,29 +173,159 @@ def test_different_provenance_is_not_pooled_saying_in_what(
     results: Path, place: tuple[str, ...], value: Any, conflict: str
 ) -> None:
     def change(cell: Cell, records: Records) -> None:
-        if cell.repetition == 2:
-            for kind in ("off", "on"):
+        if cell.boot == 2:
+            for kind in ("off", "merge", "on"):
                 inner = records[kind]["provenance"]
                 for name in place[:-1]:
                     inner = inner[name]
                 inner[place[-1]] = value
 
-    summary = summarise(tidy([load_run(store(results, synthetic_plan(repetitions=2), change))]))[0]
+    summary = summary_of(results, change, boots=2)
     assert any(found.startswith(conflict) for found in summary.not_pooled)
     assert len(summary.not_pooled) == 1
     assert all(found is None for found in summary.estimates.values())
     assert summary.paper is None
 
 
-def test_equal_provenance_is_pooled_across_runs_and_orders(results: Path) -> None:
+def test_knobs_that_were_asked_for_differently_are_not_pooled(results: Path) -> None:
     runs = [
-        load_run(store(results, synthetic_plan(run_id=name, orders=orders)))
-        for name, orders in (("a", "off-on"), ("b", "on-off"))
+        load_run(store(results, synthetic_plan(run_id=name, ksm_knobs={"pages_to_scan": pages})))
+        for name, pages in (("a", 20000), ("b", 100))
     ]
-    table = tidy(runs)
+    (found,) = summarise(tidy(runs))
+    # Once, though it was both asked for and read back.
+    assert found.not_pooled == ("ksm_knobs.pages_to_scan: 100 / 20000",)
+
+
+def test_equal_provenance_is_pooled_across_runs(results: Path) -> None:
+    table = tidy([load_run(store(results, synthetic_plan(run_id=name))) for name in ("a", "b")])
     assert pooling_conflicts(table) == ()
-    summary = summarise(table)[0]
-    assert (summary.planned, summary.measured) == (2, 2)
+    (found,) = summarise(table)
+    assert (found.planned, found.measured) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("start", "variant"),
+    [
+        ({**BOOTED, "arm_order": "on-off"}, "KSM on first"),
+        (BOOTED, "ksm"),
+        ({"loaded": True}, "ksm, loaded"),
+    ],
+)
+def test_other_treatments_are_a_line_of_their_own(results: Path, start: dict[str, Any], variant: str) -> None:
+    def otherwise(_cell: Cell, records: Records) -> None:
+        began(records, **start)
+
+    runs = [load_run(store(results, synthetic_plan(run_id="a")))]
+    runs += [load_run(store(results, synthetic_plan(run_id="b"), otherwise, lambda _cell: 300))]
+    found = {(one.variant, one.start_from): one for one in summarise(tidy(runs))}
+    assert len(found) == 2
+    restored = found["ksm", "checkpoint"].estimates["saved_gross_mib_per_vm"]
+    other = found[variant, start.get("from", "checkpoint")].estimates["saved_gross_mib_per_vm"]
+    assert restored is not None
+    assert other is not None
+    assert (restored.mean, other.mean) == (100, 300)
+
+
+def test_a_cell_that_was_not_measured_stands_in_the_line_of_those_like_it(results: Path) -> None:
+    def change(cell: Cell, records: Records) -> None:
+        began(records, **BOOTED)
+        if cell.boot == 2:
+            records.clear()
+
+    found = summary_of(results, change, boots=2)
+    assert (found.start_from, found.planned, found.measured) == ("boot", 2, 1)
+
+
+def test_policies_are_lines_of_their_own_the_default_first(results: Path) -> None:
+    plan = synthetic_plan(policies="smart_scan,ksm,advisor", workloads="random_fill,idle")
+    found = summarise(tidy([load_run(store(results, plan))]))
+    assert [(one.workload, one.policy) for one in found] == [
+        (workload, policy)
+        for workload in ("idle", "random_fill")
+        for policy in ("ksm", "advisor", "smart_scan")
+    ]
+
+
+SAVED = {("ksm", 1): 100.0, ("ksm", 2): 120.0, ("advisor", 1): 101.0, ("advisor", 2): 123.0}
+
+
+def compared(results: Path, change: Any = None, **design: Any) -> list[PolicyDifference]:
+    plan = synthetic_plan(**{"policies": "ksm,advisor", "boots": 2, **design})
+    run = store(results, plan, change, lambda cell: SAVED[cell.policy, cell.boot] + cell.repetition)
+    return policy_differences(tidy([load_run(run)]))
+
+
+def test_a_difference_between_policies_is_paired_by_boot(results: Path) -> None:
+    (found,) = compared(results, repetitions=2)
+    assert (found.policy, found.baseline, found.n_boots) == ("advisor", "ksm", 2)
+    gross = found.differences["saved_gross_mib_per_vm"]
+    assert gross is not None
+    # 1 in the first boot, 3 in the second: mean 2, standard deviation 1.414214.
+    assert gross.mean == pytest.approx(2)
+    assert gross.half_width == pytest.approx(12.706205 * 1.414214 / sqrt(2), rel=1e-6)
+    # The boots themselves lie 20 apart: unpaired, the interval would be ten times as wide.
+    assert gross.half_width < 12.706205 * 20 / sqrt(2) / sqrt(2)
+
+
+def test_boots_that_one_of_the_policies_lacks_are_no_pair(results: Path) -> None:
+    def change(cell: Cell, records: Records) -> None:
+        if (cell.policy, cell.boot) == ("ksm", 2):
+            records.clear()
+
+    (found,) = compared(results, change)
+    assert found.n_boots == 1
+    assert found.differences["saved_gross_mib_per_vm"] == Difference(1.0, None)
+
+
+def test_without_a_common_checkpoint_there_is_no_comparison(results: Path) -> None:
+    def apart(cell: Cell, records: Records) -> None:
+        began(records, checkpoint=f"sha256:{cell.policy}{cell.boot}")
+
+    assert compared(results / "apart", apart) == []
+    assert compared(results / "booted", lambda _cell, records: began(records, **BOOTED)) == []
+    # Loaded before the checkpoint in one and after it in the other: another start.
+    assert compared(results / "loaded", lambda c, r: began(r, loaded=c.policy == "ksm")) == []
+
+
+def test_policies_under_other_conditions_are_not_compared_saying_in_what(results: Path) -> None:
+    def change(cell: Cell, records: Records) -> None:
+        if cell.policy == "advisor":
+            for record in records.values():
+                record["provenance"]["kernel_release"] = "6.19.0"
+
+    (found,) = compared(results, change)
+    assert found.not_compared == ("kernel_release: 6.18.0-synthetic / 6.19.0",)
+    assert set(found.differences.values()) == {None}
+
+
+def test_huge_pages_count_unless_a_policy_asks_for_them(results: Path) -> None:
+    def always(cell: Cell, records: Records) -> None:
+        if cell.policy == "advisor":
+            for record in records.values():
+                record["provenance"]["thp"] = {**record["provenance"]["thp"], "enabled": "always"}
+
+    def asked(cell: Cell, records: Records) -> None:
+        always(cell, records)
+        if cell.policy == "advisor":
+            for record in records.values():
+                record["requested"]["thp_enabled"] = "always"
+
+    (unasked,) = compared(results / "unasked", always)
+    assert unasked.not_compared == ("thp.enabled: always / madvise",)
+    (found,) = compared(results / "asked", asked)
+    assert found.not_compared == ()
+    assert found.differences["saved_gross_mib_per_vm"] is not None
+
+
+def test_an_unknown_measure_has_no_difference(results: Path) -> None:
+    def change(cell: Cell, records: Records) -> None:
+        if (cell.policy, cell.boot, cell.repetition) == ("ksm", 1, 1):
+            records["on"]["observed"]["host"]["ksm"]["general_profit"] = None
+
+    (found,) = compared(results, change, repetitions=2)
+    assert found.differences["saved_general_profit_mib_per_vm"] is None
+    assert found.differences["saved_gross_mib_per_vm"] is not None
 
 
 def test_a_mix_has_its_own_line_after_the_foci_and_no_figure_of_the_paper(results: Path) -> None:
@@ -125,10 +335,10 @@ def test_a_mix_has_its_own_line_after_the_foci_and_no_figure_of_the_paper(result
         load_run(store(results, synthetic_plan(run_id="foci", focus="3"))),
     ]
     summaries = summarise(tidy(runs))
-    assert [(s.focus, s.workload, s.measured) for s in summaries] == [
-        (3, "random_fill", 1),
-        (0, "idle=5,random_fill=10", 1),
-        (0, "idle=6,random_fill=9", 1),
+    assert [(s.workload, s.measured) for s in summaries] == [
+        ("random_fill", 1),
+        ("idle=5,random_fill=10", 1),
+        ("idle=6,random_fill=9", 1),
     ]
     assert [s.paper is None for s in summaries] == [False, True, True]
     assert summaries[1].estimates["saved_gross_mib_per_vm"] is not None

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from synthetic import MIB, PAGE, store, synthetic_failure, synthetic_plan
+from synthetic import MIB, PAGE, began, store, synthetic_failure, synthetic_plan
 
 from analysis.design import Cell
 from analysis.records import load_run
@@ -51,6 +51,7 @@ def test_merging_verification_and_provenance_have_columns(results: Path) -> None
     assert seen["provenance.thp.enabled"] == "madvise"
     assert "provenance.ksm_knobs.run" not in seen
     assert "provenance.design_digest" not in seen
+    assert not any(str(name).startswith("provenance.requested.ksm_knobs") for name in seen.index)
 
 
 def test_the_advisors_own_setting_is_no_provenance(results: Path) -> None:
@@ -79,13 +80,44 @@ def test_zero_pages_used_but_not_counted_leave_the_gross_unknown() -> None:
 
 def test_cells_that_were_not_measured_keep_their_row_without_numbers(results: Path) -> None:
     def change(cell: Cell, records: Records) -> None:
-        if cell.focus == 1:
+        if cell.workload == "idle":
             records["failed"] = synthetic_failure(records)
 
-    table = tidy([load_run(store(results, synthetic_plan(focus="1,2"), change))])
-    assert list(table["status"]) == ["failed", "complete"]
-    assert pd.isna(table.loc[0, "saved_gross_bytes"])
-    assert table.loc[1, "saved_gross_mib_per_vm"] == 100.0
+    table = tidy([load_run(store(results, synthetic_plan(focus="1,2"), change))]).set_index("workload")
+    assert dict(table["status"]) == {"idle": "failed", "constant_fill": "complete"}
+    assert pd.isna(table.loc["idle", "saved_gross_bytes"])
+    assert table.loc["constant_fill", "saved_gross_mib_per_vm"] == 100.0
+
+
+def test_a_cell_says_what_was_done_to_it_and_from_what_it_began(results: Path) -> None:
+    plan = synthetic_plan(policies="advisor", boots=2, repetitions=2)
+    table = tidy([load_run(store(results, plan))]).set_index("cell_id")
+    seen = table.loc["idle-advisor-guests15-boot2-rep1"]
+    assert (seen["workload"], seen["policy"], seen["guests"]) == ("idle", "advisor", 15)
+    assert (seen["boot"], seen["repetition"], seen["guest_memory_bytes"]) == (2, 1, 512 * MIB)
+    assert (seen["start_from"], seen["loaded"], seen["arm_order"]) == ("checkpoint", False, "off-on")
+    assert (seen["boot_seconds"], seen["restore_seconds"]) == (200.0, 9.0)
+    assert seen["boot_key"] == f"{seen['checkpoint']} {seen['booted_at']}"
+    assert seen["checkpoint"] == f"sha256:{2:064x}"
+    assert table["boot_key"].nunique() == 2
+    assert seen["requested.ksm_knobs.advisor_mode"] == "scan-time"
+    assert seen["provenance.start.from"] == "checkpoint"
+    # Which checkpoint it was is no condition: it is the replicate.
+    assert "provenance.start.checkpoint" not in seen
+
+
+def test_of_a_cell_that_was_not_measured_the_start_is_that_of_its_like(results: Path) -> None:
+    def change(cell: Cell, records: Records) -> None:
+        began(records, loaded=cell.workload == "random_fill")
+        if cell.boot == 2:
+            records.clear()
+
+    plan = synthetic_plan(focus="1,3", boots=2)
+    table = tidy([load_run(store(results, plan, change))]).set_index(["workload", "boot"])
+    assert table.loc[("random_fill", 2), ["start_from", "loaded"]].tolist() == ["checkpoint", True]
+    assert table.loc[("idle", 2), ["start_from", "loaded"]].tolist() == ["checkpoint", False]
+    assert pd.isna(table.loc[("idle", 2), "restore_seconds"])
+    assert table.loc[("idle", 2), "boot_key"] is None or pd.isna(table.loc[("idle", 2), "boot_key"])
 
 
 def test_a_table_of_nothing_measured_has_the_same_columns(results: Path) -> None:
@@ -97,14 +129,14 @@ def test_a_table_of_nothing_measured_has_the_same_columns(results: Path) -> None
 def test_unsettled_and_damaged_cells_are_not_complete(results: Path) -> None:
     def change(cell: Cell, records: Records) -> None:
         merge, verify = records["merge"]["observed"], records["verify"]["observed"]
-        if cell.repetition == 1:
+        if cell.boot == 1:
             merge.update(converged=False, converged_after_seconds=None, reason="it oscillated")
-        if cell.repetition == 2:
+        if cell.boot == 2:
             verify["guests"]["guest02"]["intact"] = False
-        if cell.repetition == 3:
+        if cell.boot == 3:
             merge["samples"]["pages_sharing"][-8:] = [1000 * (1 + n % 2) for n in range(8)]
 
-    table = tidy([load_run(store(results, synthetic_plan(focus="2", repetitions=4), change))])
+    table = tidy([load_run(store(results, synthetic_plan(focus="2", boots=4), change))])
     assert list(table["status"]) == ["unconverged", "damaged", "unconverged", "complete"]
     assert table.loc[0, "problem"] == "not converged: it oscillated"
     assert table.loc[1, "problem"] == "the content of guest02 changed while it was merged"

@@ -3,7 +3,7 @@
 
 Runs inside the guest, standard library only (an official cloud image has no more).
 
-    testbed-workload barrier SECONDS         set the clock, wait for the end of the boot; print the memory available
+    testbed-workload barrier SECONDS         set the clock, wait for the boot's end; print what is available
     testbed-workload start SPEC              fill, lock, digest; return when all is in place
     testbed-workload verify                  digest the same memory again
     testbed-workload probe SECONDS           measure what a guest's work costs, on the memory held
@@ -31,8 +31,8 @@ differ, and the page's number. It answers written_bytes (pages x page size), sec
 done) and the new digest, which a later verify finds again.
 
 Each command prints one JSON object on standard output. An error is one sentence on standard error and exit
-code 1. JSON is an object with id and words, the command and its arguments as above; its answer is one object with
-the same id and either answer, what the command prints, or error, and the exit code is 0.
+code 1. JSON is an object with id and words, the command and its arguments as above; its answer is one
+object with the same id and either answer, what the command prints, or error, and the exit code is 0.
 TESTBED_WORKLOAD_SOCKET names another socket than /run/testbed-workload.sock, for tests.
 """
 
@@ -417,9 +417,10 @@ def start(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def barrier(now_seconds: str) -> dict[str, Any]:
-    """Set the clock, end a former workload, wait for the end of the boot, switch swap off; say what memory there is.
+    """Set the clock, wait for the end of the boot, switch swap off; say what memory there is.
 
-    A guest restored from a checkpoint has the time at which it was saved; in one that just booted the step is none.
+    A guest restored from a checkpoint has the time at which it was saved; in one that just booted the step is
+    none.
     """
     try:
         now = float(now_seconds)
@@ -434,8 +435,8 @@ def barrier(now_seconds: str) -> dict[str, Any]:
         swapped = len(swaps.readlines()) > 1
     if swapped:
         subprocess.run(["swapoff", "--all"], check=True)
-    return {"system_state": state, "available_bytes": available_bytes(), "clock_behind_seconds": round(behind, 3),
-            "swap_was_on": swapped}
+    return {"system_state": state, "available_bytes": available_bytes(),
+            "clock_behind_seconds": round(behind, 3), "swap_was_on": swapped}
 
 
 def run(words: list[str]) -> dict[str, Any]:
@@ -470,7 +471,8 @@ FAULTS = (WorkloadError, OSError, ValueError, subprocess.CalledProcessError)
 def main(arguments: list[str]) -> int:
     """Run one command; return the exit code."""
     try:
-        answer = requested(arguments[1]) if arguments[:1] == ["request"] and len(arguments) == 2 else run(arguments)
+        asked = len(arguments) == 2 and arguments[0] == "request"
+        answer = requested(arguments[1]) if asked else run(arguments)
     except FAULTS as error:
         print(f"testbed-workload: {error}", file=sys.stderr)
         return 1

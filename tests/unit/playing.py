@@ -1,0 +1,73 @@
+"""Play tasks of this project with ansible-playbook, on this machine and on trees of files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from plugin_files import ROOT
+
+
+def play(
+    folder: Path,
+    tasks: list[dict[str, Any]],
+    *words: str,
+    hosts: str = "localhost,",
+    environment: dict[str, str] | None = None,
+    **variables: Any,
+) -> tuple[int, str]:
+    """Play tasks on hosts that are all this machine; return (exit code, what it printed).
+
+    The file stands in a folder of its own beneath `folder`, with the project's plugins and roles.
+    """
+    book = folder / "playbooks/play.yml"
+    book.parent.mkdir(parents=True, exist_ok=True)
+    book.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "vars": variables, "tasks": tasks}]))
+    return play_book(book, *words, hosts=hosts, environment=environment)
+
+
+def play_book(
+    book: Path, *words: str, hosts: str = "localhost,", environment: dict[str, str] | None = None
+) -> tuple[int, str]:
+    """Run a playbook with the project's plugins and roles; return (exit code, what it printed)."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "-i", hosts, "-c", "local", *words, book],
+        env={
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_PYTHON_INTERPRETER": "/usr/bin/python3",
+            **(environment or {}),
+        },
+        cwd=book.parent,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def fake_systemd(folder: Path) -> dict[str, str]:
+    """Make a host with systemd that knows tuner.service only; return the environment to play in.
+
+    `folder`/run is its /run, `folder`/state the service's state, and `folder`/told what systemctl was told.
+    """
+    (folder / "run/systemd/system").mkdir(parents=True)
+    (folder / "told").touch()
+    fake = folder / "bin/systemctl"
+    fake.parent.mkdir()
+    fake.write_text(
+        f"""#!/bin/sh
+case "$1 $2" in
+  "show tuner.service") echo LoadState=loaded; echo ActiveState=$(cat {folder}/state) ;;
+  "show "*) echo LoadState=not-found ;;
+  start*|stop*) echo "$@" >> {folder}/told ;;
+esac
+"""
+    )
+    fake.chmod(0o755)
+    return {"PATH": f"{fake.parent}:/usr/bin:/bin:/usr/sbin:/sbin"}

@@ -1,0 +1,150 @@
+"""Records of version 1: every published one loads, and the figures are those that were published."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from analysis.capacity import load_capacity
+from analysis.census import FILE, read_census
+from analysis.design import PROJECT, RECORD_KINDS
+from analysis.forecast import digest
+from analysis.migration import migrate_capacity, migrate_census, migrate_forecast, migrate_record
+from analysis.records import load_run
+from analysis.statistics import summarise
+from analysis.table import tidy
+from analysis.validation import forecast_problem, load_forecasts
+
+REFERENCE = PROJECT / "results/reference"
+RUNS = sorted(path.parent for path in REFERENCE.glob("*/plan.json"))
+SCHEMA = Draft202012Validator(json.loads((PROJECT / "analysis/schema/record.schema.json").read_text()))
+
+
+def stored(path: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((REFERENCE / path).read_text())
+    return content
+
+
+def test_a_record_says_the_policy_the_boot_and_the_start() -> None:
+    first = stored("reference-15/localhost/focus1-idle-guests15-rep2/on.json")
+    before = json.loads(json.dumps(first))
+    found = migrate_record(first)
+    assert first == before
+    assert found["schema_version"] == 2
+    assert found["cell"] == {
+        "hypervisor": "localhost",
+        "cell_id": "focus1-idle-guests15-rep2",
+        "workload": "idle",
+        "policy": "ksm",
+        "guests": 15,
+        "guest_memory_bytes": 512 << 20,
+        "boot": 2,
+        "repetition": 1,
+    }
+    assert found["requested"] == {**first["requested"], "policy": "ksm", "service": ""}
+    assert found["provenance"].pop("start") == {
+        "from": "boot",
+        "checkpoint": None,
+        "booted_at": None,
+        "boot_seconds": None,
+        "restore_seconds": None,
+        "loaded": False,
+        "arm_order": "on-off",
+    }
+    assert found["provenance"] == first["provenance"]
+    assert found["observed"] == first["observed"]
+    assert migrate_record(found) == found
+
+
+@pytest.mark.parametrize("damaged", [None, [], {}, {"schema_version": 1}, {"schema_version": 1, "cell": 1}])
+def test_what_is_no_record_is_left_to_the_schema(damaged: Any) -> None:
+    for migrate in (migrate_record, migrate_capacity, migrate_forecast):
+        assert migrate(damaged) == damaged
+    assert not SCHEMA.is_valid(damaged)
+
+
+def test_a_census_outside_an_experiment_has_no_cell() -> None:
+    assert migrate_census({"schema_version": 1, "cell": None}) == {"schema_version": 2, "cell": None}
+    assert migrate_census({"schema_version": 1, "cell": 1}) == {"schema_version": 1, "cell": 1}
+    assert migrate_census(None) is None
+
+
+def test_a_damaged_cell_of_version_1_is_left_to_the_schema() -> None:
+    first = stored("reference-15/localhost/focus1-idle-guests15-rep2/on.json")
+    del first["cell"]["order"]
+    assert migrate_record(first) == first
+    assert not SCHEMA.is_valid(first)
+
+
+@pytest.mark.parametrize("directory", RUNS, ids=lambda path: str(path.name))
+def test_every_published_run_loads_whole(directory: Path) -> None:
+    run = load_run(directory)
+    assert run.cells
+    assert [(cell.status, cell.problem) for cell in run.cells] == [("complete", "")] * len(run.cells)
+    for cell in run.cells:
+        assert {*RECORD_KINDS} == cell.records.keys()
+        if (cell.directory / FILE).exists():
+            assert read_census(cell.directory / FILE)[1]["cell"] == vars(cell.cell)
+
+
+def test_there_are_published_runs_and_censuses() -> None:
+    assert len(RUNS) == 8
+    assert len(list(REFERENCE.glob(f"*/*/*/{FILE}"))) == 19
+
+
+# As summarize printed them before, for runs of one repetition: used off and on in MiB; saved by MemAvailable,
+# gross, general_profit and PSS in MB/VM; settled after seconds; ksmd's CPU seconds.
+PUBLISHED = {
+    ("calibration-2", "idle"): (1134, 973, 80.5, 58.5, 55.7, 87.2, 3.0, 2.3),
+    ("calibration-2", "constant_fill"): (1736, 926, 405.1, 409.8, 402.0, 409.8, 3.0, 2.0),
+    ("calibration-2", "random_fill"): (1789, 1638, 75.5, 30.0, 22.2, 30.0, 9.0, 7.9),
+}
+
+
+@pytest.mark.parametrize(("run", "workload"), PUBLISHED)
+def test_the_published_figures_are_unchanged(run: str, workload: str) -> None:
+    summaries = summarise(tidy([load_run(REFERENCE / run)]))
+    (found,) = (one for one in summaries if one.workload == workload)
+    assert (found.policy, found.variant, found.boots) == ("ksm", "ksm", (1,))
+    shown = [value.mean for value in found.estimates.values() if value is not None]
+    decimals = (0, 0, 1, 1, 1, 1, 1, 1)
+    rounded = tuple(round(value, places) for value, places in zip(shown, decimals, strict=True))
+    assert rounded == PUBLISHED[run, workload]
+
+
+def test_the_arms_of_abba_are_lines_of_their_own_with_their_own_figures() -> None:
+    summaries = summarise(tidy([load_run(REFERENCE / "reference-15")]))
+    saved = {
+        (one.workload, one.variant): one.estimates["saved_mem_available_mib_per_vm"] for one in summaries
+    }
+    assert {key: round(value.mean, 1) for key, value in saved.items() if value is not None} == {
+        ("idle", "ksm"): 119.1,
+        ("idle", "KSM on first"): 90.6,
+        ("constant_fill", "ksm"): 428.3,
+        ("constant_fill", "KSM on first"): 430.8,
+        ("random_fill", "ksm"): 45.3,
+        ("random_fill", "KSM on first"): 57.4,
+    }
+    assert {value.half_width for value in saved.values() if value is not None} == {None}
+
+
+def test_the_published_capacity_run_loads_with_its_policy() -> None:
+    (run,) = load_capacity(REFERENCE)
+    assert {policy: len(steps) for policy, steps in run.arms.items()} == {"off": 8, "ksm": 12}
+    assert list(run.arms) == ["off", "ksm"]
+    (divergence,) = run.divergences
+    assert divergence.content["policy"] == "ksm"
+    assert divergence.content["provenance"]["start"]["from"] == "boot"
+    assert "ksm" not in divergence.content
+
+
+def test_the_published_forecasts_are_sound_by_the_digests_that_they_were_written_with() -> None:
+    forecasts = load_forecasts(REFERENCE)
+    assert len(forecasts) == 5
+    for one in forecasts:
+        assert forecast_problem(one, REFERENCE) == ""
+        assert one.content["policy"] == "ksm"
+        assert one.content["calibration"]["conditions"]["start.from"] == "boot"
+        assert one.stored["digest"] != digest(one.content)
