@@ -22,8 +22,8 @@ description:
 options:
   experiment:
     description: >-
-      Every variable of the experiment, those that choose its cells are not looked at; the play's own where it is
-      left out, as the other options.
+      Every variable of the experiment, those that choose its cells are not looked at; the play's own where it
+      is left out, as the other options.
     type: dict
   capacity: {description: Every capacity_ variable, type: dict}
   overhead_mib: {description: "host memory of one QEMU besides its guest's", type: int, default: 160}

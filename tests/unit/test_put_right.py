@@ -165,3 +165,9 @@ def test_the_teardown_puts_right_every_hypervisor(host: Host, tmp_path: Path) ->
 def test_the_snapshot_is_that_of_the_role_ksm() -> None:
     defaults = yaml.safe_load((ROOT / "roles/ksm/defaults/main.yml").read_text())
     assert f"default('{defaults['ksm_snapshot_path']}')" in TASKS.read_text()
+
+
+def test_after_an_interruption_the_teardown_that_is_run_exists() -> None:
+    name = load("plugins/callback/put_right.py").TEARDOWN
+    for playbook in ("experiment.yml", "capacity.yml"):
+        assert (ROOT / "playbooks" / playbook).with_name(name).is_file()
