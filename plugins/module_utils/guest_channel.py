@@ -36,7 +36,7 @@ def ask(path: Path, words: Sequence[str], limit_seconds: float, *, again: bool =
         ChannelError: no answer in time, the guest ended, or it refused.
     """
     deadline = time.monotonic() + limit_seconds
-    sent: set[str] = set()
+    sent: list[str] = []
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(limit_seconds)
         try:
@@ -48,7 +48,7 @@ def ask(path: Path, words: Sequence[str], limit_seconds: float, *, again: bool =
         while (now := time.monotonic()) < deadline:
             attempt = min(deadline, now + ATTEMPT_SECONDS) if again else deadline
             number = secrets.token_hex(4)
-            sent.add(number)
+            sent.append(number)
             try:
                 connection.sendall(json.dumps({"id": number, "words": list(words)}).encode() + b"\n")
                 while True:

@@ -46,9 +46,7 @@ class Kept:
                 (folder / guest / file).write_bytes(content + guest.encode())
         return folder
 
-    def make(
-        self, booted_at: str = EARLIER, *, load: Any = None, names: Any = NAMES, **changes: Any
-    ) -> Any:
+    def make(self, booted_at: str = EARLIER, *, load: Any = None, names: Any = NAMES, **changes: Any) -> Any:
         made_of = {**MADE_OF, **changes}
         folder = self.unfinished(made_of, booted_at, load, names)
         boots = {name: {"seconds": 20.0, "cpu_seconds": 21.5} for name in names}
