@@ -114,7 +114,6 @@ def _figures(shown: Sequence[Explained]) -> list[str]:
     names = ["mix" if "=" in one.summary.workload else title(one.summary.workload) for one in shown]
     lines = [
         _row("MB/VM (MiB), mean of the boots", names),
-        _row("boots x repetitions", [replicates(one.summary.boots) for one in shown]),
         "-" * (_LABEL + _COLUMN * len(shown)),
         _numbers(
             "(b) gross counters", [f.mean(b.available.start_bytes / f.unit for b in f.ledgers) for f in shown]
@@ -198,20 +197,21 @@ def _result(one: Explained) -> str:
     if off is None or on is None or saved is None:
         return f"{name}: the host's memory is not known."
     return (
-        f"{name}: the host used {on.mean:.0f} MiB with KSM in place of {off.mean:.0f}, "
-        f"{saved.mean:.1f} MB/VM less ({_spread(saved)})."
+        f"{name}: the host used {on.mean:.0f} MiB in place of {off.mean:.0f}, "
+        f"{saved.mean:.1f} MB/VM less ({_spread(one, saved)})."
     )
 
 
-def _spread(saved: Estimate) -> str:
+def _spread(one: Explained, saved: Estimate) -> str:
     if saved.half_width is None:
         words = "one boot, no interval"
     else:
         cov = "" if saved.cov is None else f", CoV {100 * saved.cov:.1f} %"
-        words = f"±{saved.half_width:.1f}, 95 % t interval of {saved.n_boots} boots{cov}"
+        words = f"±{saved.half_width:.1f}, 95 % over {saved.n_boots} boots{cov}"
     if saved.within_boot_sd is None:
         return words
-    return f"{words}; standard deviation within a boot {saved.within_boot_sd:.1f}"
+    within = f"standard deviation within a boot {saved.within_boot_sd:.1f}"
+    return f"{words}; {within}, boots x repetitions {replicates(one.summary.boots)}"
 
 
 def _origin(one: Explained) -> str:

@@ -160,6 +160,11 @@ def calibration(
     if hypervisor is not None:
         table = table[table["hypervisor"] == hypervisor]
     if policy is not None:
+        measured = sorted(set(table["policy"]), key=policy_order)
+        if policy not in measured:
+            raise ForecastError(
+                f"--policy is {policy!r}: measured, and so allowed, is {', '.join(measured) or 'none'}."
+            )
         table = table[table["policy"] == policy]
     stored = {
         (run.plan.run_id, cell.cell.hypervisor, cell.cell.cell_id): cell for run in runs for cell in run.cells

@@ -89,7 +89,7 @@ def summary_text(
         differences: as from :func:`analysis.statistics.policy_differences`.
         others: ids of the runs left out.
     """
-    parts = [heading(runs)]
+    parts = [heading(runs, boots=True)]
     for where, mine in by_place(summaries):
         parts.append("\n".join([where, *_table_lines(mine)]))
     if differences:
@@ -98,8 +98,8 @@ def summary_text(
     return "\n\n".join(parts) + "\n"
 
 
-def heading(runs: Sequence[Run]) -> str:
-    """What was measured on what, from which boots and under which policies, in some lines."""
+def heading(runs: Sequence[Run], *, boots: bool = False) -> str:
+    """What was measured on what, under which policies and, where wanted, from which boots, in some lines."""
     lines = []
     for run in runs:
         lines.append(f"Run {run.plan.run_id}, started {run.plan.created_at}")
@@ -107,15 +107,15 @@ def heading(runs: Sequence[Run]) -> str:
         if not measured:
             continue
         found = measured[0].provenance
-        lines.append(
-            wrap(
-                f"{found['os_release']}, kernel {found['kernel_release']}, QEMU "
-                f"{found['qemu_version'] or 'of unknown version'} ({found['accelerator']}), "
-                f"{found['cpu_count']} x {found['cpu_model'] or found['architecture']}, "
-                f"{found['memory_total_bytes'] / (MIB << 10):.1f} GiB"
-            )
+        host = (
+            f"{found['os_release']}, kernel {found['kernel_release']}, QEMU "
+            f"{found['qemu_version'] or 'of unknown version'} ({found['accelerator']}), "
+            f"{found['cpu_count']} x {found['cpu_model'] or found['architecture']}, "
+            f"{found['memory_total_bytes'] / (MIB << 10):.1f} GiB"
         )
-        lines += [wrap(line) for line in (*_policy_lines(measured), *_boot_lines(measured))]
+        policies = _policy_lines(measured)
+        said = [f"{host}; {policies[0]}"] if len(policies) == 1 else [host, *policies]
+        lines += [wrap(line) for line in (*said, *(_boot_lines(measured) if boots else ()))]
     return "\n".join(lines)
 
 
@@ -128,7 +128,7 @@ def _policy_lines(measured: Sequence[CellRecords]) -> list[str]:
     for policy, cell in sorted(first.items(), key=lambda item: policy_order(item[0])):
         service = cell.records["on"]["requested"]["service"]
         lines.append(
-            f"Policy {policy}: "
+            f"{policy}: "
             + ", ".join(f"{name} {value}" for name, value in asked_knobs(cell).items())
             + f"; huge pages {cell.provenance['thp']['enabled']}"
             + (f"; service {service}" if service else "")
@@ -144,8 +144,8 @@ def _boot_lines(measured: Sequence[CellRecords]) -> list[str]:
         if start["checkpoint"] is not None:
             took = "" if start["boot_seconds"] is None else f" in {start['boot_seconds']:.0f} s"
             digest = start["checkpoint"].removeprefix("sha256:")[:12]
-            boots[cell.boot_key] = f"{digest}, booted {start['booted_at']}{took}"
-    return [f"Checkpoints: {'; '.join(boots.values())}"] if boots else []
+            boots[cell.boot_key] = f"{digest} of {start['booted_at']}{took}"
+    return [f"Booted: {', '.join(boots.values())}"] if boots else []
 
 
 def asked_knobs(records: CellRecords) -> dict[str, int | str]:
@@ -297,7 +297,7 @@ def html_page(
         for where, mine in by_place(summaries)
     ]
     return environment.get_template("report.html.j2").render(
-        heading=heading(runs).splitlines(),
+        heading=heading(runs, boots=True).splitlines(),
         columns=COLUMNS,
         places=places,
         compared=_HEADS,

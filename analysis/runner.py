@@ -221,6 +221,8 @@ def _environment(project: Path) -> dict[str, str]:
     return {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "ANSIBLE_CONFIG": str(project / "ansible.cfg"),
+        # ansible-runner adds a folder of its own to this, in place of what ansible.cfg says.
+        "ANSIBLE_CALLBACK_PLUGINS": str(project / "plugins/callback"),
     }
 
 

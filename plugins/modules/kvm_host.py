@@ -9,12 +9,14 @@ short_description: Make libvirt answer and choose kvm or tcg
 description:
   - With systemd as PID 1 the libvirt service is started through it; without, C(virtlogd) and C(libvirtd) are
     started by hand.
-  - Where no udev gave /dev/kvm to the group kvm, this does, as Debian's rule has it.
-  - C(auto) is kvm where the CPU shows vmx or svm and /dev/kvm opens, else tcg.
+  - Where no udev gave O(kvm_device) to the group kvm, this does, as Debian's rule has it.
+  - C(auto) is kvm where the CPU shows vmx or svm and O(kvm_device) opens, else tcg.
 options:
   accelerator: {description: what is asked, type: str, choices: [auto, kvm, tcg], default: auto}
   uri: {description: the libvirt connection, type: str, default: "qemu:///system"}
   timeout_seconds: {description: longest wait for libvirt, type: int, default: 30}
+  kvm_device: {description: kvm's device; another one is for tests, type: path, default: /dev/kvm}
+  proc_root: {description: for tests, type: path, default: /proc}
 """
 
 EXAMPLES = r"""
@@ -82,22 +84,24 @@ def answers(uri: str) -> bool:
     return True
 
 
-def open_to_kvm_group(device: Path) -> bool:
-    """Give /dev/kvm the group and mode of Debian's udev rule where no udev did; tell whether it changed.
-
-    Without it libvirt finds kvm usable for itself and not for its guests' user, distrusts its cache, and
-    probes QEMU anew (seconds) whenever a guest is defined or started.
-    """
+def group_to_open_to(device: Path) -> int | None:
+    """Return the group that the device is to be given to, or None where udev, or nobody, has to do it."""
     try:
         group = grp.getgrnam("kvm").gr_gid
         status = device.stat()
     except (KeyError, OSError):
-        return False
-    if status.st_gid == group or status.st_mode & 0o006 == 0o006:
-        return False
+        return None
+    return None if status.st_gid == group or status.st_mode & 0o006 == 0o006 else group
+
+
+def open_to_group(device: Path, group: int) -> None:
+    """Give the device the group and mode of Debian's udev rule.
+
+    Without it libvirt finds kvm usable for itself and not for its guests' user, distrusts its cache, and
+    probes QEMU anew (seconds) whenever a guest is defined or started.
+    """
     os.chown(device, 0, group)
     device.chmod(0o660)
-    return True
 
 
 def start(systemd: bool) -> None:
@@ -129,18 +133,23 @@ def main() -> None:
             "accelerator": {"type": "str", "choices": ["auto", "kvm", "tcg"], "default": "auto"},
             "uri": {"type": "str", "default": "qemu:///system"},
             "timeout_seconds": {"type": "int", "default": 30},
+            "kvm_device": {"type": "path", "default": "/dev/kvm"},
+            "proc_root": {"type": "path", "default": "/proc"},
         },
         supports_check_mode=True,
     )
     params = module.params
     try:
-        accelerator, reason = choose(
-            params["accelerator"], kvm_fault(Path("/proc/cpuinfo").read_text(), Path("/dev/kvm"))
-        )
+        device = Path(params["kvm_device"])
+        cpuinfo = Path(params["proc_root"], "cpuinfo").read_text()
+        accelerator, reason = choose(params["accelerator"], kvm_fault(cpuinfo, device))
         up = libvirt is not None and answers(params["uri"])
+        group = group_to_open_to(device)
+        changed = not up or group is not None
         if module.check_mode:
-            module.exit_json(changed=not up, accelerator=accelerator, reason=reason)
-        opened = open_to_kvm_group(Path("/dev/kvm"))
+            module.exit_json(changed=changed, accelerator=accelerator, reason=reason)
+        if group is not None:
+            open_to_group(device, group)
         if not up:
             start(Path("/run/systemd/system").is_dir())
             deadline = time.monotonic() + params["timeout_seconds"]
@@ -150,7 +159,7 @@ def main() -> None:
                         f"libvirt does not answer at {params['uri']} after {params['timeout_seconds']} s"
                     )
                 time.sleep(0.2)
-        module.exit_json(changed=opened or not up, accelerator=accelerator, reason=reason)
+        module.exit_json(changed=changed, accelerator=accelerator, reason=reason)
     except (HostError, OSError) as error:
         module.fail_json(msg=str(error))
 

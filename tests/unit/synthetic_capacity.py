@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synthetic import MIB, PAGE, store, synthetic_plan, synthetic_records
+from synthetic import MIB, PAGE, began, store, synthetic_plan, synthetic_records
 from synthetic_census import census_record
 
 from analysis.design import Cell
@@ -70,12 +70,25 @@ def shaped(
 
 
 def store_numbers(
-    results: Path, numbers: tuple[int, ...], prefix: str = "n", focus: str = "all", **keywords: Any
+    results: Path,
+    numbers: tuple[int, ...],
+    prefix: str = "n",
+    *,
+    focus: str = "all",
+    design: Mapping[str, Any] | None = None,
+    start: Mapping[str, Any] | None = None,
+    **keywords: Any,
 ) -> None:
-    """A run of every focus for each number of guests."""
+    """A run of every focus for each number of guests; ``start``: what its guests began from otherwise."""
+    change = shaped(**keywords)
+
+    def started(cell: Cell, records: dict[str, dict[str, Any]]) -> None:
+        change(cell, records)
+        began(records, **(start or {}))
+
     for guests in numbers:
-        plan = synthetic_plan(run_id=f"{prefix}{guests}", guests=guests, focus=focus)
-        store(results, plan, shaped(**keywords))
+        plan = synthetic_plan(run_id=f"{prefix}{guests}", guests=guests, focus=focus, **(design or {}))
+        store(results, plan, started)
 
 
 def store_censuses(results: Path, run_id: str = "n6") -> None:

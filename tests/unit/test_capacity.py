@@ -15,6 +15,8 @@ from analysis.capacity import (
     CapacityRun,
     actual_limit,
     breach,
+    capacity_lines,
+    conditions,
     divergence,
     divergence_lines,
     load_capacity,
@@ -40,7 +42,7 @@ def load(results: Path, records: list[dict[str, Any]]) -> CapacityRun:
 
 def both_arms() -> list[dict[str, Any]]:
     off = [step("off", 2, 1000), step("off", 4, 2000, slow=2), step("off", 5, 2400, stop="PSI above 20 %")]
-    on = [step("on", 2, 900, slow=1.25), step("on", 4, 1500, slow=4), step("on", 6, 1900)]
+    on = [step("ksm", 2, 900, slow=1.25), step("ksm", 4, 1500, slow=4), step("ksm", 6, 1900)]
     return [*off, *on]
 
 
@@ -65,8 +67,8 @@ def put(*keys: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 BAD_STEPS = [
     put("kind", value="step"),
-    put("ksm", value="maybe"),
-    put("workload", value="idle=2"),
+    put("policy", value=""),
+    put("workload", value="idle=2,"),
     put("guests", value=-1),
     put("recorded_at", value="now"),
     put("stop", value={"reason": "x"}),
@@ -93,7 +95,7 @@ def test_a_step_with_one_fault_is_refused(number: int) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        put("ksm", value="off"),
+        put("policy", value="off"),
         put("observed", "samples", "seconds", value=[0.0]),
         put("observed", "samples", "pages_sharing", value=[None, 1]),
         put("observed", "write", value={}),
@@ -128,7 +130,7 @@ def test_guests_that_diverge_do_no_cpu_work_and_those_that_are_probed_do() -> No
 
 def test_the_actual_limit_is_the_last_step_without_a_stop(results: Path) -> None:
     run = load(results, both_arms())
-    off, on = actual_limit(run.arms["off"]), actual_limit(run.arms["on"])
+    off, on = actual_limit(run.arms["off"]), actual_limit(run.arms["ksm"])
     assert (off.guests, off.reached, off.reason) == (4, True, "PSI above 20 %")
     assert (on.guests, on.reached) == (6, False)
 
@@ -139,7 +141,7 @@ def test_the_steps_are_tabled_by_the_guests_medians(results: Path) -> None:
     probes = records[1]["observed"]["probes"]
     probes["guest01"]["write_latency_p99_us"] = 4000.0
     probes["guest02"] = None
-    table = steps_table(load(results, records)).set_index(["ksm", "guests"])
+    table = steps_table(load(results, records)).set_index(["policy", "guests"])
     row = table.loc[("off", 4)]
     assert row["write_latency_p99_us"] == 40
     assert row["silent_guests"] == 1
@@ -160,6 +162,48 @@ def test_memory_saved_against_performance_lost(results: Path) -> None:
     assert both["p99_added_percent"].tolist() == pytest.approx([25, 100])
 
 
+def test_several_policies_are_each_compared_with_off(results: Path) -> None:
+    run = load(results, [*both_arms(), step("advisor", 2, 950), step("advisor", 4, 1900, slow=4)])
+    assert list(run.arms) == ["off", "ksm", "advisor"]
+    assert run.policies == ["ksm", "advisor"]
+    both = relation(steps_table(run)).set_index(["policy", "guests"])
+    assert both["saved_bytes"].to_dict() == {
+        ("ksm", 2): 100 * MIB,
+        ("ksm", 4): 500 * MIB,
+        ("advisor", 2): 50 * MIB,
+        ("advisor", 4): 100 * MIB,
+    }
+    throughput, _latency = trade_off_figure(run).axes
+    assert [str(line.get_label()) for line in throughput.lines[:4]] == [
+        "ksm, touching memory",
+        "ksm, CPU work",
+        "advisor, touching memory",
+        "advisor, CPU work",
+    ]
+    text = "\n".join(capacity_lines(run))
+    assert sum(line.startswith("advisor ") for line in text.splitlines()) == 4
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_from_what_guests_began_is_a_condition_and_from_which_boot_is_none() -> None:
+    record = capacity_record()
+    found = conditions(record)
+    assert found["start.from"] == "checkpoint"
+    assert not any(name.startswith("start.") and name != "start.from" for name in found)
+    other = capacity_record()
+    other["provenance"]["start"] = {**record["provenance"]["start"], "checkpoint": "sha256:another"}
+    assert conditions(other) == found
+    empty = conditions(capacity_record(guests=0))
+    assert "start.from" not in empty
+
+
+def test_knobs_are_conditions_of_a_policy_and_not_of_off() -> None:
+    knobs = {name for name in conditions(capacity_record(policy="ksm")) if name.startswith("ksm_knobs.")}
+    assert "ksm_knobs.pages_to_scan" in knobs
+    assert "ksm_knobs.run" not in knobs
+    assert not any(name.startswith("ksm_knobs.") for name in conditions(capacity_record()))
+
+
 def test_the_host_counts_without_an_envelope(results: Path) -> None:
     record = capacity_record(envelope_bytes=None)
     record["observed"]["envelope"] = None
@@ -172,7 +216,7 @@ def test_two_records_of_one_step_are_refused(results: Path) -> None:
     store_capacity(results, [capacity_record()])
     copied = results / "capacity/again.json"
     copied.write_text(next(results.rglob("capacity_step*.json")).read_text())
-    with pytest.raises(RecordError, match="both the step to 4 guests with KSM off: a run has one"):
+    with pytest.raises(RecordError, match="both the step to 4 guests with the policy off: a run has one"):
         load_capacity(results)
 
 
@@ -241,10 +285,10 @@ def test_columns_of_different_lengths_are_refused() -> None:
 
 def test_the_figures_draw_the_measurements(results: Path) -> None:
     run = load(results, both_arms())
-    (axes,) = capacity_figure(run, None).axes
+    (axes,) = capacity_figure(run, {}).axes
     drawn = {str(line.get_label()): line for line in axes.lines}
     assert list(drawn["KSM off, measured"].get_xdata()) == [2, 4, 5]
-    assert list(drawn["KSM on, measured"].get_ydata()) == pytest.approx(
+    assert list(drawn["ksm, measured"].get_ydata()) == pytest.approx(
         [n * MIB / GIB for n in (900, 1500, 1900)]
     )
     throughput, _latency = trade_off_figure(run).axes

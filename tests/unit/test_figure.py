@@ -17,10 +17,9 @@ from analysis.table import tidy
 
 @pytest.fixture
 def run(results: Path) -> Run:
-    plan = synthetic_plan(focus="all", repetitions=2)
-    return load_run(
-        store(results, plan, None, lambda cell: {1: 60, 2: 430, 3: 40}[cell.focus] + cell.repetition)
-    )
+    saved = {"idle": 60, "constant_fill": 430, "random_fill": 40}
+    plan = synthetic_plan(focus="all", boots=2)
+    return load_run(store(results, plan, None, lambda cell: saved[cell.workload] + cell.boot))
 
 
 def bars(axes: Any) -> dict[str, list[float]]:
@@ -32,7 +31,7 @@ def bars(axes: Any) -> dict[str, list[float]]:
 
 def test_figure_2_shows_our_means_and_the_papers_savings(run: Run) -> None:
     left, right = figures.figure_2(summarise(tidy([run]))).axes
-    assert bars(left) == {"KSM off": [8000] * 3, "KSM on": [7197.5, 1647.5, 7497.5]}
+    assert bars(left) == {"KSM off": [8000] * 3, "ksm": [7197.5, 1647.5, 7497.5]}
     assert bars(right) == {"this testbed": [53.5, 423.5, 33.5], "the paper": [50.6, 440.3, 31.6]}
 
 
@@ -41,12 +40,39 @@ def test_a_mix_is_drawn_beside_the_foci_without_a_bar_of_the_paper(results: Path
     _left, right = figures.figure_2(summarise(tidy([run, mixed]))).axes
     assert bars(right) == {"this testbed": [53.5, 423.5, 33.5, 92.0], "the paper": [50.6, 440.3, 31.6]}
     ticks = [tick.get_text() for tick in right.get_xticklabels()]
-    assert ticks[0] == "focus 1\nidle"
-    assert ticks[3] == "mix:\nidle=5,\nrandom_fill=10"
+    assert ticks[0] == "1 idle\nksm"
+    assert ticks[3] == "mix:\nidle=5,\nrandom_fill=10\nksm"
     _left, alone = figures.figure_2(summarise(tidy([mixed]))).axes
     assert bars(alone) == {"this testbed": [92.0]}
     (axes,) = figures.burndown_figure(mixed.cells).axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["mix: idle=5,random_fill=10"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["mix: idle=5,random_fill=10, ksm"]
+
+
+def test_policies_are_groups_of_bars_and_lines_of_their_own(results: Path) -> None:
+    saved = {"ksm": 100, "advisor": 60}
+    plan = synthetic_plan(policies="ksm,advisor")
+    run = load_run(store(results, plan, None, lambda cell: saved[cell.policy]))
+    left, right = figures.figure_2(summarise(tidy([run]))).axes
+    assert bars(left) == {"KSM off": [8000, 8000], "policy on": [6620, 7220]}
+    assert bars(right)["this testbed"] == [92, 52]
+    assert [tick.get_text() for tick in right.get_xticklabels()] == ["1 idle\nksm", "1 idle\nadvisor"]
+    (axes,) = figures.burndown_figure(run.cells).axes
+    lines = {str(line.get_label()): line for line in axes.lines}
+    assert lines["1 idle, ksm"].get_color() == lines["1 idle, advisor"].get_color()
+    assert lines["1 idle, ksm"].get_linestyle() != lines["1 idle, advisor"].get_linestyle()
+
+
+def test_the_lines_on_bars_are_intervals_over_boots(results: Path) -> None:
+    one = load_run(store(results, synthetic_plan(run_id="one", repetitions=3)))
+    two = load_run(store(results, synthetic_plan(run_id="two", boots=2)))
+    said = [figures.svg_text(figures.figure_2(summarise(tidy([run])))) for run in (one, two)]
+    assert "One boot: no interval." in said[0]
+    assert "95 % t interval over boots" in said[1]
+
+
+def test_many_ledgers_are_drawn_in_rows(run: Run) -> None:
+    book = ledger(run.cells[0])
+    assert len(figures.ledger_figure([(str(number), book) for number in range(4)]).axes) == 4
 
 
 @pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
@@ -79,7 +105,7 @@ def test_nothing_measured_is_refused(results: Path) -> None:
 
 def test_two_hosts_are_not_drawn_as_one(results: Path) -> None:
     both = load_run(store(results, synthetic_plan(hosts=("a", "b"))))
-    with pytest.raises(figures.FigureError, match="one host and one size of guests"):
+    with pytest.raises(figures.FigureError, match="one host, one number and one size of guests"):
         figures.figure_2(summarise(tidy([both])))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import MIB, PAGE, store, synthetic_plan
+from synthetic import BOOTED, MIB, PAGE, store, synthetic_plan
 from synthetic_capacity import (
     BASE,
     TOTAL,
@@ -283,7 +283,7 @@ def test_a_cell_that_failed_is_left_out_and_named(capsys: pytest.CaptureFixture[
 
     store(results, plan, change)
     text = run(capsys, results, "--guests", "15")
-    assert "! not used: run bad, focus1-idle-guests8-rep1: missing" in text
+    assert "! not used: run bad, idle-ksm-guests8-boot1-rep1: missing" in text
 
 
 def test_the_envelope_has_no_base(capsys: pytest.CaptureFixture[str], results: Path) -> None:
@@ -326,8 +326,8 @@ def test_the_figure_draws_the_curve(capsys: pytest.CaptureFixture[str], results:
     found = content(capsys, results, "--fit", "--workload", "idle", "--host-memory-mib", "8192")
     (axes,) = forecast_figure(found).axes
     curves = {str(line.get_label()): line for line in axes.lines}
-    guests = list(curves["KSM on"].get_xdata())
-    drawn = [float(value) for value in curves["KSM on"].get_ydata()]  # type: ignore[arg-type]
+    guests = list(curves["ksm"].get_xdata())
+    drawn = [float(value) for value in curves["ksm"].get_ydata()]  # type: ignore[arg-type]
     assert drawn == pytest.approx([used_mib(TRUTH["idle"], int(n))[1] / 1024 for n in guests])
 
 
@@ -345,6 +345,7 @@ def test_the_figure_draws_the_curve(capsys: pytest.CaptureFixture[str], results:
         (["--mix", "idle=2,random_fill=1", "--guests", "9"], "leave --guests out"),
         (["--guests", "15", "--run", "n2"], "was measured at 2 guests only"),
         (["--guests", "15", "--run", "never"], "run 'never' is not under"),
+        (["--guests", "15", "--policy", "moon"], "--policy is 'moon': measured, and so allowed, is ksm."),
         (["--guests", "15", "--hypervisor", "moon"], "there is no complete cell to forecast from"),
     ],
 )
@@ -374,6 +375,84 @@ def test_cells_of_different_conditions_are_not_fitted_together(
     assert "kernel_release: 6.1.0 / 6.18.0-synthetic" in capsys.readouterr().err
 
 
+def test_a_forecast_is_of_one_policy(capsys: pytest.CaptureFixture[str], results: Path) -> None:
+    store_numbers(results, NUMBERS)
+    store_numbers(
+        results, NUMBERS, prefix="a", design={"policies": "advisor"}, noise=lambda cell: 50.0 * cell.guests
+    )
+    assert main(["forecast", "--results", str(results), "--guests", "15"]) == 2
+    assert (
+        "several policies were measured: choose one of ksm, advisor with --policy" in capsys.readouterr().err
+    )
+    words = ["--guests", "15", "--workload", "idle", "--policy"]
+    found = {policy: content(capsys, results, *words, policy) for policy in ("ksm", "advisor")}
+    _off, on, _gross = used_mib(TRUTH["idle"], 15)
+    for policy, more in (("ksm", 0), ("advisor", 15 * 50)):
+        assert found[policy]["policy"] == policy
+        assert found[policy]["predicted"][0]["used_on"]["mean_bytes"] / MIB == pytest.approx(on + more)
+        assert {cell["run_id"][0] for cell in found[policy]["calibration"]["cells"]} == {
+            policy[0].replace("k", "n")
+        }
+    text = run(capsys, results, *words, "advisor")
+    assert "policy advisor, guests of" in text
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_repetitions_of_a_boot_are_one_sample(capsys: pytest.CaptureFixture[str], results: Path) -> None:
+    def wobble(cell: Cell) -> float:
+        return zigzag("", cell.guests) + (4.0 if cell.repetition == 1 else -4.0)
+
+    store_numbers(results / "once", NUMBERS, focus="1", noise=lambda cell: zigzag("", cell.guests))
+    store_numbers(results / "twice", NUMBERS, focus="1", design={"repetitions": 2}, noise=wobble)
+    once, twice = (
+        content(capsys, results / name, "--guests", "15", "--workload", "idle") for name in ("once", "twice")
+    )
+    assert len(twice["calibration"]["cells"]) == 6
+    # Twice as many cells of the same boots know no more of another boot.
+    assert twice["predicted"] == once["predicted"]
+
+
+def test_boots_are_samples_of_their_own(capsys: pytest.CaptureFixture[str], results: Path) -> None:
+    store_numbers(results / "one", NUMBERS, focus="1", noise=lambda cell: zigzag("", cell.guests))
+    store_numbers(
+        results / "two", NUMBERS, focus="1", design={"boots": 2}, noise=lambda cell: zigzag("", cell.guests)
+    )
+    one, two = (
+        content(capsys, results / name, "--guests", "15", "--workload", "idle")["predicted"][0]["used_on"]
+        for name in ("one", "two")
+    )
+    assert two["mean_bytes"] == pytest.approx(one["mean_bytes"])
+    assert two["half_width_bytes"] < one["half_width_bytes"]
+
+
+def test_guests_that_met_ksm_first_calibrate_nothing(
+    capsys: pytest.CaptureFixture[str], results: Path
+) -> None:
+    store_numbers(results, NUMBERS, start=BOOTED)
+    before = content(capsys, results, "--guests", "15")["predicted"]
+    store_numbers(results, (8,), start={**BOOTED, "arm_order": "on-off"}, noise=lambda _cell: 500.0)
+    assert content(capsys, results, "--guests", "15")["predicted"] == before
+    assert "KSM was on first" in run(capsys, results, "--guests", "15")
+
+
+def test_restored_and_booted_guests_are_not_fitted_together(
+    capsys: pytest.CaptureFixture[str], results: Path
+) -> None:
+    store_numbers(results, (2, 4))
+    store_numbers(results, (6,), start=BOOTED)
+    assert main(["forecast", "--results", str(results), "--guests", "15"]) == 2
+    assert "start.from: boot / checkpoint" in capsys.readouterr().err
+
+
+def test_a_workload_loaded_before_and_after_its_checkpoint_is_not_fitted_together(
+    capsys: pytest.CaptureFixture[str], results: Path
+) -> None:
+    store_numbers(results, (2, 4), start={"loaded": True}, focus="3")
+    store_numbers(results, (6,), focus="1,3")
+    assert main(["forecast", "--results", str(results), "--guests", "15"]) == 2
+    assert "random_fill loaded before and after the checkpoint" in capsys.readouterr().err
+
+
 def test_the_census_gives_the_curve_and_the_measured_saving_its_height(
     capsys: pytest.CaptureFixture[str], results: Path
 ) -> None:
@@ -396,9 +475,7 @@ def test_the_census_gives_the_curve_and_the_measured_saving_its_height(
     assert found["guest_breakdown"]["idle"]["within_bytes"] is None
 
 
-def test_without_a_census_that_model_is_refused(
-    capsys: pytest.CaptureFixture[str], results: Path
-) -> None:
+def test_without_a_census_that_model_is_refused(capsys: pytest.CaptureFixture[str], results: Path) -> None:
     store_numbers(results, NUMBERS, focus="1")
     words = ["forecast", "--results", str(results), "--guests", "12"]
     assert main([*words, "--model", "census"]) == 2

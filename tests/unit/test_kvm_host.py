@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
+from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from ansible.module_utils import basic
 from plugin_files import load
 
 kvm_host = load("plugins/modules/kvm_host.py")
@@ -16,6 +22,19 @@ def device(tmp_path: Path) -> Path:
     path = tmp_path / "kvm"
     path.touch()
     return path
+
+
+def result_of(monkeypatch: pytest.MonkeyPatch, device: Path, *, check: bool = False) -> dict[str, Any]:
+    """What the module returns on a host with kvm, played in this process for what a test has put in place."""
+    (device.parent / "cpuinfo").write_text(INTEL)
+    arguments = {"kvm_device": str(device), "proc_root": str(device.parent), "_ansible_check_mode": check}
+    monkeypatch.setattr(basic, "_ANSIBLE_ARGS", json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode())
+    monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)
+    out = io.StringIO()
+    with redirect_stdout(out), pytest.raises(SystemExit):
+        kvm_host.main()
+    result: dict[str, Any] = json.loads(out.getvalue())
+    return {name: result[name] for name in ("changed", "accelerator", "reason")}
 
 
 @pytest.mark.parametrize("cpuinfo", [INTEL, AMD])
@@ -65,9 +84,31 @@ def test_a_device_that_udev_left_alone_is_given_to_the_group(
 ) -> None:
     given: list[tuple[Path, int, int]] = []
     group = device.stat().st_gid + 1
-    monkeypatch.setattr(kvm_host.grp, "getgrnam", lambda _name: type("Group", (), {"gr_gid": group}))
+    monkeypatch.setattr(kvm_host.grp, "getgrnam", lambda _name: SimpleNamespace(gr_gid=group))
     monkeypatch.setattr(kvm_host.os, "chown", lambda *arguments: given.append(arguments))
     device.chmod(mode)
-    assert kvm_host.open_to_kvm_group(device) is is_opened
+    monkeypatch.setattr(kvm_host, "answers", lambda _uri: True)
+    monkeypatch.setattr(kvm_host, "libvirt", object())
+    foreseen = result_of(monkeypatch, device, check=True)
+    assert given == [] and device.stat().st_mode & 0o777 == mode
+    done = result_of(monkeypatch, device)
+    assert (
+        foreseen
+        == done
+        == {"changed": is_opened, "accelerator": "kvm", "reason": "the CPU and /dev/kvm allow it"}
+    )
     assert given == ([(device, 0, group)] if is_opened else [])
     assert device.stat().st_mode & 0o777 == (0o660 if is_opened else mode)
+
+
+def test_no_device_and_no_group_are_nothing_to_open(
+    tmp_path: Path, device: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = device.stat().st_gid
+    monkeypatch.setattr(kvm_host.grp, "getgrnam", lambda _name: SimpleNamespace(gr_gid=group + 1))
+    assert kvm_host.group_to_open_to(device) == group + 1
+    assert kvm_host.group_to_open_to(tmp_path / "none") is None
+    monkeypatch.setattr(kvm_host.grp, "getgrnam", lambda _name: SimpleNamespace(gr_gid=group))
+    assert kvm_host.group_to_open_to(device) is None
+    monkeypatch.setattr(kvm_host.grp, "getgrnam", dict[str, object]().__getitem__)
+    assert kvm_host.group_to_open_to(device) is None

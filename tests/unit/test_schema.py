@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from synthetic import synthetic_failure, synthetic_plan, synthetic_records
+from synthetic import BOOTED, synthetic_failure, synthetic_plan, synthetic_records, synthetic_start
 
 SCHEMAS = Path(__file__).parents[2] / "analysis/schema"
 KINDS = ("off", "merge", "on", "verify")
@@ -34,7 +34,7 @@ def test_a_record_of_every_kind_fits(kind: str, focus: int) -> None:
 
 
 def test_a_plan_fits() -> None:
-    plan = json.loads(json.dumps(synthetic_plan(focus="all", orders="abba", repetitions=2).to_json()))
+    plan = json.loads(json.dumps(synthetic_plan(focus="all", boots=2, repetitions=2).to_json()))
     assert [error.message for error in validator("plan").iter_errors(plan)] == []
 
 
@@ -60,13 +60,28 @@ def drop(*keys: str) -> Callable[[dict[str, Any]], None]:
 
 OBSERVED_HOST = ("observed", "host")
 BAD_RECORDS = [
-    ("off", put("schema_version", value=2)),
+    ("off", put("schema_version", value=1)),
     ("off", put("kind", value="before")),
     ("off", put("extra", value=1)),
     ("off", put("recorded_at", value="2026-11-23 19:00")),
     ("off", put("monotonic_seconds", value=None)),
-    ("off", put("cell", "focus", value="2")),
-    ("off", put("cell", "focus", value=4)),
+    ("off", put("cell", "focus", value=2)),
+    ("off", put("cell", "order", value="off-on")),
+    ("off", drop("cell", "policy")),
+    ("off", put("cell", "boot", value=0)),
+    ("off", put("cell", "repetition", value="1")),
+    ("off", drop("requested", "policy")),
+    ("off", put("requested", "service", value=None)),
+    ("off", drop("provenance", "start")),
+    ("off", put("provenance", "start", value=None)),
+    ("off", put("provenance", "start", "from", value="snapshot")),
+    ("off", put("provenance", "start", "checkpoint", value=None)),
+    ("off", put("provenance", "start", "booted_at", value=None)),
+    ("off", put("provenance", "start", "booted_at", value="yesterday")),
+    ("off", put("provenance", "start", "loaded", value=None)),
+    ("off", put("provenance", "start", "arm_order", value="abba")),
+    ("off", put("provenance", "start", "restore_seconds", value=-1)),
+    ("off", put("provenance", "start", "host", value="h1")),
     ("off", put("cell", "guests", value=0)),
     ("off", put("cell", "note", value="x")),
     ("off", drop("requested", "convergence")),
@@ -117,6 +132,11 @@ ALLOWED_RECORDS = [
     ("off", put("provenance", "libvirt_version", value=None)),
     ("merge", put("observed", "converged_after_seconds", value=None)),
     ("merge", put("observed", "samples", "general_profit", 0, value=None)),
+    ("off", put("provenance", "start", "boot_seconds", value=None)),
+    ("off", put("provenance", "start", "booted_at", value="2026-11-26T08:00:00Z")),
+    ("off", put("provenance", "start", value=synthetic_start(1, **BOOTED))),
+    ("failed", put("provenance", "start", value=None)),
+    *(("failed", put("observed", "phase", value=phase)) for phase in ("restore", "load", "census", "boot")),
     ("failed", put("provenance", "kernel_release", value=None)),
     ("failed", put("provenance", "ksm_knobs", value=None)),
     ("failed", put("provenance", "image_digest", value=None)),

@@ -8,13 +8,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from synthetic import store, synthetic_failure, synthetic_plan
+from synthetic import BOOTED, began, store, synthetic_failure, synthetic_plan
 from synthetic_census import census_record
 
 from analysis.__main__ import main
 from analysis.design import Cell, cell_directory
 
 Records = dict[str, dict[str, Any]]
+
+SAVED = {"idle": 60, "constant_fill": 430, "random_fill": 40}
 
 
 @pytest.fixture
@@ -35,36 +37,104 @@ def row(text: str, label: str) -> str:
 
 
 def test_the_table_of_three_foci(results: Path, summarize: Any) -> None:
-    plan = synthetic_plan(focus="all", repetitions=2)
-    store(results, plan, None, lambda cell: {1: 60, 2: 430, 3: 40}[cell.focus] + cell.repetition)
+    plan = synthetic_plan(focus="all", boots=2)
+    store(results, plan, None, lambda cell: SAVED[cell.workload] + cell.boot)
     text = summarize()
     # Gross means 61.5, 431.5 and 41.5; 8 less by MemAvailable and profit; 15 guests of 8000 MiB used.
-    assert row(text, "1 idle") == "2/2 8000 7198 53.5 61.5 53.5 61.5 50.6 +2.9 12.0 6.0"
-    assert row(text, "2 constant fill") == "2/2 8000 1648 423.5 431.5 423.5 431.5 440.3 -16.8 12.0 6.0"
-    assert row(text, "3 random fill") == "2/2 8000 7498 33.5 41.5 33.5 41.5 31.6 +1.9 12.0 6.0"
+    assert row(text, "1 idle") == "ksm 2x1 8000 7198 53.5 61.5 53.5 61.5 50.6 +2.9 12.0 6.0"
+    assert row(text, "2 constant fill") == "ksm 2x1 8000 1648 423.5 431.5 423.5 431.5 440.3 -16.8 12.0 6.0"
+    assert row(text, "3 random fill") == "ksm 2x1 8000 7498 33.5 41.5 33.5 41.5 31.6 +1.9 12.0 6.0"
+    assert "host1: 15 guests of 512 MB, restored from a checkpoint" in text
+    assert "Booted: 000000000000 of 2026-11-23T18:00:00.000000Z in 200 s, " in flowing(text)
     # t(0.975, 1) x 0.7071 / sqrt(2) = 6.35.
     assert "±6.4" in text
     assert "CoV" in text
-    assert "MB means MiB (2^20 bytes)" in text
+    assert "MB means MiB (2^20 bytes)" in flowing(text)
     assert max(map(len, text.splitlines())) <= 110
+
+
+def test_boots_and_repetitions_are_shown_apart(results: Path, summarize: Any) -> None:
+    def change(cell: Cell, records: Records) -> None:
+        if (cell.boot, cell.repetition) == (2, 2):
+            records.clear()
+
+    saved = {1: 100, 2: 110}
+    plan = synthetic_plan(boots=2, repetitions=2)
+    store(results, plan, change, lambda cell: saved[cell.boot] + 2 * cell.repetition)
+    lines = summarize().splitlines()
+    place = next(number for number, line in enumerate(lines) if line.startswith("1 idle"))
+    # Boots' means 103 and 112: mean 107.5, standard deviation 6.36; within: 102 and 104 about 103.
+    assert row("\n".join(lines), "1 idle").split()[:6] == ["ksm", "2x1-2/4", "8000", "6508", "99.5", "107.5"]
+    # Used on: 6575 and 6440 MiB, in each boot 15 times the spread of MemAvailable.
+    assert flowing(lines[place + 1]).startswith("± 95 % ±0 ±858 ±57.2 ±57.2")
+    assert flowing(lines[place + 2]).startswith("CoV 0.0 % 1.5 % 6.4 % 5.9 %")
+    assert flowing(lines[place + 3]).startswith("within 0 21 1.4 1.4 1.4 1.4")
+    assert max(map(len, lines)) <= 110
+    assert "within: standard deviation of the repetitions within a boot" in flowing("\n".join(lines))
+
+
+def test_one_boot_shows_the_spread_of_its_repetitions_and_no_interval(results: Path, summarize: Any) -> None:
+    store(results, synthetic_plan(repetitions=2), None, lambda cell: 100 + 2 * cell.repetition)
+    text = summarize()
+    assert row(text, "1 idle").split()[:2] == ["ksm", "1x2"]
+    assert "One boot: no interval, whatever the repetitions within it." in text
+    assert "±" not in text
+    assert any(flowing(line).startswith("within 0 21 1.4 1.4") for line in text.splitlines())
+
+
+def test_policies_are_rows_and_their_difference_is_paired(
+    results: Path, summarize: Any, tmp_path: Path
+) -> None:
+    saved = {("ksm", 1): 100, ("ksm", 2): 120, ("advisor", 1): 101, ("advisor", 2): 123}
+    plan = synthetic_plan(policies="ksm,advisor", boots=2)
+    store(results, plan, None, lambda cell: saved[cell.policy, cell.boot])
+    page, figure = tmp_path / "page.html", tmp_path / "figure.svg"
+    text = summarize("--html", str(page), "--figure", str(figure))
+    rows = [flowing(line) for line in text.splitlines() if line.startswith("1 idle ")]
+    assert [line.split()[2] for line in rows] == ["ksm", "advisor"]
+    assert [line.split()[7] for line in rows] == ["110.0", "112.0"]
+    # 1 and 3 MB/VM more: 2, standard deviation 1.414, t(0.975, 1) 12.706.
+    (line,) = (line for line in text.splitlines() if line.startswith("1 idle, 15 guests: advisor - ksm"))
+    assert flowing(line).endswith("advisor - ksm 2 +2.0 ±12.7 +2.0 ±12.7 +2.0 ±12.7 +2.0 ±12.7")
+    assert "\nadvisor: advisor_max_cpu 70, " in text
+    assert "advisor_mode scan-time" in flowing(text)
+    assert max(map(len, text.splitlines())) <= 110
+    assert "<td>1 idle, 15 guests: advisor - ksm</td><td>2</td><td>+2.0 ±12.7</td>" in page.read_text()
+    (difference,) = json.loads(summarize("--json"))["policy_differences"]
+    assert (difference["policy"], difference["baseline"], difference["n_boots"]) == ("advisor", "ksm", 2)
+    assert difference["differences"]["saved_gross_mib_per_vm"]["mean"] == pytest.approx(2)
+    assert "advisor" in figure.read_text()
+
+
+def test_guests_of_version_1_that_met_ksm_first_are_a_row_that_says_so(results: Path, summarize: Any) -> None:
+    def change(cell: Cell, records: Records) -> None:
+        began(records, **BOOTED, arm_order="off-on" if cell.boot == 1 else "on-off")
+
+    store(results, synthetic_plan(boots=2), change, lambda cell: 100 * cell.boot)
+    text = summarize()
+    rows = [flowing(line) for line in text.splitlines() if line.startswith("1 idle ")]
+    assert rows[0].startswith("1 idle ksm 1x1 8000 6620 92.0 100.0")
+    assert rows[1].startswith("1 idle KSM on first 1x1 8000 5120 192.0 200.0")
+    assert "host1: 15 guests of 512 MB, measured as booted" in text
+    assert "these are no repetitions of the others" in flowing(text)
 
 
 MIX = "constant_fill=5,idle=5,random_fill=5"
 
 
 def test_a_mix_in_every_form(results: Path, summarize: Any, tmp_path: Path) -> None:
-    store(results, synthetic_plan(mix=MIX, repetitions=2))
+    store(results, synthetic_plan(mix=MIX, boots=2))
     page, figure = tmp_path / "page.html", tmp_path / "figure.svg"
     text = summarize("--html", str(page), "--figure", str(figure))
     lines = text.splitlines()
-    place = lines.index(f"mix: {MIX}")
-    assert flowing(lines[place + 1]) == "2/2 8000 6620 92.0 100.0 92.0 100.0 - - 12.0 6.0"
+    place = lines.index(f"mix: {MIX}, ksm")
+    assert flowing(lines[place + 1]) == "2x1 8000 6620 92.0 100.0 92.0 100.0 - - 12.0 6.0"
     assert max(map(len, lines)) <= 110
     assert f"<td>mix: {MIX}</td>" in page.read_text()
     assert page.read_text().count("<svg") == 3
     assert "the paper" not in figure.read_text()
     (summary,) = json.loads(summarize("--json"))["summaries"]
-    assert (summary["focus"], summary["workload"], summary["paper"]) == (0, MIX, None)
+    assert (summary["workload"], summary["policy"], summary["paper"]) == (MIX, "ksm", None)
     table = pd.read_csv(io.StringIO(summarize("--csv")))
     assert list(table["workload"]) == [MIX, MIX]
 
@@ -74,56 +144,54 @@ def test_a_mix_that_failed_is_named_by_its_workloads(results: Path, summarize: A
         records["failed"] = synthetic_failure(records)
 
     store(results, synthetic_plan(mix=MIX), change)
-    assert f"! mix: {MIX}, repetition 1: failed, left out of the mean" in flowing(summarize())
-
-
-def test_one_repetition_says_that_there_is_no_interval(results: Path, summarize: Any) -> None:
-    store(results, synthetic_plan())
-    text = summarize()
-    assert "One repetition: no interval." in text
-    assert "±" not in text
+    assert f"! mix: {MIX}, ksm, boot 1 repetition 1: failed, left out of the mean" in flowing(summarize())
 
 
 def test_cells_left_out_are_counted_and_named(results: Path, summarize: Any) -> None:
     def change(cell: Cell, records: Records) -> None:
         merge = records["merge"]["observed"]
-        if (cell.focus, cell.repetition) == (3, 2):
+        if (cell.workload, cell.boot) == ("random_fill", 2):
             merge.update(converged=False, converged_after_seconds=None, reason="time was up after 900 s")
-        if (cell.focus, cell.repetition) == (2, 1):
+        if (cell.workload, cell.boot) == ("constant_fill", 1):
             records["failed"] = synthetic_failure(records)
-        if (cell.focus, cell.repetition) == (2, 2):
+        if (cell.workload, cell.boot) == ("constant_fill", 2):
             records.clear()
 
-    store(results, synthetic_plan(focus="2,3", repetitions=2), change)
+    store(results, synthetic_plan(focus="2,3", boots=2), change)
     text = summarize()
-    assert row(text, "2 constant fill") == "0/2 - - - - - - 440.3 - - -"
-    assert row(text, "3 random fill").startswith("1/2 8000 6620 92.0 100.0 ")
+    assert row(text, "2 constant fill") == "ksm 0/2 - - - - - - 440.3 - - -"
+    assert row(text, "3 random fill").startswith("ksm 1x1/2 8000 6620 92.0 100.0 ")
     notes = flowing(text)
     assert (
-        "! focus 3, repetition 2: unconverged, left out of the mean: not converged: time was up after"
+        "! 3 random fill, ksm, boot 2 repetition 1: unconverged, left out of the mean: not converged: time"
         in notes
     )
     assert "(92.0 MB/VM by MemAvailable when it ended)" in notes
-    assert "! focus 2, repetition 1: failed, left out of the mean: failed in merge" in notes
-    assert "! focus 2, repetition 2: missing, left out of the mean: not measured" in notes
+    assert (
+        "! 2 constant fill, ksm, boot 1 repetition 1: failed, left out of the mean: failed in merge" in notes
+    )
+    assert "! 2 constant fill, ksm, boot 2 repetition 1: missing, left out of the mean: not measured" in notes
 
 
 def test_refused_pooling_shows_each_repetition(results: Path, summarize: Any) -> None:
     def change(cell: Cell, records: Records) -> None:
-        if cell.repetition == 2:
+        if cell.boot == 2:
             for record in records.values():
                 record["provenance"]["ksm_knobs"]["pages_to_scan"] = 100
 
-    store(results, synthetic_plan(repetitions=2), change)
+    store(results, synthetic_plan(boots=2), change)
     text = summarize()
-    assert row(text, "1 idle") == "2/2 - - - - - - 50.6 - - -"
+    assert row(text, "1 idle") == "ksm 2x1 - - - - - - 50.6 - - -"
     assert "ksm_knobs.pages_to_scan: 100 / 20000" in flowing(text)
-    assert "synthetic repetition 1 92.0 MB/VM, synthetic repetition 2 92.0 MB/VM" in flowing(text)
+    assert "synthetic boot 1 repetition 1 92.0 MB/VM, synthetic boot 2 repetition 1 92.0 MB/VM" in flowing(
+        text
+    )
 
 
 def test_runs_by_another_convergence_rule_are_not_pooled(results: Path, summarize: Any) -> None:
     def change(_cell: Cell, records: Records) -> None:
-        records["merge"]["requested"]["convergence"]["threshold_percent"] = 100
+        for record in records.values():
+            record["requested"]["convergence"]["threshold_percent"] = 100
 
     store(results, synthetic_plan(run_id="strict"))
     store(results, synthetic_plan(run_id="lax"), change)
@@ -131,28 +199,28 @@ def test_runs_by_another_convergence_rule_are_not_pooled(results: Path, summariz
     assert "convergence_rule: 0.5 % over 2 of at least 3 scans / 100 % over 2 of at least 3 scans" in text
 
 
-def test_a_knob_that_changes_between_the_arms_spoils_the_cell(results: Path, summarize: Any) -> None:
+def test_a_knob_that_changes_while_ksm_merges_spoils_the_cell(results: Path, summarize: Any) -> None:
     def change(_cell: Cell, records: Records) -> None:
         records["on"]["provenance"]["ksm_knobs"]["sleep_millisecs"] = 5
 
     store(results, synthetic_plan(), change)
-    assert "off and on were measured with different ksm_knobs.sleep_millisecs" in flowing(summarize())
+    assert "merge and on were measured with different ksm_knobs.sleep_millisecs" in flowing(summarize())
 
 
 def test_the_newest_run_is_the_default_and_the_others_are_named(results: Path, summarize: Any) -> None:
     for run_id, saved in (("first", 100.0), ("second", 200.0)):
         store(results, synthetic_plan(run_id=run_id), None, lambda _cell, saved=saved: saved)
-    assert row(summarize(), "1 idle").split()[4] == "200.0"
+    assert row(summarize(), "1 idle").split()[5] == "200.0"
     assert "Other runs: first (choose with --run RUN_ID or --all)." in summarize()
-    assert row(summarize("--run", "first"), "1 idle").split()[4] == "100.0"
+    assert row(summarize("--run", "first"), "1 idle").split()[5] == "100.0"
     everything = summarize("--all")
-    assert row(everything, "1 idle").split()[0] == "2/2"
-    assert row(everything, "1 idle").split()[4] == "150.0"
+    assert row(everything, "1 idle").split()[1] == "1x2"
+    assert row(everything, "1 idle").split()[5] == "150.0"
 
 
 def test_json_holds_numbers_and_null(results: Path, summarize: Any) -> None:
     def change(cell: Cell, records: Records) -> None:
-        if cell.focus == 2:
+        if cell.workload == "constant_fill":
             records.clear()
 
     store(results, synthetic_plan(focus="1,2"), change)
@@ -160,30 +228,33 @@ def test_json_holds_numbers_and_null(results: Path, summarize: Any) -> None:
     first, second = content["summaries"]
     assert content["run_ids"] == ["synthetic"]
     assert first["estimates"]["saved_gross_mib_per_vm"] == {
-        "n": 1,
+        "n_boots": 1,
+        "repetitions": 1,
         "mean": 100.0,
         "half_width": None,
+        "within_boot_sd": None,
         "cov": None,
     }
     assert first["paper"]["paper"] == 50.6
     assert second["estimates"]["saved_gross_mib_per_vm"] is None
-    assert second["repetitions"][0]["status"] == "missing"
+    assert second["cells"][0]["status"] == "missing"
 
 
 def test_csv_is_the_tidy_table(results: Path, summarize: Any) -> None:
     def change(cell: Cell, records: Records) -> None:
-        if cell.focus == 2:
+        if cell.workload == "constant_fill":
             records.clear()
 
     store(results, synthetic_plan(focus="1,2"), change)
-    table = pd.read_csv(io.StringIO(summarize("--csv")))
-    assert list(table["saved_gross_mib_per_vm"].fillna(-1)) == [100.0, -1.0]
-    assert list(table["status"]) == ["complete", "missing"]
+    table = pd.read_csv(io.StringIO(summarize("--csv"))).set_index("workload")
+    assert dict(table["saved_gross_mib_per_vm"].fillna(-1)) == {"idle": 100.0, "constant_fill": -1.0}
+    assert dict(table["status"]) == {"idle": "complete", "constant_fill": "missing"}
+    assert set(table["policy"]) == {"ksm"}
 
 
 def test_the_page_needs_nothing_else(results: Path, summarize: Any, tmp_path: Path) -> None:
     def change(cell: Cell, records: Records) -> None:
-        if cell.focus == 3:
+        if cell.workload == "random_fill":
             records["failed"] = synthetic_failure(records)
             records["failed"]["observed"]["message"] = "<script>alert(1)</script>"
 
@@ -203,7 +274,7 @@ def test_a_census_is_on_the_page_and_in_the_json(results: Path, summarize: Any, 
     page = tmp_path / "page.html"
     summarize("--html", str(page))
     assert "census" not in page.read_text()
-    first, second = plan.cells
+    first, second = sorted(plan.cells, key=lambda cell: cell.workload)
     # 256 pages are 1 MiB: 512 of zeros less the one that stays, 255 within each guest, 256 between them.
     contents = [1] * 256 + list(range(2, 257))
     guests = {"guest01": [0] * 512 + contents, "guest02": contents}
@@ -213,8 +284,11 @@ def test_a_census_is_on_the_page_and_in_the_json(results: Path, summarize: Any, 
     (cell_directory(run, second) / "census.json").write_text("{}")
     summarize("--html", str(page))
     shown = page.read_text()
-    assert "<td>1 idle</td><td>1/1</td><td>1.0</td><td>1.0</td><td>0.5</td><td>0.0</td><td>2.5</td>" in shown
-    assert "1 idle: By the page census a perfect KSM would save 2.5 of 3.0 MB/VM" in shown
+    assert (
+        "<td>1 idle, ksm</td><td>1/1</td><td>1.0</td><td>1.0</td><td>0.5</td><td>0.0</td><td>2.5</td>"
+        in shown
+    )
+    assert "1 idle, ksm: By the page census a perfect KSM would save 2.5 of 3.0 MB/VM" in shown
     assert "census.json is no census" in shown
     content = json.loads(summarize("--json"))
     seen, unusable = (summary["census"] for summary in content["summaries"])
