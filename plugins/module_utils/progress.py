@@ -8,12 +8,14 @@ that nobody waits for it any more, whatever became of the controller, its worker
 from __future__ import annotations
 
 import os
+import threading
 import time
 from contextlib import suppress
 
 PATIENCE_SECONDS = 60.0
 # A machine that was paused has missed polls and is not a controller that has gone: a gap counts as this much.
 LONGEST_STEP_SECONDS = 10.0
+LOOK_SECONDS = 1.0
 
 
 class ProgressError(Exception):
@@ -80,3 +82,17 @@ class Progress:
         if self._silent_seconds > self._patience_seconds:
             return f"its controller has not asked for {self._patience_seconds:g} s"
         return None
+
+
+def end_when_abandoned(progress: Progress) -> None:
+    """End this process, without cleaning up, as soon as nobody waits for it any more.
+
+    For a module whose traces the next run removes: what it is in the middle of may take minutes.
+    """
+
+    def watch() -> None:
+        while progress.abandoned() is None:
+            time.sleep(LOOK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
