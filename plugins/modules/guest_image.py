@@ -55,6 +55,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.progress import followed
 
 FORMAT = 1  # raised when the way an image is made changes, so that older ones are made anew
 NEEDED_BYTES = 4 << 30
@@ -260,12 +261,7 @@ def main() -> None:
     )
     params = module.params
     params["checksum"] = params["checksum"].strip().lower()
-
-    def say(line: str) -> None:
-        if params["progress_path"]:
-            with Path(params["progress_path"]).open("a", encoding="utf-8") as progress:
-                progress.write(line + "\n")
-
+    progress = followed(module)
     try:
         check(params)
         folder = Path(params["directory"]) / cache_key(params)
@@ -284,7 +280,7 @@ def main() -> None:
                 },
             )
         os.umask(0o022)
-        module.exit_json(changed=True, image=make(params, folder, say))
+        module.exit_json(changed=True, image=make(params, folder, progress.say))
     except (ImageError, OSError) as error:
         module.fail_json(msg=str(error))
 

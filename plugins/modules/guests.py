@@ -149,6 +149,7 @@ from ansible.module_utils.checkpoints import (
     write,
 )
 from ansible.module_utils.guest_channel import ask_all
+from ansible.module_utils.progress import followed
 
 try:
     import libvirt
@@ -976,17 +977,14 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-
-    def say(line: str) -> None:
-        if params["progress_path"]:
-            with Path(params["progress_path"]).open("a", encoding="utf-8") as progress:
-                progress.write(line + "\n")
+    progress = followed(module)
 
     if params["state"] != "absent" and params["guests"] < 1:
         module.fail_json(msg=f"guests is {params['guests']}: it needs at least one guest")
     try:
         with connected(params["uri"]) as connection:
-            module.exit_json(**STATES[params["state"]](Testbed(params, connection, say), module.check_mode))
+            testbed = Testbed(params, connection, progress.say)
+            module.exit_json(**STATES[params["state"]](testbed, module.check_mode))
     except (GuestError, CheckpointError, OSError) as error:
         module.fail_json(msg=str(error))
     except Exception as error:

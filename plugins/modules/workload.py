@@ -79,6 +79,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.guest_channel import ask_all
+from ansible.module_utils.progress import followed
 
 MIB = 1 << 20
 REPORT = ("filled_bytes", "digest", "fill_seconds", "seed")
@@ -185,6 +186,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
+    progress = followed(module)
     began = time.monotonic()
     shown = 0
     try:
@@ -196,12 +198,10 @@ def main() -> None:
         def each(name: str, answer: dict[str, Any]) -> None:
             nonlocal shown
             shown += 1
-            if params["progress_path"]:
-                with Path(params["progress_path"]).open("a", encoding="utf-8") as progress:
-                    progress.write(
-                        f"{name} {told(params['state'], answer)} ({shown} of {len(words)}, "
-                        f"{time.monotonic() - began:.0f} s in all)\n"
-                    )
+            progress.say(
+                f"{name} {told(params['state'], answer)} ({shown} of {len(words)}, "
+                f"{time.monotonic() - began:.0f} s in all)"
+            )
 
         requests = {name: (Path(params["channels"][name]), said) for name, said in words.items()}
         answers, silent = ask_all(requests, params["timeout_seconds"], each=each)
