@@ -3,16 +3,26 @@
 One folder each, `boot1-512mib-0123456789ab`, below a folder that only root and QEMU's user enter. It holds a
 folder for each guest (memory, disk.qcow2, seed.iso) and, written last, manifest.json: what made the guests,
 when they booted, and size and digest of every file. What has no sound manifest is no checkpoint.
+
+Guests that were loaded since have a checkpoint of their own, `boot1-512mib-0123456789ab-random_fill-012345`;
+its disks stand on those of the first, so it goes where that goes.
+
+Only folders with such a name are read or removed. No symbolic link below the store is followed; the store
+itself may be one, to a larger disk.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +31,8 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 FILES = ("memory", "disk.qcow2", "seed.iso")
 UNFINISHED = ".partial"
+# What folder_name makes; the names of workloads are those of their files.
+NAME = re.compile(r"boot\d+-\d+mib-[0-9a-f]{12}(-[a-z][a-z0-9_-]*-[0-9a-f]{6})?(\.partial)?")
 MIB = 1 << 20
 
 # What made the guests, with the words for a message
@@ -62,6 +74,11 @@ class Checkpoint:
         return self.folder.name
 
     @property
+    def base(self) -> str:
+        """Name of the checkpoint of these guests when they had only booted; its own for that one."""
+        return folder_name(self.made_of, self.booted_at, None)
+
+    @property
     def bytes(self) -> int:
         """Size of its files."""
         return sum(file["bytes"] for guest in self.guests.values() for file in guest["files"].values())
@@ -83,57 +100,97 @@ def folder_name(made_of: Mapping[str, Any], booted_at: str, load: Mapping[str, A
 
 def read(folder: Path) -> Checkpoint:
     """The checkpoint in a folder. Raises CheckpointError, which says what is wrong with it."""
-    path = folder / MANIFEST
+    if folder.name.endswith(UNFINISHED):
+        raise CheckpointError("it was never finished")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with _opened(folder / MANIFEST) as file:
+            content = json.load(file)
         if content["schema_version"] != SCHEMA_VERSION:
             raise CheckpointError(f"its manifest is of version {content['schema_version']}")
         checkpoint = Checkpoint(
             folder=folder,
             made_of={name: content["made_of"][name] for name in MADE_OF},
-            booted_at=content["booted_at"],
-            boot_seconds=content["boot_seconds"],
+            booted_at=_of(str, content["booted_at"]),
+            boot_seconds=_of((int, float), content["boot_seconds"]),
             guests=dict(sorted(content["guests"].items())),
             load=content["load"],
         )
-        sizes = [guest["files"][file]["bytes"] for guest in checkpoint.guests.values() for file in FILES]
+        files = [guest["files"][file] for guest in checkpoint.guests.values() for file in FILES]
+        sound = all(
+            type(file["bytes"]) is int and file["bytes"] > 0 and _of(str, file["digest"]) for file in files
+        )
+        own_name = folder_name(checkpoint.made_of, checkpoint.booted_at, checkpoint.load)
     except FileNotFoundError:
         raise CheckpointError("it has no manifest, so it was never finished") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"its manifest cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"its manifest cannot be read ({error})") from None
-    if not sizes or not all(type(size) is int and size > 0 for size in sizes):
+    if not files or not sound:
         raise CheckpointError("its manifest names no guests, or empty files")
+    if own_name != folder.name:
+        raise CheckpointError(f"its manifest is that of {own_name}")
     return checkpoint
+
+
+def _of(kind: Any, value: Any) -> Any:
+    """A value of that type; TypeError for another one."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{value!r} in it is of no use")
+    return value
+
+
+def _opened(path: Path) -> Any:
+    """A file of a checkpoint, to be read; OSError for a link, or what is no file, in its place."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    file = os.fdopen(descriptor, "rb")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no file")
+    return file
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether a folder is there, and not a link to one."""
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def fault(checkpoint: Checkpoint, names: Iterable[str]) -> str:
     """What is wrong with the files of these guests: missing, truncated or changed; empty where nothing is."""
-    wanted = [
-        (checkpoint.folder / name / file, checkpoint.guests[name]["files"][file])
-        for name in names
-        for file in FILES
-    ]
+    wanted = [(name, file) for name in names for file in FILES]
 
-    def look(path: Path, expected: Mapping[str, Any]) -> str:
-        shown = f"{path.parent.name}/{path.name}"
+    def look(name: str, file: str) -> str:
+        if name not in checkpoint.guests:
+            return f"it has no {name}"
+        expected = checkpoint.guests[name]["files"][file]
+        path, shown = checkpoint.folder / name / file, f"{name}/{file}"
+        if not is_folder(path.parent):
+            return f"it has no folder {name}"
         try:
-            size = path.stat().st_size
-            if size != expected["bytes"]:
-                return f"{shown} has {size} bytes of {expected['bytes']}"
-            return (
-                "" if digest_of(path) == expected["digest"] else f"{shown} was changed: its digest is another"
-            )
+            with _opened(path) as opened:
+                size = os.fstat(opened.fileno()).st_size
+                if size != expected["bytes"]:
+                    return f"{shown} has {size} bytes of {expected['bytes']}"
+                same = _digest(opened) == expected["digest"]
         except OSError as error:
-            return f"{shown}: {error.strerror}"
+            return f"{shown}: {'it is a symbolic link' if error.errno == errno.ELOOP else error.strerror}"
+        return "" if same else f"{shown} was changed: its digest is another"
 
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         return next((text for text in pool.map(lambda pair: look(*pair), wanted) if text), "")
 
 
-def digest_of(path: Path) -> str:
-    """The digest of a file, as a manifest holds it."""
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+def _digest(file: Any) -> str:
+    return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def measured(path: Path) -> dict[str, Any]:
+    """Size and digest of a file, as a manifest holds them."""
+    with _opened(path) as file:
+        return {"bytes": os.fstat(file.fileno()).st_size, "digest": _digest(file)}
 
 
 def differences(made_of: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, str]:
@@ -154,28 +211,34 @@ class Store:
         self.root = root
         self.say = say
 
-    def make_root(self, owner: tuple[int, int]) -> None:
-        """Make the folder, which only root and the owner (QEMU's user and group) enter."""
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.chown(self.root, *owner)
-        self.root.chmod(0o700)
+    def make_folder(self, path: Path, owner: tuple[int, int]) -> None:
+        """Make the store, or a folder in it, which only root and the owner (QEMU's user and group) enter."""
+        path.mkdir(mode=0o700, parents=path == self.root, exist_ok=True)
+        if path != self.root and not is_folder(path):
+            raise CheckpointError(f"{path} is a symbolic link, and is left alone: remove it")
+        os.chown(path, *owner)
+        path.chmod(0o700)
 
     def folders(self) -> list[Path]:
         """Everything that is kept, finished or not."""
-        return sorted(path for path in self.root.iterdir() if path.is_dir()) if self.root.is_dir() else []
+        return [path for path in self._content() if NAME.fullmatch(path.name) and is_folder(path)]
+
+    def strangers(self) -> list[str]:
+        """Names of what the testbed did not make."""
+        ours = self.folders()
+        return [path.name for path in self._content() if path not in ours]
+
+    def _content(self) -> list[Path]:
+        return sorted(self.root.iterdir()) if self.root.is_dir() else []
 
     def throw_away(self, folder: Path, why: str) -> None:
         """Remove a folder and say why."""
         self.say(f"checkpoint {folder.name} is thrown away: {why}")
         remove(folder)
 
-    def find(self, made_of: Mapping[str, Any], guests: int, since: str) -> Checkpoint | None:
-        """The newest checkpoint of booted guests that is what is wanted and holds so many of them.
-
-        What can be of no use to anybody is thrown away; of others it is said why they do not serve.
-        since: one that booted before this UTC time does not serve; empty: all do.
-        """
-        fitting = []
+    def sound(self, made_of: Mapping[str, Any]) -> list[Checkpoint]:
+        """All that may be of use on this host; what can be of none is thrown away."""
+        found = []
         for folder in self.folders():
             try:
                 checkpoint = read(folder)
@@ -186,12 +249,34 @@ class Store:
             of_the_host = [differing[name] for name in HOST if name in differing]
             if of_the_host:
                 self.throw_away(folder, f"it was made with {' and '.join(of_the_host)}")
-            elif not differing and checkpoint.load is None:
+            else:
+                found.append(checkpoint)
+        bases = {checkpoint.name for checkpoint in found if checkpoint.load is None}
+        for checkpoint in found:
+            if checkpoint.base not in bases:
+                self.throw_away(checkpoint.folder, f"its disks stand on {checkpoint.base}, which is gone")
+        return [checkpoint for checkpoint in found if checkpoint.base in bases]
+
+    def find(self, made_of: Mapping[str, Any], guests: int, since: str) -> Checkpoint | None:
+        """The newest checkpoint of booted guests that is what is wanted and holds so many of them.
+
+        What can be of no use to anybody is thrown away. Where none serves, it is said why those don't that
+        nearly do.
+        since: one that booted before this UTC time, written as theirs, does not serve; empty: all do.
+        """
+        fitting, others = [], []
+        for checkpoint in self.sound(made_of):
+            differing = differences(checkpoint.made_of, made_of)
+            if checkpoint.load is not None:
+                continue
+            if not differing:
                 fitting.append(checkpoint)
-            elif set(differing) <= {"image", "definition", "user_data"} and checkpoint.load is None:
-                self.say(f"checkpoint {checkpoint.name} does not serve: {' and '.join(differing.values())}")
+            elif set(differing) <= {"image", "definition", "user_data"}:
+                others.append((checkpoint.name, " and ".join(differing.values())))
         newest = max(fitting, key=lambda checkpoint: checkpoint.booted_at, default=None)
         if newest is None:
+            for name, why in others:
+                self.say(f"checkpoint {name} does not serve: {why}")
             return None
         if newest.booted_at < since:
             self.say(f"checkpoint {newest.name} is older than this run, which asks for a fresh boot")
@@ -222,18 +307,23 @@ class Store:
         return None
 
     def drop_superseded(self, made: Checkpoint) -> None:
-        """Throw away older checkpoints of booted guests of the same make, and those that stand on them."""
+        """Throw away all others of the same make, loaded ones too; another clock may have made them later."""
         for folder in self.folders():
             try:
                 other = read(folder)
             except CheckpointError:
                 continue
-            if other.made_of == made.made_of and other.booted_at < made.booted_at:
+            if other.made_of == made.made_of and other.booted_at != made.booted_at:
                 self.throw_away(folder, f"{made.name} is in its place")
 
-    def sets_of(self, checkpoint: Checkpoint) -> list[Path]:
-        """A checkpoint of booted guests and those of the same guests loaded."""
-        return [folder for folder in self.folders() if folder.name.startswith(checkpoint.name)]
+    def with_loaded(self, base: Checkpoint) -> list[Path]:
+        """The folders of a checkpoint of booted guests and of those that stand on it, these first."""
+        named = (base.name, base.name + UNFINISHED)
+        return [
+            folder
+            for folder in reversed(self.folders())
+            if folder.name in named or folder.name.startswith(f"{base.name}-")
+        ]
 
 
 def write(
@@ -246,18 +336,28 @@ def write(
     """Digest the files of a folder that ends in UNFINISHED, write its manifest, and give it its name.
 
     booted: the UTC time when the boot began, and its seconds. guests: name -> what is known of its boot.
+    Raises CheckpointError.
     """
+    try:
+        return _write(folder, made_of, booted, guests, load)
+    except OSError as error:
+        what = f"{Path(error.filename).name}: " if error.filename else ""
+        raise CheckpointError(f"checkpoint {folder.name} cannot be kept: {what}{error.strerror}") from None
+
+
+def _write(
+    folder: Path,
+    made_of: Mapping[str, Any],
+    booted: tuple[str, float],
+    guests: Mapping[str, Mapping[str, Any]],
+    load: Mapping[str, Any] | None,
+) -> Checkpoint:
     paths = {name: {file: folder / name / file for file in FILES} for name in guests}
-    for files in paths.values():
-        for path in files.values():
-            path.chmod(0o600)
+    every = [path for files in paths.values() for path in files.values()]
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        digests = dict(
-            pool.map(
-                lambda path: (path, {"bytes": path.stat().st_size, "digest": digest_of(path)}),
-                [path for files in paths.values() for path in files.values()],
-            )
-        )
+        digests = dict(zip(every, pool.map(measured, every), strict=True))
+    for path in every:
+        path.chmod(0o600)
     content = {
         "schema_version": SCHEMA_VERSION,
         "made_of": dict(made_of),
@@ -279,10 +379,26 @@ def write(
     return read(final)
 
 
+def size_bytes(folder: Path) -> int:
+    """Size of all files in a folder, whatever its manifest says."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not is_folder(path))
+
+
 def remove(folder: Path) -> None:
-    """Remove a checkpoint; the manifest first, so that what is left of it is no checkpoint."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove a checkpoint; the manifest first, so that what is left of it is no checkpoint.
+
+    Raises CheckpointError where something is left.
+    """
+    with suppress(OSError):
+        (folder / MANIFEST).unlink()
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {folder.name} cannot be removed: {error.filename}: {error.strerror}"
+        ) from None
 
 
 def check_room(needs: Mapping[str, int], path: Path) -> None:

@@ -10,7 +10,7 @@ import json
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -36,50 +36,72 @@ def ask(path: Path, words: Sequence[str], limit_seconds: float, *, again: bool =
         ChannelError: no answer in time, the guest ended, or it refused.
     """
     deadline = time.monotonic() + limit_seconds
-    sent: set[str] = set()
+    sent: list[str] = []
     with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(limit_seconds)
         try:
             connection.connect(str(path))
         except OSError as error:
-            raise ChannelError(f"its port cannot be reached ({error.strerror}), so it does not run") from None
-        lines = _lines(connection)
-        while (left := deadline - time.monotonic()) > 0:
-            connection.settimeout(min(left, ATTEMPT_SECONDS) if again or not sent else left)
+            why = error.strerror or error
+            raise ChannelError(f"its port cannot be reached ({why}), so it does not run") from None
+        lines = _Lines(connection)
+        while (now := time.monotonic()) < deadline:
+            attempt = min(deadline, now + ATTEMPT_SECONDS) if again else deadline
+            number = secrets.token_hex(4)
+            sent.append(number)
             try:
-                if again or not sent:
-                    number = secrets.token_hex(4)
-                    sent.add(number)
-                    connection.sendall(json.dumps({"id": number, "words": list(words)}).encode() + b"\n")
-                for line in lines:
-                    answer = parsed(line)
+                connection.sendall(json.dumps({"id": number, "words": list(words)}).encode() + b"\n")
+                while True:
+                    answer = parsed(lines.next(attempt))
                     if answer.get("id") in sent:
-                        if "error" in answer:
-                            raise ChannelError(str(answer["error"]))
-                        content: dict[str, Any] = answer["answer"]
-                        return content
-                raise ChannelError(f"it ended while it was asked to {words[0]}")
+                        return _content(answer, words[0])
             except TimeoutError:
-                lines = _lines(connection)
-            except OSError as error:
-                raise ChannelError(f"it ended while it was asked to {words[0]} ({error.strerror})") from None
+                continue
+            except (OSError, EOFError) as error:
+                why = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+                raise ChannelError(f"it ended while it was asked to {words[0]}{why}") from None
     raise ChannelError(f"it gave no answer to {words[0]} within {limit_seconds:.0f} s")
+
+
+def _content(answer: Mapping[str, Any], command: str) -> dict[str, Any]:
+    if "error" in answer:
+        raise ChannelError(str(answer["error"]))
+    content = answer.get("answer")
+    if not isinstance(content, dict):
+        raise ChannelError(f"it answered {content!r} to {command}")
+    return content
 
 
 def parsed(line: bytes) -> dict[str, Any]:
     """One line of the port; empty for the noise of a guest that boots."""
     try:
         content = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
-def _lines(connection: socket.socket) -> Iterator[bytes]:
-    """Whole lines until the other side ends. A timeout loses an unfinished line."""
-    buffer = b""
-    while piece := connection.recv(65536):
-        *whole, buffer = (buffer + piece).split(b"\n")
-        yield from whole
+class _Lines:
+    """Whole lines of a connection; what came of one before a timeout is kept."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._buffer = bytearray()
+
+    def next(self, deadline: float) -> bytes:
+        """The next line. TimeoutError at the deadline, whatever comes; EOFError at the other side's end."""
+        while b"\n" not in self._buffer:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self._connection.settimeout(left)
+            piece = self._connection.recv(65536)
+            if not piece:
+                raise EOFError
+            self._buffer += piece
+        line, _, rest = bytes(self._buffer).partition(b"\n")
+        self._buffer[:] = rest
+        return line
 
 
 def ask_all(

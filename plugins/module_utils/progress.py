@@ -8,17 +8,15 @@ that nobody waits for it any more, whatever became of the controller, its worker
 from __future__ import annotations
 
 import os
-import signal
+import threading
 import time
 from contextlib import suppress
-from threading import Thread
-from typing import Any
 
 # Longer than a connection takes to come back, shorter than what is left running would disturb anybody
 PATIENCE_SECONDS = 60.0
-LOOK_SECONDS = 1.0
 # A machine that was paused has missed polls and is not a controller that has gone: a gap counts as this much.
 LONGEST_STEP_SECONDS = 10.0
+LOOK_SECONDS = 1.0
 
 
 class ProgressError(Exception):
@@ -86,25 +84,16 @@ class Progress:
             return f"its controller has not asked for {self._patience_seconds:g} s"
         return None
 
-    def end_when_abandoned(self) -> None:
-        """End this process by SIGTERM when nobody waits any more, for a module that does not look itself."""
-        if self._file is not None:
-            Thread(target=self._look, daemon=True).start()
 
-    def _look(self) -> None:
-        while self.abandoned() is None:
-            time.sleep(LOOK_SECONDS)
-        os.kill(os.getpid(), signal.SIGTERM)
+def end_when_abandoned(progress: Progress) -> None:
+    """End this process, without cleaning up, as soon as nobody waits for it any more.
 
-
-def followed(module: Any) -> Progress:
-    """The progress of a module with the option progress_path, which ends when nobody waits for it any more.
-
-    In check mode, which is short, nobody makes the file. Fails the module where the file can't be used.
+    For a module whose traces the next run removes: what it is in the middle of may take minutes.
     """
-    try:
-        progress = Progress(None if module.check_mode else module.params["progress_path"])
-    except ProgressError as error:
-        module.fail_json(msg=str(error))
-    progress.end_when_abandoned()
-    return progress
+
+    def watch() -> None:
+        while progress.abandoned() is None:
+            time.sleep(LOOK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

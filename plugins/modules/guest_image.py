@@ -55,7 +55,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.progress import followed
+from ansible.module_utils.progress import Progress, ProgressError, end_when_abandoned
 
 FORMAT = 1  # raised when the way an image is made changes, so that older ones are made anew
 NEEDED_BYTES = 4 << 30
@@ -261,9 +261,9 @@ def main() -> None:
     )
     params = module.params
     params["checksum"] = params["checksum"].strip().lower()
-    progress = followed(module)
     try:
         check(params)
+        progress = Progress(None if module.check_mode else params["progress_path"])
         folder = Path(params["directory"]) / cache_key(params)
         kept = read(folder)
         if kept is not None:
@@ -279,9 +279,10 @@ def main() -> None:
                     "digest": "unknown: not made yet",
                 },
             )
+        end_when_abandoned(progress)
         os.umask(0o022)
         module.exit_json(changed=True, image=make(params, folder, progress.say))
-    except (ImageError, OSError) as error:
+    except (ImageError, ProgressError, OSError) as error:
         module.fail_json(msg=str(error))
 
 

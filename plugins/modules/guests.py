@@ -22,13 +22,13 @@ options:
       - C(booted) boots I(guests) and leaves them running, without a checkpoint.
       - C(saved) keeps the guests that run, all of I(guests), in a checkpoint, and they run no more. With
         I(load) they are those of a checkpoint that were loaded since, else those that C(booted) left.
-      - C(absent) removes all.
+      - C(absent) removes all guests, and with I(checkpoints) all checkpoints.
     type: str
     choices: [restored, booted, saved, absent]
     default: restored
   guests: {description: how many, type: int, default: 0}
   checkpoint_guests:
-    description: how many are booted for a new checkpoint; at least I(guests)
+    description: how many a checkpoint must hold and a new one gets; at least I(guests)
     type: int
     default: 0
   boot: {description: "number of the boot; each is a set of guests of its own", type: int, default: 1}
@@ -36,11 +36,15 @@ options:
     description: "a checkpoint that booted before this UTC time does not serve; empty: all do"
     type: str
     default: ""
-  keep_running: {description: "C(restored) leaves guests alone that run already", type: bool, default: false}
+  checkpoints: {description: C(absent) removes the checkpoints too, type: bool, default: false}
+  keep_running:
+    description: C(restored) leaves guests of the same checkpoint alone that run already
+    type: bool
+    default: false
   load:
     description: >-
-      the load, with name and reserve_mib, that a checkpoint of loaded guests may hold; C(saved) wants seed
-      and reports too
+      the load, with name and reserve_mib, that a checkpoint of loaded guests may hold; C(saved) wants
+      reports too, guest name to what it said when it was loaded
     type: dict
     default: {}
   domain_xml:
@@ -75,17 +79,29 @@ options:
   domain_prefix: {description: "domain name = prefix + guest name", type: str, default: ksm-testbed-}
   directory: {description: "folder of guests/ and checkpoints/", type: path, default: /var/lib/ksm-testbed}
   uri: {description: the libvirt connection, type: str, default: "qemu:///system"}
-  progress_path: {description: file that takes a line for each step, type: path, default: ""}
+  progress_path:
+    description: file that takes a line for each step; whoever waits makes it and sets its access time
+    type: path
+    default: ""
 """
 
 EXAMPLES = r"""
 - name: Remove all guests of this testbed
   guests:
     state: absent
+
+- name: Remove its checkpoints too
+  guests:
+    state: absent
+    checkpoints: true
 """
 
 RETURN = r"""
 domains: {description: guest name to domain name, type: dict, returned: always}
+removed:
+  description: name and size of each checkpoint removed, such as "boot1-512mib-0123456789ab (2712 MiB)"
+  type: list
+  returned: state is absent
 channels:
   description: guest name to the socket of its second serial port
   type: dict
@@ -126,8 +142,9 @@ import shutil
 import socket
 import string
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -146,10 +163,12 @@ from ansible.module_utils.checkpoints import (
     digest_text,
     fault,
     folder_name,
+    remove,
+    size_bytes,
     write,
 )
 from ansible.module_utils.guest_channel import ask_all
-from ansible.module_utils.progress import followed
+from ansible.module_utils.progress import Progress, ProgressError, end_when_abandoned
 
 try:
     import libvirt
@@ -166,12 +185,22 @@ HOST_RESERVE_BYTES = 512 << 20
 OVERLAY_ROOM_BYTES = 64 << 20
 LEAST_MEMORY_MIB = 128
 LAST_PORT = 65535
+# What a socket's address holds
+LONGEST_PATH_BYTES = 107
 # QEMU reads and writes its state by itself; more at once only wait for the disk.
 AT_ONCE = 4
 
 
 class GuestError(Exception):
     """A guest can't be had; the text is one sentence for the user."""
+
+
+class Owned(NamedTuple):
+    """A domain of this testbed that exists."""
+
+    domain: Any
+    guest: str
+    ssh_port: int | None
 
 
 class Guest(NamedTuple):
@@ -203,10 +232,31 @@ class Guest(NamedTuple):
         return self.folder / "console.log"
 
 
-def metadata_of(xml: str) -> dict[str, str] | None:
-    """Return this testbed's metadata in a domain's XML, or None for a domain of somebody else."""
+def guest_of(xml: str) -> str | None:
+    """Return the guest that this testbed's metadata in a domain's XML names; None: somebody else's domain."""
     node = ElementTree.fromstring(xml).find(f"metadata/{{{METADATA_URI}}}guest")  # noqa: S314 -- libvirt's own
-    return None if node is None else dict(node.attrib)
+    name = "" if node is None else node.get("name", "")
+    return name if re.fullmatch(r"guest\d{2,}", name) else None
+
+
+def ssh_port_of(xml: str) -> int | None:
+    """Return the host's port in a domain's XML that is forwarded to the guest's SSH, or None."""
+    found = re.search(r"hostfwd=tcp:127\.0\.0\.1:(\d+)-:22", xml)
+    return int(found.group(1)) if found else None
+
+
+def moment(text: str) -> str:
+    """Return a UTC time as checkpoints have it, so that they compare; empty for empty."""
+    if not text:
+        return ""
+    try:
+        given = datetime.fromisoformat(text)
+    except ValueError:
+        raise GuestError(
+            f"guests_since is {text!r}, and must be a UTC time such as 2026-01-31T13:00:00Z, or empty"
+        ) from None
+    aware = given if given.tzinfo else given.replace(tzinfo=UTC)
+    return f"{aware.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
 def wave_size(asked: int, accelerator: str, cpus: int) -> int:
@@ -291,6 +341,8 @@ class Testbed:
         # Where the guests that run come from: written when they start, read when they are saved.
         self.source_path = self.directory / "source.json"
         self.times: dict[str, float] = {}
+        # One guest did not boot: the others need not.
+        self.given_up = threading.Event()
 
     def guests(self, number: int) -> list[Guest]:
         """Return the first guests by their number."""
@@ -314,16 +366,19 @@ class Testbed:
 
     # What there is
 
-    def own_domains(self) -> dict[str, tuple[Any, dict[str, str]]]:
-        """Return this testbed's domains: libvirt name -> (domain, metadata)."""
-        found = {}
+    def own_domains(self) -> dict[str, Owned]:
+        """Return this testbed's domains by their libvirt name."""
+        found: dict[str, Owned] = {}
+        if self.connection is None:
+            return found
         for domain in self.connection.listAllDomains():
             try:
-                metadata = metadata_of(domain.XMLDesc())
+                xml = domain.XMLDesc()
             except libvirt.libvirtError:
                 continue  # it ended meanwhile
-            if metadata is not None:
-                found[domain.name()] = (domain, metadata)
+            guest = guest_of(xml)
+            if guest is not None:
+                found[domain.name()] = Owned(domain, guest, ssh_port_of(xml))
         return found
 
     def made_of(self) -> dict[str, Any]:
@@ -331,7 +386,10 @@ class Testbed:
         number = self.connection.getVersion()
         return {
             "image": self.params["image"]["digest"],
-            "definition": digest_text(self.params["domain_xml"]),
+            # A saved state names the domain and its files, which a restore can't change.
+            "definition": digest_text(
+                [self.params["domain_xml"], self.params["domain_prefix"], str(self.directory)]
+            ),
             "user_data": digest_text([self.params["user_data"], self.params["ssh_public_key"]]),
             "memory_mib": self.params["memory_mib"],
             "kernel_release": os.uname().release,
@@ -340,14 +398,23 @@ class Testbed:
             "boot": self.params["boot"],
         }
 
-    def check(self, new: list[Guest], own: dict[str, tuple[Any, dict[str, str]]], kept: set[str]) -> None:
-        """Refuse what can't work, before anything is changed."""
+    def check(self, new: list[Guest], own: Mapping[str, Owned], kept: Collection[str] = ()) -> None:
+        """Refuse what can't work, before anything is changed. Of our own domains all but the kept ones go."""
         if self.params["memory_mib"] < LEAST_MEMORY_MIB:
             raise GuestError(
                 f"guest_memory_mib is {self.params['memory_mib']}: "
                 f"a guest needs at least {LEAST_MEMORY_MIB} MiB to boot"
             )
+        lacking = [name for name in ("disk", "digest") if not self.params["image"].get(name)]
+        if lacking:
+            raise GuestError(f"guests_image has no {' and no '.join(lacking)}; the role guest_image gives it")
+        self.check_places(new, own, kept)
+        self.check_memory(new, own, kept)
+
+    def check_places(self, new: list[Guest], own: Mapping[str, Owned], kept: Collection[str]) -> None:
+        """Refuse guests whose name, port or folder can't be had."""
         foreign = {domain.name() for domain in self.connection.listAllDomains()} - set(own)
+        released = {owned.ssh_port for name, owned in own.items() if name not in kept}
         for guest in new:
             if guest.domain in foreign:
                 raise GuestError(
@@ -359,11 +426,19 @@ class Testbed:
                     f"{guest.name} would have the port {guest.ssh_port}: "
                     f"lower guest_ssh_port_base, the last port is {LAST_PORT}"
                 )
-            if guest.domain not in own and not port_is_free(guest.ssh_port):
+            if guest.ssh_port not in released and not port_is_free(guest.ssh_port):
                 raise GuestError(
                     f"port {guest.ssh_port} of 127.0.0.1, meant for {guest.name}, is in use: "
                     "end what uses it, or set guest_ssh_port_base"
                 )
+            if len(os.fsencode(guest.channel)) > LONGEST_PATH_BYTES:
+                raise GuestError(
+                    f"{guest.channel} is longer than the {LONGEST_PATH_BYTES} bytes of a socket's name: "
+                    "set guests_directory"
+                )
+
+    def check_memory(self, new: list[Guest], own: Mapping[str, Owned], kept: Collection[str]) -> None:
+        """Refuse guests that do not fit the host."""
         if self.params["overcommit"]:
             return
         free, each = self.free_bytes(own, kept), self.each_bytes
@@ -379,23 +454,21 @@ class Testbed:
         """What one guest may take of the host's memory."""
         return int(self.params["memory_mib"] + self.params["overhead_mib"]) << 20
 
-    def free_bytes(self, own: dict[str, tuple[Any, dict[str, str]]], kept: set[str]) -> int:
+    def free_bytes(self, own: Mapping[str, Owned], kept: Collection[str]) -> int:
         """Return the host memory for new guests, that of our own which are not kept counted as free."""
         available = meminfo_bytes("MemAvailable")
         used = meminfo_bytes("MemTotal") - available
-        released = sum(
-            domain.memoryStats().get("rss", 0) << 10
-            for name, (domain, _) in own.items()
-            if name not in kept and domain.isActive()
-        )
+        released = sum(resident_bytes(owned.domain) for name, owned in own.items() if name not in kept)
         # A merged page is in the RSS of every guest that has it: no more comes back than is in use.
         return int(max(0, available + min(released, used) - HOST_RESERVE_BYTES))
 
-    def check_room(self, boots: int) -> None:
-        """Refuse to boot and keep so many guests where their files do not fit."""
-        needs = {"overlays": boots * OVERLAY_ROOM_BYTES}
-        if boots:
-            needs[f"a checkpoint of {boots} guests"] = boots * (
+    def check_room(self, overlays: int, saved: int) -> None:
+        """Refuse so many new disks, and so many guests to be saved with theirs, where they do not fit."""
+        needs = {}
+        if overlays:
+            needs[f"what {overlays} guests write"] = overlays * OVERLAY_ROOM_BYTES
+        if saved:
+            needs[f"a checkpoint of {saved} guests"] = saved * (
                 self.params["memory_mib"] * MIB + OVERLAY_ROOM_BYTES
             )
         check_room(needs, self.store.root)
@@ -409,20 +482,36 @@ class Testbed:
         with os.fdopen(os.open(self.key_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(self.params["ssh_private_key"])
 
-    def remove(self, domains: dict[str, tuple[Any, dict[str, str]]]) -> None:
+    def remove(self, own: Mapping[str, Owned]) -> None:
         """Remove domains of ours and their files, all at once: libvirt waits a second and more for each."""
 
-        def one(domain: Any, metadata: dict[str, str]) -> None:
-            # A domain that is not defined for good is gone with its process.
-            persistent = domain.isPersistent()
-            if domain.isActive():
-                domain.destroy()
-            if persistent:
-                domain.undefine()
-            shutil.rmtree(self.directory / metadata["name"], ignore_errors=True)
+        def one(owned: Owned) -> None:
+            try:
+                # A domain that is not defined for good is gone with its process.
+                persistent = owned.domain.isPersistent()
+                if owned.domain.isActive():
+                    owned.domain.destroy()
+                if persistent:
+                    owned.domain.undefine()
+            except libvirt.libvirtError as error:
+                if is_active(owned.domain):
+                    raise GuestError(f"{owned.guest} can't be ended: {error}") from None
+            shutil.rmtree(self.directory / owned.guest, ignore_errors=True)
 
-        with ThreadPoolExecutor(max_workers=max(1, len(domains))) as pool:
-            list(pool.map(lambda pair: one(*pair), domains.values()))
+        with ThreadPoolExecutor(max_workers=max(1, len(own))) as pool:
+            list(pool.map(one, own.values()))
+
+    def source(self) -> dict[str, Any] | None:
+        """Where the guests that run come from; None where that was not noted."""
+        try:
+            noted: dict[str, Any] = json.loads(self.source_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return noted
+
+    def forget_source(self) -> None:
+        """Forget where guests came from that run no more."""
+        self.source_path.unlink(missing_ok=True)
 
     def note_source(self, source: dict[str, Any]) -> None:
         """Note where the guests that run come from."""
@@ -490,12 +579,13 @@ class Testbed:
     def boot(self, guest: Guest) -> dict[str, float]:
         """Start a guest; return its seconds and CPU seconds up to the first real SSH answer."""
         began = time.monotonic()
-        domain = self.connection.createXML(self.definition(guest))
+        with named(guest, "started"):
+            self.connection.createXML(self.definition(guest))
         pid = pid_of(guest)
         if Path(f"/proc/{pid}").stat().st_uid == 0:
             raise GuestError('QEMU runs as root: set user = "libvirt-qemu" in /etc/libvirt/qemu.conf')
-        while True:
-            if not is_active(domain):
+        while not self.given_up.is_set():
+            if not self.runs(guest):
                 raise GuestError(
                     f"{guest.name} ended while it booted; its console's last lines: {console_tail(guest)}"
                 )
@@ -507,6 +597,14 @@ class Testbed:
                     f"(guests_boot_timeout_seconds); its console's last lines: {console_tail(guest)}"
                 )
             time.sleep(POLL_SECONDS)
+        raise GuestError(f"{guest.name} was given up")
+
+    def runs(self, guest: Guest) -> bool:
+        """Tell whether a guest runs; none is defined for good, so one that ended is not even known."""
+        try:
+            return is_active(self.connection.lookupByName(guest.domain))
+        except libvirt.libvirtError:
+            return False
 
     def logs_in(self, port: int) -> bool:
         """Tell whether a command runs in the guest behind this port."""
@@ -566,6 +664,8 @@ class Testbed:
                 done, _ = wait(under_way, return_when=FIRST_COMPLETED)
                 for future in done:
                     name = under_way.pop(future)
+                    if future.exception():
+                        self.given_up.set()
                     boots[name] = future.result()
                     self.say(
                         f"{name} is up after {boots[name]['seconds']:.0f} s, "
@@ -584,30 +684,39 @@ class Testbed:
                 self.params["answer_timeout_seconds"],
                 again=True,
             )
-        for name, why in refused.items():
-            raise GuestError(f"{name} did not come to the barrier: {why}")
+        if refused:
+            told = "; ".join(f"{name}: {why}" for name, why in refused.items())
+            raise GuestError(f"not all guests came to the barrier: {told}")
         return answers
 
     def new_checkpoint(self, booted_at: str, load: dict[str, Any] | None) -> Path:
-        """Make the folder of a checkpoint that is not finished."""
-        folder: Path = self.store.root / (folder_name(self.made_of(), booted_at, load) + UNFINISHED)
-        shutil.rmtree(folder, ignore_errors=True)
+        """Name the folder of a checkpoint that is not finished; what is left of a former one is removed."""
+        name = folder_name(self.made_of(), booted_at, load)
+        if os.path.lexists(self.store.root / name):
+            raise GuestError(f"these guests are kept in the checkpoint {name} already")
+        folder: Path = self.store.root / (name + UNFINISHED)
+        remove(folder)
         return folder
 
     def save(self, guests: list[Guest], folder: Path) -> None:
         """Save guests that run into the folder of a checkpoint; they run no more."""
         owner = Path(f"/proc/{pid_of(guests[0])}").stat()
-        self.store.make_root((owner.st_uid, owner.st_gid))
-        for path in (folder, *(folder / guest.name for guest in guests)):
-            path.mkdir(mode=0o700, exist_ok=True)
-            os.chown(path, owner.st_uid, owner.st_gid)
+        for path in (self.store.root, folder, *(folder / guest.name for guest in guests)):
+            self.store.make_folder(path, (owner.st_uid, owner.st_gid))
 
         def one(guest: Guest) -> None:
             place = folder / guest.name
-            domain = self.connection.lookupByName(guest.domain)
-            domain.saveFlags(str(place / "memory"), None, libvirt.VIR_DOMAIN_SAVE_BYPASS_CACHE)
-            guest.overlay.rename(place / "disk.qcow2")
-            guest.seed.rename(place / "seed.iso")
+            try:
+                domain = self.connection.lookupByName(guest.domain)
+                domain.saveFlags(str(place / "memory"), None, libvirt.VIR_DOMAIN_SAVE_BYPASS_CACHE)
+            except libvirt.libvirtError as error:
+                free_mib = shutil.disk_usage(folder).free // MIB
+                raise GuestError(
+                    f"{guest.name} can't be saved: {error} ({free_mib} MiB are free in {self.store.root})"
+                ) from None
+            # Not a plain renaming: the store may be a link to another disk.
+            shutil.move(guest.overlay, place / "disk.qcow2")
+            shutil.move(guest.seed, place / "seed.iso")
 
         with self.timed("save"), ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
             list(pool.map(one, guests))
@@ -622,8 +731,9 @@ class Testbed:
             guest.seed.chmod(0o600)
             self.make_overlay(guest, source / "disk.qcow2")
             memory = str(source / "memory")
-            xml = self.connection.saveImageGetXMLDesc(memory, libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)
-            self.connection.restoreFlags(memory, adapted(xml, guest, self.params["partition"]), 0)
+            with named(guest, f"restored from the checkpoint {checkpoint.name}, which `make clean` removes"):
+                xml = self.connection.saveImageGetXMLDesc(memory, libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)
+                self.connection.restoreFlags(memory, adapted(xml, guest, self.params["partition"]), 0)
 
         with self.timed("restore"), ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
             list(pool.map(one, guests))
@@ -635,9 +745,10 @@ class Testbed:
         deadline = time.monotonic() + self.params["answer_timeout_seconds"]
         # One patient connection: each new one is one more process to start in a guest that is short of CPU.
         while not banner(guest.ssh_port, BANNER_SECONDS):
-            if not is_active(self.connection.lookupByName(guest.domain)):
+            if not self.runs(guest):
                 raise GuestError(
-                    f"{guest.name} ended when it was restored; its console: {console_tail(guest)}"
+                    f"{guest.name} ended when it was restored; "
+                    f"its console's last lines: {console_tail(guest)}"
                 )
             if time.monotonic() > deadline:
                 raise GuestError(
@@ -649,15 +760,38 @@ class Testbed:
 
 def run(command: list[str]) -> str:
     """Run a command and return what it printed, or raise a GuestError with what it said."""
-    done = subprocess.run(command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    except FileNotFoundError:
+        raise GuestError(f"{command[0]} is not installed; run the kvm_host role first") from None
     if done.returncode:
         raise GuestError(f"{command[0]} failed: {' | '.join(done.stderr.strip().splitlines()[-3:])}")
     return done.stdout
 
 
+@contextmanager
+def named(guest: Guest, deed: str) -> Iterator[None]:
+    """Say which guest libvirt refused."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        raise GuestError(f"{guest.name} can't be {deed}: {error}") from None
+
+
 def pid_of(guest: Guest) -> int:
     """Return the QEMU process of a running guest."""
-    return int(Path(f"/run/libvirt/qemu/{guest.domain}.pid").read_text())
+    try:
+        return int(Path(f"/run/libvirt/qemu/{guest.domain}.pid").read_text())
+    except (OSError, ValueError):
+        raise GuestError(f"{guest.name} has ended; its console's last lines: {console_tail(guest)}") from None
+
+
+def resident_bytes(domain: Any) -> int:
+    """Return the host memory of a domain; none for one that ended."""
+    try:
+        return int(domain.memoryStats().get("rss", 0)) << 10 if domain.isActive() else 0
+    except libvirt.libvirtError:
+        return 0
 
 
 def is_active(domain: Any) -> bool:
@@ -669,17 +803,24 @@ def is_active(domain: Any) -> bool:
 
 
 def console_tail(guest: Guest) -> str:
-    """Return the last lines of a guest's console."""
+    """Return the last lines of a guest's console, without what only a terminal understands."""
     try:
         text = guest.console.read_text(errors="replace")
     except OSError:
         return "(none)"
-    return " | ".join(line.strip() for line in text.splitlines()[-CONSOLE_LINES:]) or "(none)"
+    plain = ("".join(filter(str.isprintable, line)).strip() for line in text.splitlines())
+    return " | ".join([line for line in plain if line][-CONSOLE_LINES:]) or "(none)"
 
 
 @contextmanager
-def connected(uri: str) -> Iterator[Any]:
-    """Open libvirt, without its habit of printing errors to the terminal."""
+def connected(uri: str, state: str) -> Iterator[Any]:
+    """Open libvirt, without its habit of printing errors to the terminal.
+
+    None for the state absent on a host without it, which has no guests.
+    """
+    if libvirt is None and state == "absent":
+        yield None
+        return
     if libvirt is None:
         raise GuestError(
             "python3-libvirt is not installed for this host's Python; run the kvm_host role first"
@@ -711,17 +852,29 @@ def answer_of(testbed: Testbed, guests: list[Guest], changed: bool) -> dict[str,
 
 
 def absent(testbed: Testbed, check_mode: bool) -> dict[str, Any]:
-    """Remove all guests and their files; checkpoints stay."""
-    own = testbed.own_domains()
-    changed = bool(own) or testbed.directory.exists()
+    """Remove all guests and their files, and the checkpoints where that is asked."""
+    own, store = testbed.own_domains(), testbed.store
+    folders = store.folders() if testbed.params["checkpoints"] else []
+    removed = [f"{folder.name} ({size_bytes(folder) // MIB} MiB)" for folder in folders]
+    changed = bool(own) or bool(folders) or testbed.directory.exists()
     if not check_mode:
         testbed.remove(own)
         shutil.rmtree(testbed.directory, ignore_errors=True)
-    return {
+        for folder in folders:
+            remove(folder)
+    result: dict[str, Any] = {
         "changed": changed,
         "domains": {},
-        "diff": {"before": "".join(f"{name}\n" for name in sorted(own)), "after": ""},
+        "removed": removed,
+        "diff": {"before": "".join(f"{name}\n" for name in (*sorted(own), *removed)), "after": ""},
     }
+    if testbed.params["checkpoints"]:
+        told = f"checkpoints removed: {', '.join(removed) or 'none'}"
+        strangers = store.strangers()
+        if strangers:
+            told += f"; left alone, since the testbed did not make them: {', '.join(strangers)}"
+        result["msg"] = told
+    return result
 
 
 def now() -> str:
@@ -729,37 +882,35 @@ def now() -> str:
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
-def boot_set(testbed: Testbed, guests: list[Guest]) -> dict[str, dict[str, float]]:
-    """Boot guests up to the barrier; return seconds and CPU seconds of each."""
+def boot_set(
+    testbed: Testbed, guests: list[Guest]
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, Any]]]:
+    """Boot guests up to the barrier; return seconds and CPU seconds of each, and what it answered there."""
     testbed.write_key()
     began = time.monotonic()
     boots = testbed.boot_all(guests)
-    testbed.barrier(guests)
+    barrier = testbed.barrier(guests)
     testbed.times["boot"] = round(testbed.times.get("boot", 0) + time.monotonic() - began, 2)
     del testbed.times["barrier"]
-    return boots
+    return boots, barrier
 
 
 def booted(testbed: Testbed, check_mode: bool) -> dict[str, Any]:
     """Boot guests and leave them running."""
     guests = testbed.guests(testbed.params["guests"])
     own = testbed.own_domains()
-    testbed.check(guests, own, set())
-    testbed.check_room(0)
+    testbed.check(guests, own)
+    testbed.check_room(len(guests), 0)
     result = answer_of(testbed, guests, True)
     if check_mode:
         return result
+    testbed.forget_source()
     testbed.remove(own)
     source: dict[str, Any] = {"from": "boot", "checkpoint": None, "booted_at": now()}
-    boots = boot_set(testbed, guests)
+    boots, barrier = boot_set(testbed, guests)
     source |= {"boot_seconds": testbed.times["boot"]}
     testbed.note_source({**source, "boots": boots})
-    return {
-        **result,
-        "boots": boots,
-        "barrier": testbed.barrier(guests),
-        "start": start_of(source, None, False),
-    }
+    return {**result, "boots": boots, "barrier": barrier, "start": start_of(source, None, False)}
 
 
 def start_of(source: dict[str, Any], restore_seconds: float | None, loaded: bool) -> dict[str, Any]:
@@ -774,15 +925,21 @@ def start_of(source: dict[str, Any], restore_seconds: float | None, loaded: bool
 
 
 def find(testbed: Testbed, names: list[str]) -> Checkpoint | None:
-    """The checkpoint that serves, its files looked at; a damaged one is thrown away with what stands on it."""
+    """The checkpoint that serves, its files looked at; a damaged one goes, with what stands on it."""
     params, store = testbed.params, testbed.store
+    since = moment(params["since"])
+    if since > now():
+        raise GuestError(
+            f"guests_since is {params['since']}, and this host's clock says {now()}: "
+            "set its clock, since no checkpoint would ever serve"
+        )
     with testbed.timed("check"):
-        checkpoint = store.find(testbed.made_of(), len(names), params["since"])
+        checkpoint = store.find(testbed.made_of(), max(len(names), params["checkpoint_guests"]), since)
         if checkpoint is None:
             return None
         wrong = fault(checkpoint, names)
     if wrong:
-        for folder in store.sets_of(checkpoint):
+        for folder in store.with_loaded(checkpoint):
             store.throw_away(folder, wrong)
         return None
     return checkpoint
@@ -795,9 +952,12 @@ def make(testbed: Testbed) -> Checkpoint:
     """
     params, store = testbed.params, testbed.store
     guests = testbed.guests(max(params["guests"], params["checkpoint_guests"]))
-    group = max(1, min(len(guests), testbed.free_bytes({}, set()) // testbed.each_bytes))
-    testbed.check(guests[:group], {}, set())
-    testbed.check_room(len(guests))
+    group = max(1, min(len(guests), testbed.free_bytes({}, ()) // testbed.each_bytes))
+    testbed.check_places(guests, {}, ())
+    testbed.check_memory(guests[:group], {}, ())
+    testbed.check_room(params["guests"], len(guests))
+    for stranger in store.strangers():
+        testbed.say(f"{store.root / stranger} is left alone: the testbed did not make it")
     testbed.say(f"booting {len(guests)} guests for boot {params['boot']}, to be kept in a checkpoint")
     booted_at = now()
     folder = testbed.new_checkpoint(booted_at, None)
@@ -805,7 +965,7 @@ def make(testbed: Testbed) -> Checkpoint:
     try:
         for first in range(0, len(guests), group):
             some = guests[first : first + group]
-            boots |= boot_set(testbed, some)
+            boots |= boot_set(testbed, some)[0]
             testbed.save(some, folder)
         made = write(folder, testbed.made_of(), (booted_at, testbed.times["boot"]), boots, None)
     except BaseException:
@@ -827,19 +987,26 @@ def restored(testbed: Testbed, check_mode: bool) -> dict[str, Any]:
     kept = {guest.domain for guest in guests if params["keep_running"] and guest.domain in own}
     new = [guest for guest in guests if guest.domain not in kept]
     testbed.check(new, own, kept)
+    lacking = [name for name in ("name", "reserve_mib") if params["load"] and name not in params["load"]]
+    if lacking:
+        raise GuestError(f"guests_load has no {' and no '.join(lacking)}")
     result = answer_of(testbed, guests, bool(new) or len(own) > len(kept))
     if check_mode:
         return result
+    noted = testbed.source()
     checkpoint = find(testbed, [guest.name for guest in guests])
-    if checkpoint is None and kept:
+    if kept and (checkpoint is None or noted is None or noted.get("checkpoint") != checkpoint.name):
         raise GuestError(
-            "the checkpoint of the guests that run is gone or damaged, so none can be added to them"
+            "the guests that run come from "
+            f"{(noted or {}).get('checkpoint') or 'no checkpoint'}, which is not "
+            "the one that serves, so none can be added to them: remove them first"
         )
+    testbed.forget_source()
     testbed.remove({name: value for name, value in own.items() if name not in kept})
     if checkpoint is None:
         checkpoint = make(testbed)
     else:
-        testbed.check_room(0)
+        testbed.check_room(len(new), 0)
     loaded = find_loaded(testbed, checkpoint, [guest.name for guest in guests]) if params["load"] else None
     testbed.write_key()
     source = {
@@ -894,17 +1061,18 @@ def saved(testbed: Testbed, check_mode: bool) -> dict[str, Any]:
     result = answer_of(testbed, guests, True)
     if check_mode:
         return result
-    try:
-        source = json.loads(testbed.source_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise GuestError(
-            "no guests of this testbed run that could be saved: restore or boot them first"
-        ) from None
-    missing = [guest.name for guest in guests if guest.domain not in testbed.own_domains()]
+    load = params["load"] or None
+    if load is not None and "reports" not in load:
+        raise GuestError("guests_load has no reports: guests are kept loaded with what they said then")
+    source, own = testbed.source(), testbed.own_domains()
+    if source is None:
+        raise GuestError("no guests of this testbed run that could be saved: restore or boot them first")
+    missing = [guest.name for guest in guests if guest.domain not in own]
     if missing:
         raise GuestError(f"{', '.join(missing)} does not run and can't be saved")
-    testbed.check_room(len(guests))
-    load = params["load"] or None
+    if source["from"] == "boot" and load is not None:
+        raise GuestError("guests that booted are kept before they are loaded: save, restore, then load them")
+    testbed.check_room(0, len(guests))
     folder = testbed.new_checkpoint(source["booted_at"], load)
     try:
         testbed.save(guests, folder)
@@ -937,6 +1105,7 @@ def main() -> None:
             "checkpoint_guests": {"type": "int", "default": 0},
             "boot": {"type": "int", "default": 1},
             "since": {"type": "str", "default": ""},
+            "checkpoints": {"type": "bool", "default": False},
             "keep_running": {"type": "bool", "default": False},
             "load": {"type": "dict", "default": {}},
             "domain_xml": {"type": "str"},
@@ -977,16 +1146,21 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    progress = followed(module)
 
     if params["state"] != "absent" and params["guests"] < 1:
         module.fail_json(msg=f"guests is {params['guests']}: it needs at least one guest")
     try:
-        with connected(params["uri"]) as connection:
+        progress = Progress(None if module.check_mode else params["progress_path"])
+        if params["state"] != "absent":
+            end_when_abandoned(progress)
+        with connected(params["uri"], params["state"]) as connection:
             testbed = Testbed(params, connection, progress.say)
             module.exit_json(**STATES[params["state"]](testbed, module.check_mode))
-    except (GuestError, CheckpointError, OSError) as error:
+    except (GuestError, CheckpointError, ProgressError) as error:
         module.fail_json(msg=str(error))
+    except OSError as error:
+        parts = (error.filename, error.strerror or error)
+        module.fail_json(msg=": ".join(str(part) for part in parts if part))
     except Exception as error:
         if libvirt is None or not isinstance(error, libvirt.libvirtError):
             raise

@@ -53,7 +53,10 @@ options:
     choices: [fail, "null"]
     default: fail
   timeout_seconds: {description: the longest wait for an answer, type: int, default: 1200}
-  progress_path: {description: file that takes a line for each guest, type: path, default: ""}
+  progress_path:
+    description: file that takes a line for each guest; whoever waits makes it and sets its access time
+    type: path
+    default: ""
 """
 
 EXAMPLES = r"""
@@ -79,7 +82,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.guest_channel import ask_all
-from ansible.module_utils.progress import followed
+from ansible.module_utils.progress import Progress, ProgressError, end_when_abandoned
 
 MIB = 1 << 20
 REPORT = ("filled_bytes", "digest", "fill_seconds", "seed")
@@ -107,6 +110,9 @@ def fill_bytes(available_bytes: dict[str, int], reserve_mib: int) -> int:
 
 def specifications(params: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], int]:
     """Return guest -> SPEC of its program, without those that hold nothing, and the bytes of each fill."""
+    strangers = sorted(set(params["segments"]) - set(params["channels"]))
+    if strangers:
+        raise WorkloadError(f"segments has {', '.join(strangers)}, and channels has not")
     filling = [name for name, segments in params["segments"].items() if segments]
     missing = [name for name in filling if name not in params["available_bytes"]]
     if missing and not params["size_bytes"]:
@@ -186,7 +192,6 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    progress = followed(module)
     began = time.monotonic()
     shown = 0
     try:
@@ -194,6 +199,9 @@ def main() -> None:
         if module.check_mode:
             changed = params["state"] in ("loaded", "diverged") and bool(words)
             module.exit_json(changed=changed, answers={}, silent={}, size_bytes=size)
+
+        progress = Progress(params["progress_path"])
+        end_when_abandoned(progress)
 
         def each(name: str, answer: dict[str, Any]) -> None:
             nonlocal shown
@@ -205,7 +213,7 @@ def main() -> None:
 
         requests = {name: (Path(params["channels"][name]), said) for name, said in words.items()}
         answers, silent = ask_all(requests, params["timeout_seconds"], each=each)
-    except (WorkloadError, OSError) as error:
+    except (WorkloadError, ProgressError) as error:
         module.fail_json(msg=str(error))
     if silent and params["silence"] == "fail":
         module.fail_json(

@@ -1,0 +1,309 @@
+"""The module workload: what each guest is asked, and what its answers become."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from channel_guest import ChannelGuest, answer
+from plugin_files import ROOT, load, run
+
+from analysis.capacity import PROBES
+
+MODULE = "plugins/modules/workload.py"
+workload = load(MODULE)
+program = load("roles/guests/files/testbed_workload.py")
+MIB = 1 << 20
+RANDOM = [{"content": "random", "percent": 100}]
+CONSTANT = [{"content": "constant", "percent": 100}]
+
+
+def asked(state: str = "loaded", **changes: Any) -> dict[str, Any]:
+    """The module's arguments with their defaults; three guests of which one is idle."""
+    return {
+        "state": state,
+        "channels": dict.fromkeys(("guest01", "guest02", "guest03"), "/nowhere"),
+        "segments": {"guest01": RANDOM, "guest02": CONSTANT, "guest03": []},
+        "available_bytes": {"guest01": 400 * MIB, "guest02": 390 * MIB, "guest03": 100 * MIB},
+        "size_bytes": 0,
+        "reserve_mib": 32,
+        "seed": "boot1",
+        "probe_mib": 0,
+        "probe_seconds": 6.0,
+        **changes,
+    }
+
+
+# What is filled
+
+
+def test_the_fill_is_what_the_smallest_guest_has_less_the_reserve_in_whole_mib() -> None:
+    available = {"guest01": 400 * MIB + 5, "guest02": 390 * MIB + MIB - 1}
+    assert workload.fill_bytes(available, 32) == 358 * MIB
+    assert workload.fill_bytes({"guest01": 400 * MIB + 5}, 32) == 368 * MIB
+
+
+@pytest.mark.parametrize(("least_bytes", "shown"), [(33 * MIB - 1, 32), (0, 0)])
+def test_a_fill_of_nothing_is_refused_by_the_guests_name(least_bytes: int, shown: int) -> None:
+    assert workload.fill_bytes({"guest01": 400 * MIB, "guest02": 33 * MIB}, 32) == MIB
+    with pytest.raises(workload.WorkloadError) as refused:
+        workload.fill_bytes({"guest01": 400 * MIB, "guest02": least_bytes}, 32)
+    assert str(refused.value) == (
+        f"guest_reserve_mib is 32, and guest02 has only {shown} MiB available: "
+        "lower the reserve or raise guest_memory_mib"
+    )
+
+
+def test_of_a_mix_each_guest_has_its_content_all_that_fill_the_same_size_and_an_idle_one_has_no_say() -> None:
+    specs, size = workload.specifications(asked())
+    assert size == 358 * MIB
+    assert specs == {
+        "guest01": {"bytes": size, "seed": "boot1:guest01", "segments": RANDOM},
+        "guest02": {"bytes": size, "seed": "boot1:guest02", "segments": CONSTANT},
+    }
+
+
+def test_what_is_asked_of_a_guest_is_what_its_program_takes() -> None:
+    words, size = workload.words_for(asked(probe_mib=4))
+    assert list(words) == ["guest01", "guest02", "guest03"]
+    for command, spec in words.values():
+        assert command == "start"
+        assert program.layout(program.checked(spec))
+    assert program.checked(words["guest01"][1])["bytes"] == size
+
+
+def test_idle_guests_hold_memory_where_it_is_for_a_probe_equal_in_all_of_them() -> None:
+    specs, size = workload.specifications(asked(segments={"guest01": [], "guest02": []}, probe_mib=4))
+    assert size == 0
+    assert {spec["bytes"] for spec in specs.values()} == {4 * MIB}
+    assert {spec["segments"][0]["content"] for spec in specs.values()} == {"shared"}
+    assert workload.specifications(asked(segments={"guest01": []})) == ({}, 0)
+
+
+def test_a_guest_that_comes_later_fills_what_the_first_ones_filled() -> None:
+    """Also where it has less available, or was not asked."""
+    specs, size = workload.specifications(
+        asked(segments={"guest02": RANDOM}, available_bytes={}, size_bytes=300 * MIB)
+    )
+    assert size == specs["guest02"]["bytes"] == 300 * MIB
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"available_bytes": {"guest01": 400 * MIB}}, "guest02 did not come to the barrier"),
+        ({"channels": {"guest02": "/nowhere"}}, "segments has guest01, guest03, and channels has not"),
+    ],
+)
+def test_a_guest_that_is_not_there_is_named(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(workload.WorkloadError) as refused:
+        workload.specifications(asked(**changes))
+    assert str(refused.value) == said
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [("verified", ["verify"]), ("diverged", ["diverge"]), ("probed", ["probe", "2.5"])],
+)
+def test_all_guests_are_asked_the_same_once_they_are_loaded(state: str, words: list[str]) -> None:
+    wanted = workload.words_for(asked(state, probe_seconds=2.5))
+    assert wanted == (dict.fromkeys(("guest01", "guest02", "guest03"), words), 0)
+
+
+# What the answers become
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "intact"),
+    [("d1", "d1", True), ("d1", "d2", False), ("", "", False), ("", "d1", False)],
+)
+def test_memory_is_intact_where_it_had_a_digest_and_has_it_still(
+    before: str, after: str, intact: bool
+) -> None:
+    assert workload.verdict({"filled_bytes": 5, "digest": after}, before) == {
+        "filled_bytes": 5,
+        "digest_before": before,
+        "digest_after": after,
+        "intact": intact,
+    }
+
+
+PROBE = dict.fromkeys(PROBES, 1.5)
+ANSWERS = {
+    "start": {"filled_bytes": 3 * MIB, "digest": "d1", "fill_seconds": 4.4, "seed": "s", "digest_seconds": 1},
+    "verify": {"filled_bytes": 3 * MIB, "digest": "d1"},
+    "probe": PROBE,
+    "diverge": {**PROBE, "written_bytes": 3 * MIB, "seconds": 2.0, "digest": "d2"},
+}
+
+
+class Guests:
+    """Some guests that answer as the program does, some that refuse."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.made: list[ChannelGuest] = []
+
+    def add(self, name: str, refusal: str = "") -> None:
+        def talk(connection: socket.socket, requests: Iterator[dict[str, Any]]) -> None:
+            for request in requests:
+                if refusal:
+                    answer(connection, request, refusal, "error")
+                else:
+                    answer(connection, request, ANSWERS[request["words"][0]])
+
+        self.made.append(ChannelGuest(self.folder / name, talk))
+
+    @property
+    def channels(self) -> dict[str, str]:
+        return {guest.path.name: str(guest.path) for guest in self.made}
+
+    def run(self, state: str, **arguments: Any) -> dict[str, Any]:
+        return run(MODULE, state=state, **{"channels": self.channels, "timeout_seconds": 20, **arguments})
+
+
+@pytest.fixture
+def guests(tmp_path: Path) -> Iterator[Guests]:
+    made = Guests(tmp_path)
+    yield made
+    for guest in made.made:
+        guest.close()
+
+
+def loading(*names: str) -> dict[str, Any]:
+    return {
+        "segments": dict.fromkeys(names, RANDOM),
+        "available_bytes": dict.fromkeys(names, 40 * MIB),
+        "seed": "boot1",
+    }
+
+
+def test_a_load_is_told_with_what_a_record_keeps_of_it(guests: Guests, tmp_path: Path) -> None:
+    guests.add("guest01")
+    guests.add("guest02")
+    progress = tmp_path / "progress"
+    progress.touch()
+    result = guests.run("loaded", progress_path=str(progress), **loading("guest01", "guest02"))
+    assert result["changed"] and result["size_bytes"] == 8 * MIB and result["silent"] == {}
+    report = {"filled_bytes": 3 * MIB, "digest": "d1", "fill_seconds": 4.4, "seed": "s"}
+    assert result["answers"] == {"guest01": report, "guest02": report}
+    first, second = progress.read_text().splitlines()
+    assert "filled 3 MiB in 4 s (1 of 2, " in first and "(2 of 2, " in second
+    assert {first[:7], second[:7]} == {"guest01", "guest02"}
+    spec = json.loads(guests.made[1].heard[0]["words"][1])
+    assert spec == {"bytes": 8 * MIB, "seed": "boot1:guest02", "segments": RANDOM}
+
+
+def test_check_mode_asks_no_guest_and_foresees_whether_something_changes(guests: Guests) -> None:
+    guests.add("guest01")
+    foreseen = guests.run("loaded", check=True, **loading("guest01"))
+    assert foreseen["changed"] and foreseen["size_bytes"] == 8 * MIB
+    idle = guests.run("loaded", check=True, segments={"guest01": []})
+    assert not idle["changed"] and not guests.run("loaded", segments={"guest01": []})["changed"]
+    assert not guests.run("verified", check=True)["changed"]
+    assert guests.run("diverged", check=True)["changed"]
+    assert guests.made[0].heard == []
+
+
+def test_each_guest_has_its_own_verdict(guests: Guests) -> None:
+    for name in ("guest01", "guest02", "guest03"):
+        guests.add(name)
+    result = guests.run("verified", expected={"guest01": "d1", "guest02": "d0"})
+    assert not result["changed"]
+    assert {name: said["intact"] for name, said in result["answers"].items()} == {
+        "guest01": True,
+        "guest02": False,
+        "guest03": False,
+    }
+
+
+def test_probes_and_divergences_are_told_whole(guests: Guests) -> None:
+    guests.add("guest01")
+    probed, diverged = guests.run("probed"), guests.run("diverged")
+    assert not probed["changed"] and probed["answers"] == {"guest01": PROBE}
+    assert diverged["changed"] and diverged["answers"] == {"guest01": ANSWERS["diverge"]}
+    assert [one["words"] for one in guests.made[0].heard] == [["probe", "6.0"], ["diverge"]]
+
+
+@pytest.mark.parametrize("state", ["loaded", "verified", "probed", "diverged"])
+def test_a_guest_without_an_answer_fails_the_module_by_name_and_what_the_others_said_is_kept(
+    guests: Guests, state: str
+) -> None:
+    guests.add("guest01")
+    guests.add("guest02", refusal="no workload is running in this guest")
+    arguments = loading("guest01", "guest02") if state == "loaded" else {}
+    result = guests.run(state, **arguments)
+    assert result["failed"] and result["msg"] == "guest02: no workload is running in this guest"
+    assert list(result["answers"]) == ["guest01"]
+
+
+@pytest.mark.parametrize("state", ["loaded", "verified", "probed", "diverged"])
+def test_where_silence_is_a_finding_a_guest_without_an_answer_is_null_beside_one_that_gave_it(
+    guests: Guests, tmp_path: Path, state: str
+) -> None:
+    guests.add("guest01")
+    gone = {**guests.channels, "guest02": str(tmp_path / "guest02")}
+    arguments = loading("guest01", "guest02") if state == "loaded" else {}
+    result = guests.run(state, channels=gone, silence="null", **arguments)
+    assert not result.get("failed") and result["answers"]["guest02"] is None
+    assert result["answers"]["guest01"] is not None
+    assert "so it does not run" in result["silent"]["guest02"]
+
+
+def test_no_guests_are_no_failure(guests: Guests) -> None:
+    assert guests.run("probed")["answers"] == {}
+
+
+def test_what_cannot_be_filled_fails_in_one_sentence(guests: Guests) -> None:
+    guests.add("guest01")
+    result = guests.run("loaded", **{**loading("guest01"), "reserve_mib": 40})
+    assert result["failed"]
+    assert result["msg"].startswith("guest_reserve_mib is 40, and guest01 has only 40 MiB")
+    assert guests.made[0].heard == []
+
+
+def test_a_module_that_nobody_waits_for_does_not_begin(guests: Guests, tmp_path: Path) -> None:
+    guests.add("guest01")
+    result = guests.run("diverged", progress_path=str(tmp_path / "none"))
+    assert result["failed"] and "nobody waits for this module" in result["msg"]
+    assert guests.made[0].heard == []
+
+
+# The guest's program behind the channel
+
+
+def test_the_program_answers_the_module_through_its_requests(tmp_path: Path) -> None:
+    """What testbed_channel.sh does with a line, with the program itself."""
+    path = ROOT / "roles/guests/files/testbed_workload.py"
+
+    def talk(connection: socket.socket, requests: Iterator[dict[str, Any]]) -> None:
+        for request in requests:
+            done = subprocess.run(
+                [sys.executable, path, "request", json.dumps(request)],
+                env={"TESTBED_WORKLOAD_SOCKET": str(tmp_path / "socket"), "PATH": os.environ["PATH"]},
+                check=True,
+                capture_output=True,
+            )
+            connection.sendall(done.stdout)
+
+    guest = ChannelGuest(tmp_path / "guest01", talk)
+    try:
+        result = run(MODULE, state="verified", channels={"guest01": str(guest.path)}, timeout_seconds=20)
+        assert result["msg"] == "guest01: no workload is running in this guest (No such file or directory)"
+        result = run(
+            MODULE,
+            state="probed",
+            channels={"guest01": str(guest.path)},
+            probe_seconds=0.5,
+            timeout_seconds=20,
+        )
+        assert result["msg"] == "guest01: SECONDS is '0.5', and must be a number from 1 to 600"
+    finally:
+        guest.close()
