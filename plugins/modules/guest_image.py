@@ -55,7 +55,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.progress import Progress, ProgressError, end_when_abandoned
+from ansible.module_utils.progress import Progress, ProgressError
 
 FORMAT = 1  # raised when the way an image is made changes, so that older ones are made anew
 NEEDED_BYTES = 4 << 30
@@ -279,7 +279,6 @@ def main() -> None:
                     "digest": "unknown: not made yet",
                 },
             )
-        end_when_abandoned(progress)
         os.umask(0o022)
         module.exit_json(changed=True, image=make(params, folder, progress.say))
     except (ImageError, ProgressError, OSError) as error:
