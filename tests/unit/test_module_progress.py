@@ -84,7 +84,8 @@ def test_a_module_that_does_not_look_ends_when_its_progress_is_removed(tmp_path:
     code = (
         f"import sys, time; sys.path.insert(0, {str(ROOT / 'plugins/module_utils')!r});"
         "from progress import Progress, end_when_abandoned;"
-        f"end_when_abandoned(Progress({str(tmp_path / 'progress')!r})); print('begun', flush=True); time.sleep(3600)"
+        f"end_when_abandoned(Progress({str(tmp_path / 'progress')!r})); print('begun', flush=True);"
+        "time.sleep(3600)"
     )
     module = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert module.stdout is not None and module.stdout.readline() == "begun\n"
