@@ -254,3 +254,4 @@ _CASTS: dict[str, Caster] = {
     "stop_major_faults_per_second": number(1, 1e6),
     "stop_swapped_pages_per_second": number(0, 1e6),
 }
+CAPACITY_VARIABLES = tuple(PREFIX + name for name in _CASTS)

@@ -29,6 +29,8 @@ GREY = "#555555"
 COLOURS = (OFF, ON, GAIN, "#CC79A7", "#56B4E9", LOSS, "#F0E442")
 DASHES = ("-", "--", "-.", ":")
 PANELS_IN_A_ROW = 3
+# So many groups of bars have room for figures in a larger type.
+_FEW = 4
 
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -63,7 +65,7 @@ def figure_2(summaries: Sequence[Summary]) -> Figure:
             "one figure shows one host, one number and one size of guests: choose a run with --run RUN_ID."
         )
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(max(10, 1.7 * len(drawn)), 4.6), layout="constrained")
+        figure = Figure(figsize=(max(10, 2.0 * len(drawn)), 4.6), layout="constrained")
         papers = [exact(PAPER_MIB_PER_VM.get(focus_of(summary.workload) or 0)) for summary in drawn]
         left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
         _grouped(
@@ -252,8 +254,11 @@ def _on_name(summaries: Sequence[Summary]) -> str:
 
 def _tick(summary: Summary) -> str:
     """What stands under the bars: workload and policy; a mix has a line for each workload."""
-    load = title(summary.workload).replace(": ", ":\n").replace(",", ",\n")
-    return f"{load}\n{summary.variant}"
+    breaks = {": ": ":\n", ",": ",\n", " fill": "\nfill", "-": "-\n"}
+    words = f"{title(summary.workload)}\n{summary.variant}"
+    for before, after in breaks.items():
+        words = words.replace(before, after)
+    return words
 
 
 def _grouped(
@@ -263,6 +268,7 @@ def _grouped(
     decimals: int,
 ) -> None:
     width = 0.8 / len(series)
+    size = 9 if len(summaries) <= _FEW else 7.5
     for number, (name, colour, values) in enumerate(series):
         known = [(place, value) for place, value in enumerate(values) if value is not None]
         places = [place + (number - (len(series) - 1) / 2) * width for place, _value in known]
@@ -275,10 +281,13 @@ def _grouped(
             color=colour,
             label=name,
         )
-        axes.bar_label(bars, [f"{value.mean:.{decimals}f}" for _place, value in known], padding=2, fontsize=9)
+        axes.bar_label(
+            bars, [f"{value.mean:.{decimals}f}" for _place, value in known], padding=2, fontsize=size
+        )
     axes.set_xticks(
         range(len(summaries)),
         [_tick(summary) for summary in summaries],
+        fontsize=size,
     )
     axes.margins(y=0.14)
     axes.tick_params(length=0)

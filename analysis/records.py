@@ -71,15 +71,15 @@ class CellRecords:
 
     @property
     def boot_key(self) -> str:
-        """Of which physical boot its guests are: cells with the same text are of one replicate.
+        """Of which physical boot its guests are: cells of a host with the same text are of one replicate.
 
-        The checkpoint and the time of its boot; where none was kept, the boot by its number in its run.
-        Needs a complete cell.
+        The time of the boot, which each checkpoint of it has; where it is not known, the boot by its number
+        in its run. Needs a complete cell.
         """
-        start = self.provenance["start"]
-        if start["checkpoint"] is not None:
-            return f"{start['checkpoint']} {start['booted_at']}"
-        return f"{self.records['on']['run_id']} boot {self.cell.boot}"
+        booted_at = self.provenance["start"]["booted_at"]
+        if booted_at is None:
+            return f"{self.records['on']['run_id']} boot {self.cell.boot}"
+        return str(booted_at)
 
     @property
     def page_size_bytes(self) -> int:

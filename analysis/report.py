@@ -72,7 +72,7 @@ _BEGAN = {
 }
 # Headings of what two policies are compared by
 _HEADS = tuple(column.head for column in COLUMNS if column.quantity in COMPARED)
-_COMPARED_WIDTH = 48
+_COMPARED_WIDTH, _DIFFERENCE_WIDTH = 50, 13
 
 
 def summary_text(
@@ -137,15 +137,14 @@ def _policy_lines(measured: Sequence[CellRecords]) -> list[str]:
 
 
 def _boot_lines(measured: Sequence[CellRecords]) -> list[str]:
-    """The checkpoints that the cells began from: which boots were measured, and when they were booted."""
+    """When the guests of the cells were booted, where the records know it."""
     boots = {}
     for cell in measured:
         start = cell.provenance["start"]
-        if start["checkpoint"] is not None:
+        if start["booted_at"] is not None:
             took = "" if start["boot_seconds"] is None else f" in {start['boot_seconds']:.0f} s"
-            digest = start["checkpoint"].removeprefix("sha256:")[:12]
-            boots[cell.boot_key] = f"{digest} of {start['booted_at']}{took}"
-    return [f"Booted: {', '.join(boots.values())}"] if boots else []
+            boots[start["booted_at"]] = f"{start['booted_at'][:19]}Z{took}"
+    return [f"Guests booted {', '.join(boots[when] for when in sorted(boots))}"] if boots else []
 
 
 def asked_knobs(records: CellRecords) -> dict[str, int | str]:
@@ -400,22 +399,26 @@ def _label(workload: str, policy: str) -> str:
 
 def _line(name: str, cells: Sequence[str]) -> str:
     widths = [_N_WIDTH, *(column.width for column in COLUMNS)]
-    cells_text = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-    return named(name, _LABEL_WIDTH, cells_text).rstrip()
+    text = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+    # A long name may use what the first column leaves free.
+    over = len(name) - _LABEL_WIDTH
+    if 0 <= over < len(text) - len(text.lstrip()):
+        return f"{name}{text[over:]}".rstrip()
+    return named(name, _LABEL_WIDTH, text).rstrip()
 
 
 def _difference_lines(differences: Sequence[PolicyDifference]) -> list[str]:
     """Each policy against the baseline, saving more (+) or less (-)."""
     lines = [
         "Saved more (+) or less (-) than by the other policy from the same checkpoint, MB/VM, by",
-        f"{'':<{_COMPARED_WIDTH}}{_BOOTS:>6}" + "".join(f"{head:>14}" for head in _HEADS),
+        f"{'':<{_COMPARED_WIDTH}}{_BOOTS:>6}" + "".join(f"{head:>{_DIFFERENCE_WIDTH}}" for head in _HEADS),
     ]
     lines.append("-" * len(lines[1]))
     return lines + [
         named(
             _difference_name(one),
             _COMPARED_WIDTH,
-            f"{one.n_boots:>6}" + "".join(f"{cell:>14}" for cell in _difference_cells(one)),
+            f"{one.n_boots:>6}" + "".join(f"{cell:>{_DIFFERENCE_WIDTH}}" for cell in _difference_cells(one)),
         )
         for one in differences
     ]

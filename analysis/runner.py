@@ -130,7 +130,8 @@ class Progress:
         """Handle one event; False, for it need not be stored."""
         handler = self._handlers().get(str(event.get("event")))
         self.seen += handler is not None
-        self.playbook = event.get("pid", self.playbook)
+        # The first one: after an interruption a teardown playbook speaks through it.
+        self.playbook = self.playbook or event.get("pid")
         if handler is not None:
             handler(event)
         return False

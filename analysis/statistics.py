@@ -217,6 +217,8 @@ def policy_differences(table: pd.DataFrame) -> list[PolicyDifference]:
     The baseline is the default policy, or where that was not measured the first by the alphabet.
     """
     usable = table[(table["status"] == COMPLETE) & (table["start_from"] == CHECKPOINT)]
+    # Two checkpoints of one boot would not be the same start.
+    usable = usable.assign(boot_key=usable["boot_key"] + " " + usable["checkpoint"])
     names = ["hypervisor", *(name for name in TREATMENT if name != "policy")]
     found = []
     for _key, rows in usable.groupby(names, sort=True):

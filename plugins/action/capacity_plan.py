@@ -9,9 +9,10 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from analysis.capacity_design import arms, check_variables
-from analysis.design import MIB, DesignError, check_run_id, new_run_id
+from analysis.capacity_design import CAPACITY_VARIABLES, arms, check_variables
+from analysis.design import MIB, VARIABLES, DesignError, check_run_id, new_run_id
 from analysis.errors import UserError
+from analysis.play_variables import play_variables
 
 DOCUMENTATION = r"""
 name: capacity_plan
@@ -20,13 +21,14 @@ description:
   - Runs on the controller only and writes nothing.
 options:
   experiment:
-    description: Every variable of the experiment; those that choose its cells are not looked at.
+    description: >-
+      Every variable of the experiment, those that choose its cells are not looked at; the play's own where it
+      is left out, as the other options.
     type: dict
-    required: true
-  capacity: {description: Every capacity_ variable, type: dict, required: true}
+  capacity: {description: Every capacity_ variable, type: dict}
   overhead_mib: {description: "host memory of one QEMU besides its guest's", type: int, default: 160}
-  directory: {description: Directory of all results, type: path, required: true}
-  run_id: {description: Name of the run; empty for the UTC time, type: str, default: ""}
+  directory: {description: Directory of all results, type: path}
+  run_id: {description: Name of the run; empty for the UTC time, type: str}
 attributes:
   check_mode:
     support: full
@@ -61,18 +63,25 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         result: dict[str, Any] = super().run(tmp, task_vars)
         _validation, arguments = self.validate_argument_spec(
             argument_spec={
-                "experiment": {"type": "dict", "required": True},
-                "capacity": {"type": "dict", "required": True},
+                "experiment": {"type": "dict"},
+                "capacity": {"type": "dict"},
                 "overhead_mib": {"type": "int", "default": 160},
-                "directory": {"type": "path", "required": True},
-                "run_id": {"type": "str", "default": ""},
+                "directory": {"type": "path"},
+                "run_id": {"type": "str"},
             }
         )
+        given = play_variables(
+            self, task_vars or {}, (*VARIABLES, *CAPACITY_VARIABLES, "results_directory", "run_id")
+        )
+        results = arguments["directory"] or given.get("results_directory", "results")
         try:
-            capacity, design = check_variables(arguments["capacity"], arguments["experiment"])
+            capacity, design = check_variables(
+                arguments["capacity"] or {name: given.get(name) for name in CAPACITY_VARIABLES},
+                arguments["experiment"] or {name: given.get(name) for name in VARIABLES},
+            )
             policies = arms(design)
-            run_id = check_run_id(str(arguments["run_id"]) or new_run_id())
-            directory = Path(arguments["directory"]).expanduser().absolute() / "capacity" / run_id
+            run_id = check_run_id(str(arguments["run_id"] or given.get("run_id") or "") or new_run_id())
+            directory = Path(results).expanduser().absolute() / "capacity" / run_id
             limit_bytes = capacity.limit_bytes(design, arguments["overhead_mib"])
             if directory.exists():
                 raise DesignError(f"run_id {run_id} exists as {directory}: give another run_id.")

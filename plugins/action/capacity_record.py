@@ -1,19 +1,18 @@
-"""Read a hypervisor at a step of a capacity run, and write the step's or the divergence's record.
+"""Take a step of a capacity run, or let its guests diverge, and write the record.
 
 Arguments:
-    phase: snapshot (read only, before the guests are probed or diverge), step or divergence (read again,
-        write the record).
-    plan: what the action capacity_plan returned; with its envelope_bytes the role envelope must have run.
+    phase: step (read the host, probe the guests, read again) or divergence (read, let every page held diverge
+        in all guests at once, read again, take the series that was begun before, verify what was written).
+    plan: what the action capacity_plan returned; with its envelope_bytes the envelope must exist.
     provenance: image_digest, accelerator, testbed_version and start; the rest is read from the host.
-    policy: off or another policy's name. guests: how many run.
-    before: what snapshot returned.
-    probes: guest name to what its probe printed, null for no answer; for a divergence those before it.
+    policy: off or another policy's name. guests: how many run. channels: guest name to its port's socket.
     converged: whether KSM had settled; null with the policy off (step).
-    series, divergences, answered_at, alive: what the sampler observed, what each guest's diverge printed,
-        the host's time after it, and how many guests hold all that they wrote (divergence).
+    probes: guest name to what its probe printed before, null for no answer (divergence).
+    series_job: the task that began the series in the background (divergence).
     proc_root, sys_root, run_root: the host's trees, for tests.
 
-Returns for snapshot: host, envelope, provenance, recorded_at, monotonic_seconds.
+A guest that does not answer is a finding: it is null in the record, and the step does not fit.
+
 Returns for step: record (path), stop (null or why), next_guests (null: the arm is over), fitting_guests (the
 most that fitted so far; null: none), msg. For divergence: record, msg.
 """
@@ -21,6 +20,7 @@ most that fitted so far; null: none), msg. For divergence: record, msg.
 from __future__ import annotations
 
 import json
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from analysis.design import MIB, make_private_directory, write_private
 from analysis.policies import OFF
 
 SCHEMA_VERSION = 2
+POLL_SECONDS = 2
 PROVENANCE_GIVEN = ("image_digest", "accelerator", "testbed_version", "start")
 VMSTAT = ("pgfault", "pgmajfault", "cow_ksm", "pswpin", "pswpout", "oom_kill")
 RESOURCES = ("cpu", "memory", "io")
@@ -48,22 +49,24 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     TRANSFERS_FILES = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Read, and write what is asked."""
+        """Do it, and write what was seen."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        args = self._arguments()
-        seen = self._snapshot(args, task_vars or {})
-        if seen.get("failed") or seen.get("unreachable") or args["phase"] == "snapshot":
-            return {**result, "changed": False, **seen}
-        hypervisor = str((task_vars or {})["inventory_hostname"])
-        make = step_record if args["phase"] == "step" else divergence_record
-        record = make(args, hypervisor, seen)
+        args, variables = self._arguments(), task_vars or {}
+        hypervisor = str(variables["inventory_hostname"])
+        if self._task.check_mode:
+            return {**result, "changed": False, "msg": f"would take and record a {args['phase']}"}
+        try:
+            if args["phase"] == "step":
+                record = self._step(args, hypervisor, variables)
+            else:
+                record = self._divergence(args, hypervisor, variables)
+        except _ModuleFailed as failed:
+            return {**result, **failed.result}
         wrong = breach(record, "capacity")
         if wrong:
             raise AnsibleActionFail(f"capacity_record: the {record['kind']} record is not valid at {wrong}")
         folder = Path(args["plan"]["directory"]) / hypervisor
         path = folder / file_name(record)
-        if self._task.check_mode:
-            return {**result, "changed": False, "record": str(path), "msg": f"would write {path}"}
         try:
             make_private_directory(folder)
             write_private(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
@@ -75,31 +78,76 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         else:
             outcome = progress(record, folder, args["plan"])
         Display().display(f"    [{hypervisor}] {outcome['msg']}")
-        return {**result, "changed": False, "record": str(path), **outcome}
+        return {**result, "changed": True, "record": str(path), **outcome}
+
+    def _step(self, args: dict[str, Any], hypervisor: str, task_vars: dict[str, Any]) -> dict[str, Any]:
+        before = self._snapshot(args, task_vars)
+        probes = self._ask(args, task_vars, "probed", probe_seconds=args["plan"]["capacity"]["probe_seconds"])
+        after = self._snapshot(args, task_vars)
+        return step_record({**args, "before": before, "probes": probes}, hypervisor, after)
+
+    def _divergence(self, args: dict[str, Any], hypervisor: str, task_vars: dict[str, Any]) -> dict[str, Any]:
+        before = self._snapshot(args, task_vars)
+        said = self._ask(args, task_vars, "diverged")
+        after = self._snapshot(args, task_vars)
+        series = self._series(args["series_job"], task_vars)
+        written = {name: answer["digest"] for name, answer in said.items() if answer}
+        proof = self._ask(args, task_vars, "verified", expected=written)
+        seen = {
+            "before": before,
+            "series": series,
+            "divergences": said,
+            "answered_at": after["recorded_at"],
+            "alive": sum(bool(verdict and verdict["intact"]) for verdict in proof.values()),
+        }
+        return divergence_record({**args, **seen}, hypervisor, after)
+
+    def _module(self, name: str, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+        answer: dict[str, Any] = self._execute_module(
+            module_name=name, module_args=arguments, task_vars=task_vars
+        )
+        if answer.get("failed") or answer.get("unreachable"):
+            raise _ModuleFailed(answer)
+        return answer
+
+    def _ask(
+        self, args: dict[str, Any], task_vars: dict[str, Any], state: str, **options: Any
+    ) -> dict[str, Any]:
+        """Guest -> its answer, None for a silent one."""
+        if not args["channels"]:
+            return {}
+        asked = {"state": state, "channels": args["channels"], "silence": "null", **options}
+        answers: dict[str, Any] = self._module("workload", asked, task_vars)["answers"]
+        return answers
+
+    def _series(self, job: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+        """Wait for the series in the background; what it observed."""
+        asked = {"jid": job["ansible_job_id"], "_async_dir": str(Path(job["results_file"]).parent)}
+        while True:
+            answer = self._module("ansible.legacy.async_status", {**asked, "mode": "status"}, task_vars)
+            if answer.get("finished", True):
+                self._module("ansible.legacy.async_status", {**asked, "mode": "cleanup"}, task_vars)
+                observed: dict[str, Any] = answer["observed"]
+                return observed
+            time.sleep(POLL_SECONDS)
 
     def _arguments(self) -> dict[str, Any]:
         _, args = self.validate_argument_spec(
             argument_spec={
-                "phase": {"type": "str", "required": True, "choices": ["snapshot", "step", "divergence"]},
+                "phase": {"type": "str", "required": True, "choices": ["step", "divergence"]},
                 "plan": {"type": "dict", "required": True},
                 "provenance": {"type": "dict", "default": {}},
                 "policy": {"type": "str", "default": OFF},
-                "guests": {"type": "int"},
-                "before": {"type": "dict"},
-                "probes": {"type": "dict", "default": {}},
+                "guests": {"type": "int", "required": True},
+                "channels": {"type": "dict", "default": {}},
                 "converged": {"type": "bool"},
-                "series": {"type": "dict"},
-                "divergences": {"type": "dict", "default": {}},
-                "answered_at": {"type": "str"},
-                "alive": {"type": "int", "default": 0},
+                "probes": {"type": "dict", "default": {}},
+                "series_job": {"type": "dict"},
                 "proc_root": {"type": "str", "default": "/proc"},
                 "sys_root": {"type": "str", "default": "/sys"},
                 "run_root": {"type": "str", "default": "/run"},
             },
-            required_if=[
-                ("phase", "step", ("guests", "before")),
-                ("phase", "divergence", ("guests", "before", "series", "answered_at")),
-            ],
+            required_if=[("phase", "divergence", ("series_job",))],
         )
         # Templated values carry Ansible's tags; a record is plain JSON.
         plain: dict[str, Any] = json.loads(json.dumps(args))
@@ -107,24 +155,23 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
     def _snapshot(self, args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         roots = {name: args[name] for name in ("proc_root", "sys_root", "run_root")}
-        measured: dict[str, Any] = self._execute_module(
-            module_name="measure_host", module_args={"domains": {}, **roots}, task_vars=task_vars
-        )
-        if measured.get("failed") or measured.get("unreachable"):
-            return measured
+        measured = self._module("measure_host", {"domains": {}, **roots}, task_vars)
         envelope = None
         if args["plan"]["envelope_bytes"]:
-            read: dict[str, Any] = self._execute_module(
-                module_name="envelope", module_args={"state": "read"}, task_vars=task_vars
-            )
-            if read.get("failed") or read.get("unreachable"):
-                return read
-            envelope = read["memory"]
+            envelope = self._module("envelope", {"state": "read"}, task_vars)["memory"]
         return {
             "host": measured["observed"]["host"],
             "envelope": envelope,
             **{name: measured[name] for name in ("provenance", "recorded_at", "monotonic_seconds")},
         }
+
+
+class _ModuleFailed(Exception):  # noqa: N818 -- it carries a module's result
+    """A module on the host failed; its result."""
+
+    def __init__(self, result: dict[str, Any]) -> None:
+        super().__init__(result.get("msg"))
+        self.result = result
 
 
 def step_record(args: dict[str, Any], hypervisor: str, after: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from ansible.plugins.action import ActionBase
 
 from analysis import design as matrix
 from analysis.errors import UserError
+from analysis.play_variables import play_variables
 
 DOCUMENTATION = r"""
 name: plan
@@ -23,22 +24,18 @@ description:
   - What an unfinished attempt at a pending cell left is moved to C(<cell>.attempt<n>).
 options:
   variables:
-    description: Every variable of the experiment, as Ansible has it, see docs/variables.md.
+    description: Every variable of the experiment, see docs/variables.md; the play's own where it is left out.
     type: dict
-    required: true
   hypervisors:
-    description: Inventory names of the hosts that run the guests.
+    description: Inventory names of the hosts that run the guests; the group hypervisors where it is left out.
     type: list
     elements: str
-    required: true
   directory:
-    description: Directory of all results.
+    description: Directory of all results; the play's results_directory where it is left out.
     type: path
-    required: true
   run_id:
-    description: Name of the run; empty for the UTC time.
+    description: Name of the run, empty for the UTC time; the play's run_id where it is left out.
     type: str
-    default: ""
 attributes:
   check_mode:
     support: full
@@ -47,12 +44,6 @@ attributes:
 EXAMPLES = r"""
 - name: Plan the run
   plan:
-    variables:
-      focus: "{{ focus }}"
-      guests: "{{ guests }}"
-    hypervisors: "{{ groups['hypervisors'] }}"
-    directory: results
-    run_id: "{{ run_id | default('') }}"
   register: plan
   run_once: true
 """
@@ -117,19 +108,23 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         result: dict[str, Any] = super().run(tmp, task_vars)
         _validation, arguments = self.validate_argument_spec(
             argument_spec={
-                "variables": {"type": "dict", "required": True},
-                "hypervisors": {"type": "list", "elements": "str", "required": True},
-                "directory": {"type": "path", "required": True},
-                "run_id": {"type": "str", "default": ""},
+                "variables": {"type": "dict"},
+                "hypervisors": {"type": "list", "elements": "str"},
+                "directory": {"type": "path"},
+                "run_id": {"type": "str"},
             }
         )
+        given = play_variables(self, task_vars or {}, (*matrix.VARIABLES, "results_directory", "run_id"))
+        variables = arguments["variables"] or {name: given.get(name) for name in matrix.VARIABLES}
+        hypervisors = arguments["hypervisors"] or (task_vars or {}).get("groups", {}).get("hypervisors", [])
         write = not self._task.check_mode
         try:
-            design = matrix.Design.from_variables(arguments["variables"])
-            results = Path(arguments["directory"]).expanduser().absolute()
-            run_id = str(arguments["run_id"]) or matrix.new_run_id()
+            design = matrix.Design.from_variables(variables)
+            directory = arguments["directory"] or given.get("results_directory", "results")
+            results = Path(directory).expanduser().absolute()
+            run_id = str(arguments["run_id"] or given.get("run_id") or matrix.new_run_id())
             run_directory = results / run_id
-            new = matrix.make_plan(design, [str(name) for name in arguments["hypervisors"]], run_id)
+            new = matrix.make_plan(design, [str(name) for name in hypervisors], run_id)
             started = (run_directory / matrix.PLAN_FILE).exists()
             plan = matrix.open_run(results, new, write=write)
             pending = matrix.pending_cells(plan, run_directory)

@@ -58,7 +58,8 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {
-            "largest_number": largest_number, "ports_of": ports_of,
+            "largest_number": largest_number,
+            "ports_of": ports_of,
             "policy_services": policy_services,
             "what_is_left": what_is_left,
         }

@@ -54,7 +54,7 @@ def synthetic_start(boot: int, **changes: Any) -> dict[str, Any]:
     return {
         "from": "checkpoint",
         "checkpoint": "sha256:" + f"{boot:064x}",
-        "booted_at": "2026-11-23T18:00:00.000000Z",
+        "booted_at": f"2026-11-23T{boot:02d}:00:00.000000Z",
         "boot_seconds": 200.0,
         "restore_seconds": 9.0,
         "loaded": False,

@@ -99,7 +99,7 @@ def test_explain_draws_its_figures(capsys: pytest.CaptureFixture[str], results: 
     paths = [tmp_path / name for name in ("ledger.svg", "burndown.svg")]
     words = ["--figure", str(paths[0]), "--burndown", str(paths[1])]
     assert main(["explain", "--results", str(results), *words]) == 0
-    assert "Focus 2, constant fill" in capsys.readouterr().out
+    assert "2 constant fill, ksm" in capsys.readouterr().out
     assert all(path.read_text().count("<svg") == 1 for path in paths)
 
 

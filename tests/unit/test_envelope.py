@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,8 @@ def test_v1_is_bounded_read_and_bounded_again_without_a_change(v1: tuple[dict[st
         "pressure": None,
     }
     assert run(MODULE, memory_bytes=800 * MIB, **host_roots)["changed"] is False
+    foreseen = run(MODULE, check=True, memory_bytes=700 * MIB, **host_roots)
+    assert (foreseen["changed"], foreseen["memory"]["limit_bytes"]) == (True, 800 * MIB)
     assert run(MODULE, state="read", **host_roots)["path"] == str(folder)
 
 
@@ -118,7 +122,9 @@ def test_an_empty_one_is_removed_and_stays_so(tmp_path: Path) -> None:
     assert not folder.exists()
     assert folder.parent.is_dir()
     assert run(MODULE, state="absent", **host_roots)["changed"] is False
-    assert "does not exist" in run(MODULE, state="read", **host_roots)["msg"]
+    assert (
+        run(MODULE, state="read", **host_roots)["msg"] == f"{folder} does not exist: make the envelope first"
+    )
 
 
 def test_without_the_memory_controller_it_says_what_to_do(tmp_path: Path) -> None:
@@ -126,3 +132,39 @@ def test_without_the_memory_controller_it_says_what_to_do(tmp_path: Path) -> Non
     assert "set capacity_envelope_mib to 0" in run(MODULE, memory_bytes=8 * MIB, **host_roots)["msg"]
     # A teardown must not fail for it.
     assert run(MODULE, state="absent", **host_roots)["changed"] is False
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """A folder of this host's own memory controller, as if it were all of it; nothing runs inside."""
+    mounted = envelope.hierarchies(Path("/proc/mounts").read_text())
+    bounding = next((one for one in mounted if one.memory), None)
+    if os.geteuid() != 0 or bounding is None:
+        pytest.skip("needs root and a mounted memory controller")
+    folder = bounding.mount / f"ksm-testbed-unit-{os.getpid()}"
+    folder.mkdir()
+    try:
+        if bounding.unified and "memory" not in (folder / "cgroup.controllers").read_text().split():
+            pytest.skip("needs a memory controller that the root hands on")
+        kind = "cgroup2 {0} cgroup2 rw" if bounding.unified else "cgroup {0} cgroup rw,memory"
+        yield host(tmp_path, f"{kind.format(folder)} 0 0\n")
+    finally:
+        for made in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+            made.rmdir()
+        folder.rmdir()
+
+
+def test_the_kernel_takes_the_limit_and_gives_up_the_cgroup(kernel: dict[str, Any]) -> None:
+    made = run(MODULE, memory_bytes=128 * MIB, **kernel)
+    assert made["changed"] is True
+    assert made["memory"]["limit_bytes"] == 128 * MIB
+    assert made["memory"]["usage_bytes"] < MIB
+    assert made["memory"]["failcnt"] == 0
+    assert run(MODULE, memory_bytes=128 * MIB, **kernel)["changed"] is False
+    foreseen = run(MODULE, check=True, memory_bytes=256 * MIB, **kernel)
+    assert (foreseen["changed"], foreseen["memory"]["limit_bytes"]) == (True, 128 * MIB)
+    assert run(MODULE, state="read", **kernel)["memory"]["limit_bytes"] == 128 * MIB
+    assert run(MODULE, memory_bytes=256 * MIB, **kernel)["memory"]["limit_bytes"] == 256 * MIB
+    assert run(MODULE, state="absent", **kernel)["changed"] is True
+    assert run(MODULE, state="absent", **kernel)["changed"] is False
+    assert "make the envelope first" in run(MODULE, state="read", **kernel)["msg"]

@@ -304,7 +304,7 @@ STARTING, FOLLOWED = "while it starts the sampler", "while it follows the sample
 def test_the_sampler_ends_with_the_controller(tmp_path: Path, number: signal.Signals, moment: str) -> None:
     play = Play(tmp_path)
     (play.tree / "sys/kernel/mm/ksm/smart_scan").write_text("0\n")
-    requested = {**REQUESTED, "convergence": {**REQUESTED["convergence"], "timeout_seconds": 86400}}  # type: ignore[dict-item]
+    requested = {**REQUESTED, "convergence": {**REQUESTED["convergence"], "timeout_seconds": 3600}}  # type: ignore[dict-item]
     command, environment = play.command([play.arguments("merge", requested=requested)])
     said = tmp_path / "said"
     with said.open("w") as output:

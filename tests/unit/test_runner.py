@@ -3,11 +3,8 @@
 import io
 import json
 import os
-import signal
-import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +77,7 @@ def test_progress_and_proof_of_a_whole_campaign(project: Path, tmp_path: Path) -
     code, out = run(project)
     assert code == 0
     assert "] == Measure\n" in out
-    assert "] Copy what was prepared\n" in out
-    assert "localhost: done in" in out
+    assert "Copy what was prepared" not in out
     assert f"every planned record of run {RUN_ID} exists" in out
     assert private_directories() == before
 
@@ -126,56 +122,51 @@ def test_an_ending_without_a_plan_is_no_success(project: Path) -> None:
     assert "no cell was planned" in out
 
 
-def test_ctrl_c_tears_down_and_says_how_to_go_on(project: Path, tmp_path: Path) -> None:
-    wait = "- name: Merge for long\n  ansible.builtin.wait_for:\n    timeout: 120\n"
-    prepare(project, tmp_path, lambda _cell, records: records.pop("verify"), wait)
-    mark = tmp_path / "torn-down"
-    leave_mark = f"""
-- name: Put right
-  hosts: localhost
-  gather_facts: false
-  tasks:
-    - name: Leave a mark
-      ansible.builtin.copy:
-        content: "{{{{ run_id }}}}"
-        dest: {mark}
-        mode: "0600"
-"""
-    write_playbook(project, "teardown", leave_mark)
-    code = (
-        "import sys; from pathlib import Path; from analysis.runner import Campaign, drive;"
-        f"project = Path({str(project)!r});"
-        f"campaign = Campaign(project, project / 'results', None, {{'focus': '1'}}, {RUN_ID!r});"
-        "sys.exit(drive(campaign, sys.stdout))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if "Merge for long" in line:
-            time.sleep(1)
-            process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
-    out = "".join(lines)
-    assert "interrupted: putting the host right" in out
-    assert mark.read_text() == RUN_ID
-    assert f"go on with: python -m analysis run --resume {RUN_ID}" in out
+def shown(*events: dict[str, Any]) -> list[str]:
+    out = io.StringIO()
+    progress = Progress(out)
+    for event in events:
+        progress.event(event)
+    return out.getvalue().splitlines()
+
+
+def said(*events: dict[str, Any]) -> list[str]:
+    """What is shown, without the time."""
+    return [line.split("] ", 1)[1].strip() for line in shown(*events)]
 
 
 def test_the_lines_of_long_tasks_are_printed_as_they_come() -> None:
-    out = io.StringIO()
-    progress = Progress(out)
-    progress.event({"event": "verbose", "stdout": "guest01 is up\n\nguest02 is up"})
-    progress.event({"event": "runner_on_start", "stdout": "not shown"})
+    assert said(
+        {"event": "verbose", "stdout": "    [host1] guest01 is up\r\n\r\nguest02 is up"},
+        {"event": "runner_on_start", "stdout": "not shown"},
+    ) == ["[host1] guest01 is up", "guest02 is up"]
+
+
+def test_a_line_that_has_its_time_gets_no_other() -> None:
+    line = "[ 12:07] cell 3 of 12 idle-ksm-guests15-boot1-rep1: merge"
+    assert shown({"event": "verbose", "stdout": f"{line}\r\n"}) == [line]
+
+
+def test_failures_are_told_where_they_are_not_ignored() -> None:
     ignored = {"host": "h", "task": "t", "ignore_errors": True, "res": {"msg": "no matter"}}
-    progress.event({"event": "runner_on_failed", "event_data": ignored})
-    unreachable = {"host": "guest02", "task": "Ping", "res": {"msg": "no route"}}
-    progress.event({"event": "runner_on_unreachable", "event_data": unreachable})
-    assert [line.split("] ", 1)[1].strip() for line in out.getvalue().splitlines()] == [
-        "guest01 is up",
-        "guest02 is up",
-        "guest02: FAILED in 'Ping': no route",
+    unreachable = {"host": "host2", "task": "Ping", "res": {"msg": "no route"}}
+    assert said(
+        {"event": "runner_on_failed", "event_data": ignored},
+        {"event": "runner_on_unreachable", "event_data": unreachable},
+    ) == ["host2: FAILED in 'Ping': no route"]
+
+
+def test_slow_tasks_are_told_outside_the_measurement_only() -> None:
+    slow = {"event": "runner_on_ok", "event_data": {"host": "host1", "task": "Install", "duration": 93.6}}
+    quick = {"event": "runner_on_ok", "event_data": {"host": "host1", "task": "Look", "duration": 0.3}}
+    plays = [
+        {"event": "playbook_on_play_start", "event_data": {"name": name}}
+        for name in ("Provision", "Measure the cells")
+    ]
+    assert said(plays[0], slow, quick, plays[1], slow) == [
+        "== Provision",
+        "[host1] Install: 94 s",
+        "== Measure the cells",
     ]
 
 

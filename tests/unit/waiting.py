@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 # Against a test that hangs, never a measure of anything.
-FOREVER_SECONDS = 900
+FOREVER_SECONDS = 300
 
 
 def wait_until(happened: Callable[[], object], what: str) -> None:

@@ -1,0 +1,236 @@
+"""Whatever ends a run while it measures, its cell is recorded and its hosts are put right, to the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planned import RUN_ID, planned
+from plugin_files import load
+from small_project import SmallProject
+from waiting import FOREVER_SECONDS, wait_until
+
+from analysis.design import cell_directory, open_run
+
+PLAN = planned(hosts=("host1", "host2"), focus="1")
+(CELL_ID,) = {cell.cell_id for cell in PLAN.cells}
+
+
+def touch(name: str, path: Path) -> dict[str, Any]:
+    return {
+        "name": name,
+        "ansible.builtin.copy": {"content": "{{ inventory_hostname }}", "dest": str(path), "mode": "0600"},
+    }
+
+
+def wait_for(name: str, path: Path) -> dict[str, Any]:
+    return {"name": name, "ansible.builtin.wait_for": {"path": str(path), "timeout": 3600, "sleep": 1}}
+
+
+class Interrupted:
+    """A run of one cell on two hosts that merges for ever, and whose teardown waits to be let go."""
+
+    def __init__(self, folder: Path, play: str = "Measure the cells") -> None:
+        self.project = SmallProject(folder, ("host1", "host2"))
+        self.project.results = folder / "results" / RUN_ID
+        open_run(folder / "results", PLAN)
+        self.begun, self.go, self.done = folder / "begun", folder / "go", folder / "done"
+        cells = [asdict(cell) for cell in PLAN.cells if cell.hypervisor == "host1"]
+        merge = {**wait_for("Follow it", folder / "never"), "vars": {"phase": "merge"}}
+        self.project.experiment(cells, [merge], play=play)
+        self.teardown = [
+            touch("Say that it began", folder / "begun.{{ inventory_hostname }}"),
+            wait_for("Wait", self.go),
+            touch("Say that it is done", folder / "done.{{ inventory_hostname }}"),
+        ]
+        play_of_teardown = {"name": "Put right", "hosts": "hypervisors", "gather_facts": False}
+        self.project.write("teardown.yml", [{**play_of_teardown, "tasks": self.teardown}])
+
+    def marks(self, of: Path) -> list[str]:
+        """The hosts that have left this mark."""
+        return sorted(path.suffix[1:] for path in of.parent.glob(f"{of.name}.*"))
+
+    def until_it_merges(self, *words: str, **options: Any) -> subprocess.Popen[str]:
+        run = self.project.start(*words, start_new_session=True, **options)
+        wait_until(lambda: len(waiting(self.project.folder)) == 2, "both hosts wait")
+        return run
+
+
+def waiting(folder: Path) -> list[str]:
+    """Processes of the module wait_for of a run in this folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        # The interpreter and the module, not the shells that started it.
+        if len(words) == 3 and words[1].startswith(bytes(folder / "remote")) and b"wait_for" in words[1]:
+            found.append(process.name)
+    return found
+
+
+@pytest.mark.parametrize("signals", [("SIGINT",), ("SIGTERM",), ("SIGHUP",), ("SIGINT", "SIGINT", "SIGTERM")])
+def test_a_run_that_is_interrupted_puts_its_hosts_right(tmp_path: Path, signals: Sequence[str]) -> None:
+    case = Interrupted(tmp_path)
+    run = case.until_it_merges()
+    first, *later = [signal.Signals[name] for name in signals]
+    run.send_signal(first)
+    wait_until(lambda: case.marks(case.begun) == ["host1", "host2"], "the teardown has begun")
+    for number in later:
+        # As a terminal does: to all of the process group.
+        os.killpg(run.pid, number)
+    case.go.touch()
+    assert run.wait(FOREVER_SECONDS) != 0
+    said = case.project.said()
+    assert case.marks(case.done) == ["host1", "host2"], said
+    assert said.count("Interrupted: restoring the KSM settings and removing the guests") == 1
+    assert "failed: run `make teardown`" not in said
+    assert waiting(tmp_path) == []
+    for cell in PLAN.cells:
+        record = json.loads((cell_directory(case.project.results, cell) / "failed.json").read_text())
+        expected = {"phase": "merge", "task": "Follow it", "message": "interrupted by the user"}
+        assert record["observed"] == expected
+
+
+def test_a_second_ctrl_c_before_the_teardown_has_begun_does_not_prevent_it(tmp_path: Path) -> None:
+    case = Interrupted(tmp_path)
+    case.go.touch()
+    run = case.until_it_merges()
+    for _ in range(20):
+        os.killpg(run.pid, signal.SIGINT)
+    assert run.wait(FOREVER_SECONDS) != 0
+    assert case.marks(case.done) == ["host1", "host2"], case.project.said()
+
+
+def test_ctrl_c_at_ansible_runner_does_the_same_and_says_how_to_go_on(tmp_path: Path) -> None:
+    case = Interrupted(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from analysis.runner import Campaign, drive;"
+        f"folder = Path({str(tmp_path)!r});"
+        f"campaign = Campaign(folder, folder / 'results', folder / 'hosts.ini', {{}}, {RUN_ID!r});"
+        "sys.exit(drive(campaign, sys.stdout))"
+    )
+    with (tmp_path / "said").open("w") as said:
+        campaign = subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=case.project.environment(),
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
+    wait_until(lambda: len(waiting(tmp_path)) == 2, "both hosts wait")
+    os.killpg(campaign.pid, signal.SIGINT)
+    wait_until(lambda: case.marks(case.begun) == ["host1", "host2"], "the teardown has begun")
+    os.killpg(campaign.pid, signal.SIGINT)
+    case.go.touch()
+    assert campaign.wait(FOREVER_SECONDS) == 130
+    told = case.project.said()
+    assert "Interrupted: restoring the KSM settings" in told
+    assert case.marks(case.done) == ["host1", "host2"], told
+    assert f"host1 {CELL_ID}: failed in merge, task 'Follow it': interrupted by the user" in told
+    assert f"go on with: python -m analysis run --resume {RUN_ID}" in told
+
+
+def test_only_the_hosts_of_the_run_are_put_right(tmp_path: Path) -> None:
+    case = Interrupted(tmp_path)
+    case.go.touch()
+    run = case.project.start("--limit", "host2", start_new_session=True)
+    wait_until(lambda: len(waiting(tmp_path)) == 1, "the host waits")
+    run.send_signal(signal.SIGINT)
+    assert run.wait(FOREVER_SECONDS) != 0
+    assert case.marks(case.done) == ["host2"], case.project.said()
+    written = case.project.results.rglob("failed.json")
+    assert [path.parent.parent.name for path in written] == ["host2"]
+
+
+def test_a_run_that_does_not_measure_changes_no_host(tmp_path: Path) -> None:
+    case = Interrupted(tmp_path, play="Only look")
+    run = case.until_it_merges()
+    run.send_signal(signal.SIGINT)
+    assert run.wait(FOREVER_SECONDS) != 0
+    assert case.marks(case.begun) == []
+    assert list(case.project.results.rglob("failed.json")) == []
+
+
+def test_a_run_that_ends_by_itself_is_not_put_right_again(tmp_path: Path) -> None:
+    case = Interrupted(tmp_path)
+    fails = {"name": "Fail", "ansible.builtin.fail": {"msg": "no"}, "vars": {"phase": "load"}}
+    case.project.write("cell.yml", [fails])
+    code, _ = case.project.run()
+    assert code == 2
+    assert case.marks(case.begun) == []
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Path]:
+    """The callback, owing, in a project whose ansible-playbook says what it was told; and the project."""
+    put_right = load("plugins/callback/put_right.py")
+    printer = tmp_path / "ansible-playbook"
+    printer.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nprintf "read %s\\n" "$(cat)"\nexit 3\n')
+    printer.chmod(0o755)
+    monkeypatch.setattr(put_right.sys, "executable", str(tmp_path / "python3"))
+    # This process keeps its signals.
+    monkeypatch.setattr(put_right, "_ignore_signals", lambda: None)
+    callback = put_right.CallbackModule()
+    callback.teardown = tmp_path / "playbooks/teardown.yml"
+    return callback, tmp_path
+
+
+def told(
+    asked: tuple[Any, Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, **given: Any
+) -> list[str]:
+    callback, _ = asked
+    monkeypatch.setattr("ansible.context.CLIARGS", given)
+    callback.put_right()
+    assert capfd.readouterr().err == ""
+    callback.owed = True
+    callback.put_right()
+    callback.owed = False
+    return capfd.readouterr().err.splitlines()[2:]
+
+
+def test_the_teardown_gets_the_inventory_limit_variables_and_rights_of_the_run(
+    asked: tuple[Any, Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = asked[1]
+    said = told(
+        asked,
+        capfd,
+        monkeypatch,
+        inventory=(str(folder),),
+        subset="host1",
+        extra_vars=("guests=2", '{"focus": 2}'),
+        become_password_file=str(folder / "password"),
+    )
+    assert said == [
+        *("-i", str(folder), "--limit", "host1", "-e", "guests=2", "-e", '{"focus": 2}'),
+        *("--become-password-file", str(folder / "password")),
+        str(folder / "playbooks/teardown.yml"),
+        "read ",
+        f"{folder}/playbooks/teardown.yml failed: run `make teardown`.",
+    ]
+
+
+def test_a_password_that_was_asked_for_is_not_asked_for_again_and_is_in_no_command_line(
+    asked: tuple[Any, Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Context:
+        become_pass = "open sesame"  # noqa: S105 -- of nobody
+
+    asked[0].set_play_context(Context())
+    said = told(asked, capfd, monkeypatch, become_ask_pass=True)
+    assert said[:4] == [
+        "--become-password-file",
+        "-",
+        str(asked[0].teardown),
+        "read open sesame",
+    ]
