@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from channel_guest import ChannelGuest, answer
 from plugin_files import ROOT, RUN, load, run
-from waiting import wait_until
+from waiting import FOREVER_SECONDS, wait_until
 
 from analysis.capacity import PROBES
 
@@ -290,7 +290,7 @@ def test_a_module_whose_controller_has_gone_waits_no_longer(guests: Guests, tmp_
         wait_until(lambda: guests.made[0].heard, "the guest is asked")
         assert process.poll() is None
         progress.unlink()
-        assert process.wait(timeout=20) == 1
+        assert process.wait(timeout=FOREVER_SECONDS) == 1
 
 
 # The guest's program behind the channel
