@@ -3,12 +3,13 @@
 Arguments:
     phase: off, merge, on, verify or failed.
     run_id, cell, requested: as in the record (analysis/schema/record.schema.json).
-    provenance: design_digest, image_digest, accelerator and testbed_version; the rest is read from the host.
+    provenance: design_digest, image_digest, accelerator, testbed_version and start; the rest is read from the
+        host.
     directory: the cell's folder on the controller, absolute; created with mode 0700.
     domains: guest name to libvirt domain name (off, on).
     workload: guest name to what filled it (off, on); empty where nothing was filled.
     verify: guest name to the digests before and after merging (verify).
-        Of a mix both name exactly the guests whose workload fills memory; their names are those of domains.
+        Of a mix both name the guests that hold something, by their names in domains.
     failure: phase, task and message (failed).
     start_ksm: merge begins with writing 1 to run (default true).
     until, duration_seconds: what ends merge (converged or seconds), as in the module measure_series.
@@ -61,7 +62,7 @@ MIB = 1 << 20
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
-    """Controller side of the role measure."""
+    """Controller side; see the module's text."""
 
     _supports_check_mode = True
     _supports_async = False

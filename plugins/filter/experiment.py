@@ -7,7 +7,7 @@ from typing import Any
 
 from analysis.mix import guest_workloads, parse_mix
 
-# The phase of a cell that a task belongs to, by its action; the record's own phase comes first.
+# The phase of a cell that a task belongs to, by its action, where it says none itself.
 PHASES = {"ksm": "restore", "guests": "restore", "workload": "load", "census_record": "census"}
 
 
@@ -59,11 +59,12 @@ def phase_of(task: Mapping[str, Any]) -> str:
     action, arguments = str(task.get("action", "")).rpartition(".")[2], task.get("args") or {}
     if action == "measure_record":
         return str(arguments.get("phase", "merge"))
+    said = (task.get("vars") or {}).get("phase")
+    if said:
+        return str(said)
     if action == "workload":
         return "verify" if arguments.get("state") == "verified" else "load"
     return PHASES.get(action, "restore")
-
-
 
 
 class FilterModule:

@@ -259,6 +259,14 @@ def moment(text: str) -> str:
     return f"{aware.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
+def filled_in(what: str, template: str, values: Mapping[str, Any]) -> str:
+    """Return a template with its $names filled in."""
+    try:
+        return string.Template(template).substitute(values)
+    except (KeyError, ValueError) as error:
+        raise GuestError(f"{what} cannot be filled in: {error}; a dollar sign is written $$") from None
+
+
 def wave_size(asked: int, accelerator: str, cpus: int) -> int:
     """Return how many guests boot at once: an emulated boot fills a CPU, others wait for the disk."""
     if asked > 0:
@@ -526,25 +534,24 @@ class Testbed:
     def definition(self, guest: Guest) -> str:
         """Return the XML of a guest that boots."""
         partition = self.params["partition"]
-        return string.Template(self.params["domain_xml"]).substitute(
-            domain=guest.domain,
-            name=guest.name,
-            overlay=guest.overlay,
-            seed=guest.seed,
-            console=guest.console,
-            channel=guest.channel,
-            ssh_port=guest.ssh_port,
-            resource=f"<resource><partition>{partition}</partition></resource>" if partition else "",
-        )
+        values = {
+            "domain": guest.domain,
+            "name": guest.name,
+            "overlay": guest.overlay,
+            "seed": guest.seed,
+            "console": guest.console,
+            "channel": guest.channel,
+            "ssh_port": guest.ssh_port,
+            "resource": f"<resource><partition>{partition}</partition></resource>" if partition else "",
+        }
+        return filled_in("domain_xml", self.params["domain_xml"], values)
 
     def make_seed(self, guest: Guest) -> None:
         """Write a guest's NoCloud seed."""
         source = guest.folder / "seed"
         source.mkdir()
-        user_data = string.Template(self.params["user_data"]).substitute(
-            name=guest.name, ssh_public_key=self.params["ssh_public_key"]
-        )
-        (source / "user-data").write_text(user_data)
+        values = {"name": guest.name, "ssh_public_key": self.params["ssh_public_key"]}
+        (source / "user-data").write_text(filled_in("user_data", self.params["user_data"], values))
         (source / "meta-data").write_text(
             f"instance-id: {guest.name}-{time.time_ns()}\nlocal-hostname: {guest.name}\ndsmode: local\n"
         )
@@ -582,7 +589,7 @@ class Testbed:
         with named(guest, "started"):
             self.connection.createXML(self.definition(guest))
         pid = pid_of(guest)
-        if Path(f"/proc/{pid}").stat().st_uid == 0:
+        if owner_of(pid)[0] == 0:
             raise GuestError('QEMU runs as root: set user = "libvirt-qemu" in /etc/libvirt/qemu.conf')
         while not self.given_up.is_set():
             if not self.runs(guest):
@@ -658,21 +665,23 @@ class Testbed:
                     under_way[pool.submit(self.boot, guest)] = guest.name
                     return
 
-            for _ in range(bound):
-                start_next()
-            while under_way:
-                done, _ = wait(under_way, return_when=FIRST_COMPLETED)
-                for future in done:
-                    name = under_way.pop(future)
-                    if future.exception():
-                        self.given_up.set()
-                    boots[name] = future.result()
-                    self.say(
-                        f"{name} is up after {boots[name]['seconds']:.0f} s, "
-                        f"{boots[name]['cpu_seconds']:.1f} s of CPU "
-                        f"({len(boots)} of {len(new)}, {time.monotonic() - began:.0f} s in all)"
-                    )
+            try:
+                for _ in range(bound):
                     start_next()
+                while under_way:
+                    done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        name = under_way.pop(future)
+                        boots[name] = future.result()
+                        self.say(
+                            f"{name} is up after {boots[name]['seconds']:.0f} s, "
+                            f"{boots[name]['cpu_seconds']:.1f} s of CPU "
+                            f"({len(boots)} of {len(new)}, {time.monotonic() - began:.0f} s in all)"
+                        )
+                        start_next()
+            except BaseException:
+                self.given_up.set()
+                raise
         return boots
 
     def barrier(self, guests: list[Guest]) -> dict[str, dict[str, Any]]:
@@ -700,9 +709,9 @@ class Testbed:
 
     def save(self, guests: list[Guest], folder: Path) -> None:
         """Save guests that run into the folder of a checkpoint; they run no more."""
-        owner = Path(f"/proc/{pid_of(guests[0])}").stat()
+        owner = owner_of(pid_of(guests[0]))
         for path in (self.store.root, folder, *(folder / guest.name for guest in guests)):
-            self.store.make_folder(path, (owner.st_uid, owner.st_gid))
+            self.store.make_folder(path, owner)
 
         def one(guest: Guest) -> None:
             place = folder / guest.name
@@ -744,7 +753,7 @@ class Testbed:
         """Wait for the answer of a restored guest's SSH server."""
         deadline = time.monotonic() + self.params["answer_timeout_seconds"]
         # One patient connection: each new one is one more process to start in a guest that is short of CPU.
-        while not banner(guest.ssh_port, BANNER_SECONDS):
+        while not banner(guest.ssh_port, max(0.1, min(BANNER_SECONDS, deadline - time.monotonic()))):
             if not self.runs(guest):
                 raise GuestError(
                     f"{guest.name} ended when it was restored; "
@@ -784,6 +793,12 @@ def pid_of(guest: Guest) -> int:
         return int(Path(f"/run/libvirt/qemu/{guest.domain}.pid").read_text())
     except (OSError, ValueError):
         raise GuestError(f"{guest.name} has ended; its console's last lines: {console_tail(guest)}") from None
+
+
+def owner_of(pid: int) -> tuple[int, int]:
+    """Return the user and group that a process runs as."""
+    seen = Path(f"/proc/{pid}").stat()
+    return seen.st_uid, seen.st_gid
 
 
 def resident_bytes(domain: Any) -> int:

@@ -14,8 +14,19 @@ from synthetic_capacity import MIB, capacity_record, divergence_record
 from analysis.capacity import breach
 
 action = load("plugins/action/capacity_record.py")
+DIGEST = "sha256:" + "1" * 64
+START = {
+    "from": "checkpoint",
+    "checkpoint": "boot1-512mib-0123456789ab",
+    "booted_at": "2026-11-26T08:00:00.000000Z",
+    "boot_seconds": 85.5,
+    "restore_seconds": 12.3,
+    "loaded": False,
+    "arm_order": "off-on",
+}
 CAPACITY = {
     "workload": "idle",
+    "policy": "ksm",
     "envelope_mib": 8192,
     "step_guests": 3,
     "most_guests": 64,
@@ -33,7 +44,7 @@ def plan(folder: Path | None = None, **changes: Any) -> dict[str, Any]:
         "run_id": "cap1",
         "directory": str(folder),
         "capacity": {**CAPACITY, **changes},
-        "requested": {"guest_reserve_bytes": 32 * MIB},
+        "design": {"guest_reserve_mib": 32},
         "envelope_bytes": changes.get("envelope_mib", 8192) * MIB or None,
         "guest_memory_bytes": 512 * MIB,
         "most_guests": 64,
@@ -55,7 +66,7 @@ def snapshot(seconds: float, **changes: int) -> dict[str, Any]:
         "provenance": {
             name: value
             for name, value in record["provenance"].items()
-            if name not in ("image_digest", "accelerator", "testbed_version", "design_digest")
+            if name not in (*action.PROVENANCE_GIVEN, "design_digest", "guest_memory_bytes")
         },
         "recorded_at": f"2026-11-24T19:00:{seconds:06.3f}000Z",
         "monotonic_seconds": 1000 + seconds,
@@ -66,8 +77,13 @@ def arguments(**changes: Any) -> dict[str, Any]:
     probe = capacity_record()["observed"]["probes"]["guest01"]
     return {
         "plan": plan(),
-        "provenance": {},
-        "ksm": "off",
+        "provenance": {
+            "image_digest": DIGEST,
+            "accelerator": "tcg",
+            "testbed_version": "0.1.0",
+            "start": START,
+        },
+        "policy": "off",
         "guests": 2,
         "before": snapshot(1),
         "probes": {"guest01": probe, "guest02": probe},
@@ -86,6 +102,13 @@ def test_a_step_is_what_was_before_the_probes_and_what_their_time_did() -> None:
     assert window["vmstat"] == {"pgfault": 700, "pgmajfault": 20, "cow_ksm": 300, **swapped, "oom_kill": 0}
     assert record["stop"] is None
     assert record["envelope_bytes"] == 8192 * MIB
+    assert record["policy"] == "off" and record["requested"] == {"guest_reserve_bytes": 32 * MIB}
+    assert record["provenance"]["start"] == START and record["provenance"]["image_digest"] == DIGEST
+
+
+def test_a_step_without_a_guest_has_no_start() -> None:
+    args = arguments(guests=0, probes={}, provenance={**arguments()["provenance"], "start": None})
+    assert breach(action.step_record(args, "host1", snapshot(11)), "capacity") is None
 
 
 def test_a_guest_without_an_answer_stops_the_arm() -> None:
@@ -122,6 +145,7 @@ def diverged(**changes: Any) -> dict[str, Any]:
         divergences={"guest01": answer, "guest02": answer},
         answered_at="2026-11-24T19:00:08.500000Z",
         alive=2,
+        policy="advisor",
     )
     return {**args, **changes}
 
@@ -133,7 +157,8 @@ def test_a_divergence_has_its_times_on_the_clock_of_the_series() -> None:
     assert (write["started_seconds"], write["finished_seconds"]) == (1.0, 6.5)
     assert write["written_bytes"] == {"guest01": 300 * MIB, "guest02": 300 * MIB}
     assert record["observed"]["oom_kills"] == 1
-    assert (record["ksm"], record["stop"]) == ("on", None)
+    assert (record["policy"], record["stop"]) == ("advisor", None)
+    assert action.file_name(record) == "idle-divergence-guests002.json"
 
 
 def test_a_guest_lost_in_the_storm_leaves_the_end_open() -> None:
@@ -154,8 +179,10 @@ def test_the_next_step_follows_from_the_records_so_far(
     for number in sorted({0, 3, guests}):
         record = capacity_record(guests=number, stop=stop if stopped and number == guests else None)
         (tmp_path / action.file_name(record)).write_text(json.dumps(record))
+    other = capacity_record(guests=9, policy="ksm", stop=stop)  # the other arm's limit is not this one's
+    (tmp_path / action.file_name(other)).write_text(json.dumps(other))
     found = action.progress(record, tmp_path, plan(tmp_path))
     assert found["next_guests"] == following
     assert found["fitting_guests"] == 3
-    assert found["msg"].startswith(f"KSM off, {guests} guests use 1600 MiB")
+    assert found["msg"].startswith(f"policy off, {guests} guests use 1600 MiB")
     assert ("beyond the limit: full" in found["msg"]) is stopped

@@ -1,91 +1,116 @@
-"""The filters of the playbook: what failed, in which phase, in which cell."""
+"""The filters of the playbooks: what each guest holds, what it answered, what failed in which phase."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from plugin_files import load
 
+from analysis.workloads import read_workload, workload_names
+
 experiment = load("plugins/filter/experiment.py")
+FILTERS = experiment.FilterModule().filters()
+WORKLOADS = {name: read_workload(name).to_json() for name in workload_names()}
+THREE = ["guest01", "guest02", "guest03"]
+CONSTANT = [{"content": "constant", "percent": 100}]
+RANDOM = [{"content": "random", "percent": 100}]
 
 
-def failed(message: str = "", stderr: str = "", **task: Any) -> dict[str, Any]:
-    return {"ansible_failed_task": task, "ansible_failed_result": {"msg": message, "stderr": stderr}}
+def test_each_guest_of_a_mix_holds_what_its_workload_says() -> None:
+    segments = FILTERS["guest_segments"]
+    assert segments(THREE, THREE, "constant_fill=1,idle=1,random_fill=1", WORKLOADS) == {
+        "guest01": CONSTANT,
+        "guest02": [],
+        "guest03": RANDOM,
+    }
+    assert segments(THREE, THREE, "idle", WORKLOADS) == {name: [] for name in THREE}
 
 
-def test_the_first_host_that_failed_is_named_with_what_it_said() -> None:
-    hosts = {
-        "guest01": {},
-        "guest02": failed(
-            "non-zero return code", "no memory\n", name="Fill", path="/p/roles/workload/tasks/main.yml:7"
+def test_only_the_guests_that_came_to_the_barrier_now_are_filled_by_their_place_among_all() -> None:
+    answers = {"guest03": {"available_bytes": 1}, "guest01": {"available_bytes": 1}}
+    found = FILTERS["guest_segments"](answers, THREE, "constant_fill=2,random_fill=1", WORKLOADS)
+    assert found == {"guest03": RANDOM, "guest01": CONSTANT}
+
+
+@pytest.mark.parametrize(
+    ("load_", "kept"),
+    [
+        ("random_fill", True),
+        ("constant_fill", False),
+        ("idle", False),
+        ("idle=5,random_fill=1", True),
+        ("constant_fill=2,idle=2", False),
+    ],
+)
+def test_a_load_is_kept_where_its_files_say_so(load_: str, kept: bool) -> None:
+    assert FILTERS["keeps_load"](load_, WORKLOADS) is kept
+
+
+def test_reports_are_of_the_load_that_came_with_the_checkpoint_else_of_the_one_made_now() -> None:
+    reports = FILTERS["workload_reports"]
+    domains = {"guest01": "ksm-testbed-guest01", "guest02": "ksm-testbed-guest02"}
+    kept = {"guest01": {"digest": "kept"}, "guest02": {"digest": "kept"}, "guest03": {"digest": "of more"}}
+    now = {"answers": {"guest02": {"digest": "now"}}}
+    assert reports({"domains": domains, "load": {"reports": kept}}, now) == {
+        name: kept[name] for name in domains
+    }
+    assert reports({"domains": domains, "load": {}}, now) == now["answers"]
+    assert reports({"domains": domains, "load": {}}, {"skipped": True}) == {}
+    assert reports({}, {}) == {}
+
+
+def test_members_and_parts_of_answers() -> None:
+    answers = {"guest01": {"digest": "a", "seed": "s"}, "guest02": {"digest": "b", "seed": "t"}}
+    assert FILTERS["member"](answers, "digest") == {"guest01": "a", "guest02": "b"}
+    assert FILTERS["only"]({"guest01": 1, "guest02": 2}, {"guest02": {}}) == {"guest02": 2}
+    with pytest.raises(KeyError):
+        FILTERS["only"]({"guest01": 1}, ["guest02"])
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ({"msg": "guest02 ended while it booted"}, "host1: guest02 ended while it booted"),
+        (
+            {"msg": "non-zero return code", "stderr": "no memory\n"},
+            "host1: non-zero return code: no memory",
         ),
-        "localhost": failed("other", name="Boot"),
+        ({"msg": None, "stderr": "no memory\n"}, "host1: no memory"),
+        ({"unreachable": True, "msg": "Failed to connect"}, "host1: Failed to connect"),
+    ],
+)
+def test_what_failed_is_told_with_its_host_and_task(result: dict[str, Any], message: str) -> None:
+    task = {"name": "Restore the guests", "action": "guests", "args": {}}
+    assert FILTERS["failure_of"](task, result, "host1") == {
+        "phase": "restore",
+        "task": "Restore the guests",
+        "message": message,
     }
-    assert experiment.failure_of(hosts, ["guest01", "guest02", "localhost"]) == {
-        "phase": "workload",
-        "task": "Fill",
-        "message": "guest02: non-zero return code: no memory",
-    }
 
 
-def test_a_guest_that_is_gone_is_a_failure_of_the_workload_that_names_it() -> None:
-    """What Ansible 2.19 registers for a host whose SSH connection breaks."""
-    gone = {"workload_start": {"unreachable": True, "msg": "Failed to connect to the host via ssh:\n closed"}}
-    hosts = {"guest01": {"workload_start": {"stdout": "{}"}}, "guest02": gone}
-    failure = experiment.failure_of(hosts, ["guest01", "guest02"])
-    assert failure["phase"] == "workload"
-    assert failure["message"] == (
-        "guest02: it stopped answering, and may have ended: Failed to connect to the host via ssh: closed"
-    )
-
-
-def test_a_failure_that_nobody_tells_is_still_one() -> None:
-    failure = experiment.failure_of({"guest01": {}}, ["guest01"])
-    assert failure["phase"] == "workload" and failure["message"] == "a guest stopped answering"
+def test_a_task_that_nobody_named_is_still_one() -> None:
+    assert FILTERS["failure_of"]({}, {}, "host1")["task"] == "unknown task"
 
 
 @pytest.mark.parametrize(
     ("task", "phase"),
     [
-        ({"path": "/p/roles/guests/tasks/main.yml:2"}, "boot"),
-        ({"path": "/p/roles/workload/tasks/verify.yml:2"}, "workload"),
-        ({"path": "/p/roles/ksm/tasks/unmerge.yml:2"}, "merge"),
-        ({"path": "/home/ksm-guests/roles/workload/tasks/main.yml:2"}, "workload"),
-        ({"path": "/home/ksm/playbooks/tasks/cell.yml:2"}, "boot"),
-        (
-            {
-                "action": "measure_record",
-                "args": {"phase": "on"},
-                "path": "/p/roles/measure/tasks/main.yml:2",
-            },
-            "on",
-        ),
-        ({}, "boot"),
+        ({"action": "ksm", "args": {"state": "applied"}}, "restore"),
+        ({"action": "guests", "args": {"state": "restored"}}, "restore"),
+        ({"action": "workload", "args": {"state": "loaded"}}, "load"),
+        ({"action": "workload", "args": {"state": "verified"}}, "verify"),
+        ({"action": "measure_record", "args": {"phase": "off"}}, "off"),
+        ({"action": "measure_record", "args": {"phase": "on"}}, "on"),
+        ({"action": "measure_record", "args": {}}, "merge"),
+        ({"action": "ksm_testbed.host.measure_record", "args": {"phase": "verify"}}, "verify"),
+        ({"action": "census_record"}, "census"),
+        ({"action": "ansible.builtin.command"}, "restore"),
+        ({"action": "workload", "args": None}, "load"),
+        ({"action": "ansible.builtin.command", "vars": {"phase": "on"}}, "on"),
+        ({"action": "measure_record", "args": {"phase": "off"}, "vars": {"phase": "on"}}, "off"),
+        ({}, "restore"),
     ],
 )
-def test_the_phase_follows_from_the_role(task: dict[str, Any], phase: str) -> None:
+def test_the_phase_follows_from_the_action(task: dict[str, Any], phase: str) -> None:
     assert experiment.phase_of(task) == phase
-
-
-def test_each_guest_of_a_mix_has_its_own_workload() -> None:
-    does = experiment.FilterModule().filters()["guest_workloads"]
-    assert does("constant_fill=1,idle=2", ["guest01", "guest02", "guest03"])["guest02"] == "idle"
-    assert does("random_fill", ["guest01", "guest02"])["guest02"] == "random_fill"
-
-
-def test_the_failed_cell_is_the_first_that_is_not_whole(tmp_path: Path) -> None:
-    cells = [{"cell_id": name, "directory": str(tmp_path / name)} for name in ("first", "second", "third")]
-    assert experiment.failed_cell(cells)["cell_id"] == "first"
-    for name in ("first", "second", "third"):
-        (tmp_path / name).mkdir()
-        for kind in ("off", "merge", "on", "verify"):
-            (tmp_path / name / f"{kind}.json").touch()
-    (tmp_path / "second" / "on.json").unlink()
-    assert experiment.failed_cell(cells)["cell_id"] == "second"
-    (tmp_path / "second" / "on.json").touch()
-    (tmp_path / "second" / "failed.json").touch()
-    assert experiment.failed_cell(cells)["cell_id"] == "second"
-    (tmp_path / "second" / "failed.json").unlink()
-    assert experiment.failed_cell(cells)["cell_id"] == "third"

@@ -23,15 +23,26 @@ SCHEMA = json.loads((ROOT / "analysis/schema/record.schema.json").read_text())
 DIGEST = "sha256:" + "a" * 64
 CELL = {
     "hypervisor": "localhost",
-    "cell_id": "focus2-constant_fill-guests2-rep1",
-    "focus": 2,
+    "cell_id": "constant_fill-ksm-guests2-boot1-rep1",
     "workload": "constant_fill",
+    "policy": "ksm",
     "guests": 2,
     "guest_memory_bytes": 64 << 20,
+    "boot": 1,
     "repetition": 1,
-    "order": "off-on",
+}
+START = {
+    "from": "checkpoint",
+    "checkpoint": "boot1-64mib-0123456789ab",
+    "booted_at": "2026-11-26T08:00:00.000000Z",
+    "boot_seconds": 85.5,
+    "restore_seconds": 12.3,
+    "loaded": False,
+    "arm_order": "off-on",
 }
 REQUESTED = {
+    "policy": "ksm",
+    "service": "",
     "ksm_knobs": {"pages_to_scan": 100},
     "thp_enabled": "keep",
     "accelerator": "auto",
@@ -72,6 +83,7 @@ class Play:
                 "image_digest": DIGEST,
                 "accelerator": "tcg",
                 "testbed_version": "0.1.0",
+                "start": START,
             },
             "directory": str(self.cell),
             **{f"{name}_root": str(self.tree / name) for name in ("proc", "sys", "run")},
@@ -157,6 +169,7 @@ def test_every_phase_leaves_a_valid_private_record(cell: tuple[Play, str], phase
     assert record["kind"] == phase
     assert record["cell"] == CELL
     assert record["requested"] == REQUESTED
+    assert record["provenance"]["start"] == START
     assert record["provenance"]["memory_total_bytes"] == 24684084 * 1024
     assert record["provenance"]["guest_memory_bytes"] == 64 << 20
     assert stat.S_IMODE((play.cell / f"{phase}.json").stat().st_mode) == 0o600
@@ -177,10 +190,12 @@ def test_every_directory_is_private_and_nothing_else_is_left(cell: tuple[Play, s
     assert list((play.folder / "async").iterdir()) == []
 
 
-def test_off_holds_the_guests_and_the_workload(cell: tuple[Play, str]) -> None:
-    observed = cell[0].record("off")["observed"]
-    assert observed["guests"]["guest01"]["smaps_rollup"]["Pss_bytes"] == 19923 * 1024
-    assert observed["workload"]["guest02"] == WORKLOAD
+def test_off_and_on_hold_the_guests_and_the_workload(cell: tuple[Play, str]) -> None:
+    before, after = (cell[0].record(phase)["observed"] for phase in ("off", "on"))
+    assert before["guests"]["guest01"]["smaps_rollup"]["Pss_bytes"] == 19923 * 1024
+    assert before["guests"]["guest02"]["mergeable_bytes"] == 32 << 20
+    assert before["workload"]["guest02"] == after["workload"]["guest02"] == WORKLOAD
+    assert (before["host"]["ksm"]["run"], after["host"]["ksm"]["run"]) == (0, 1)
 
 
 def test_merge_shows_progress_and_says_that_it_did_not_settle(cell: tuple[Play, str]) -> None:
@@ -188,6 +203,7 @@ def test_merge_shows_progress_and_says_that_it_did_not_settle(cell: tuple[Play, 
     observed = play.record("merge")["observed"]
     assert observed["converged"] is False
     assert observed["samples"]["seconds"][-1] == observed["duration_seconds"] >= 2
+    assert {len(column) for column in observed["samples"].values()} == {len(observed["samples"]["seconds"])}
     assert "    [localhost] scan 0, saved 0 MiB (0.0 MiB/VM), 0 s\n" in output
     assert "    [localhost] not settled when the 2 s were over: only 0 of the 3 full scans" in output
 
@@ -195,6 +211,7 @@ def test_merge_shows_progress_and_says_that_it_did_not_settle(cell: tuple[Play, 
 def test_what_cannot_be_measured_is_one_sentence_and_no_record(tmp_path: Path) -> None:
     play = Play(tmp_path)
     (tmp_path / "file").write_text("")
+    no_start = {**play.arguments("off")["provenance"], "start": None}
     bad_requested = {**REQUESTED, "convergence": {**REQUESTED["convergence"], "window_scans": 0}}  # type: ignore[dict-item]
     output = play.run(
         [
@@ -205,7 +222,10 @@ def test_what_cannot_be_measured_is_one_sentence_and_no_record(tmp_path: Path) -
             play.arguments("off", domains=DOMAINS, directory="results/cell"),
             play.arguments("merge", requested=bad_requested),
             play.arguments("lunch"),
-            play.arguments("off", domains=DOMAINS, cell={**CELL, "focus": 4}),
+            play.arguments("off", domains=DOMAINS, cell={**CELL, "boot": 0}),
+            play.arguments("off", domains=DOMAINS, provenance=no_start),
+            play.arguments("off", domains=DOMAINS, workload={"guest03": WORKLOAD, "guest04": WORKLOAD}),
+            play.arguments("failed"),
         ]
     )
     for sentence in (
@@ -216,46 +236,27 @@ def test_what_cannot_be_measured_is_one_sentence_and_no_record(tmp_path: Path) -
         "directory is 'results/cell'; it must be an absolute path.",
         "window_scans is 0; it must be 1 or more",
         "value of phase must be one of: off, merge, on, verify, failed, got: lunch",
-        "the off record is not valid at cell.focus: 4 is not one of [0, 1, 2, 3]",
+        "the off record is not valid at cell.boot: 0 is less than the minimum of 1",
+        "the off record is not valid at provenance.start: None is not of type 'object'",
+        "workload names guest03, guest04, not in domains.",
+        "phase failed needs the argument failure.",
     ):
         assert sentence in output
     assert "Traceback" not in output
     assert list(play.cell.iterdir()) == []
 
 
-def test_of_a_mix_exactly_the_guests_that_fill_memory_are_named(tmp_path: Path) -> None:
+def test_of_a_mix_the_guests_that_hold_something_are_named(tmp_path: Path) -> None:
     play = Play(tmp_path)
-    mix = {**CELL, "focus": 0, "workload": "constant_fill=1,idle=1", "cell_id": "mix-constant_fill1-idle1"}
-    filled, both = {"guest01": WORKLOAD}, dict.fromkeys(GUESTS, WORKLOAD)
-    refused = [
-        play.arguments("off", cell=mix, domains=DOMAINS, workload=both),
-        play.arguments("off", cell=mix, domains=DOMAINS, workload={"guest02": WORKLOAD}),
-        play.arguments("on", cell=mix, domains=DOMAINS),
-        play.arguments("verify", cell=mix, domains=DOMAINS, verify=dict.fromkeys(GUESTS, VERIFIED)),
-        play.arguments("verify", cell=mix, verify={"guest01": VERIFIED}),
-        play.arguments("off", cell={**mix, "workload": "constant_fill=2,idle=1"}, domains=DOMAINS),
-        play.arguments("off", cell=CELL, domains=DOMAINS, workload=filled),
-    ]
-    output = play.run(refused)
-    for sentence in (
-        "workload names guest01, guest02; of domains, those that fill memory in this mix are guest01.",
-        "workload names guest02; of domains, those that fill memory in this mix are guest01.",
-        "workload names no guest; of domains, those that fill memory in this mix are guest01.",
-        "verify names guest01, guest02; of domains, those that fill memory in this mix are guest01.",
-        "verify names guest01; of domains, those that fill memory in this mix are none.",
-        "cell.workload constant_fill=2,idle=1 has 3 guests: 2 are given.",
-        "workload names 1 guests; cell.guests is 2.",
-    ):
-        assert sentence in output
-    assert "Traceback" not in output
-    assert not play.cell.exists()
+    mix = {**CELL, "workload": "constant_fill=1,idle=1", "cell_id": "mix-constant_fill1-idle1"}
     output = play.run(
         [
-            play.arguments("off", cell=mix, domains=DOMAINS, workload=filled),
-            play.arguments("verify", cell=mix, domains=DOMAINS, verify={"guest01": VERIFIED}),
+            play.arguments("off", cell=mix, domains=DOMAINS, workload={"guest01": WORKLOAD}),
+            play.arguments("verify", cell=mix, verify={"guest01": VERIFIED}),
         ]
     )
     assert list(play.record("off")["observed"]["workload"]) == ["guest01"], output
+    assert list(play.record("off")["observed"]["guests"]) == list(GUESTS)
     assert list(play.record("verify")["observed"]["guests"]) == ["guest01"], output
 
 
@@ -281,12 +282,13 @@ def test_check_mode_says_what_it_would_do_and_does_nothing(tmp_path: Path) -> No
 
 def test_a_failure_is_recorded_even_where_the_host_tells_nothing(tmp_path: Path) -> None:
     play = Play(tmp_path)
-    failure = {"phase": "boot", "task": "Wait", "message": "x" * 10_000}
+    failure = {"phase": "restore", "task": "Wait", "message": "x" * 10_000}
     play.run([play.arguments("failed", failure=failure, provenance={}, proc_root=str(tmp_path / "absent"))])
     record = play.record("failed")
     assert [error.message for error in Draft202012Validator(SCHEMA).iter_errors(record)] == []
     assert record["provenance"]["kernel_release"] is None
-    assert record["observed"] == {"phase": "boot", "task": "Wait", "message": "x" * 4000}
+    assert record["provenance"]["start"] is None
+    assert record["observed"] == {"phase": "restore", "task": "Wait", "message": "x" * 4000}
 
 
 STARTING, FOLLOWED = "while it starts the sampler", "while it follows the sampler"

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from channel_guest import ChannelGuest, answer
-from plugin_files import ROOT, load, run
+from plugin_files import ROOT, RUN, load, run
+from waiting import FOREVER_SECONDS, wait_until
 
 from analysis.capacity import PROBES
 
@@ -274,6 +275,22 @@ def test_a_module_that_nobody_waits_for_does_not_begin(guests: Guests, tmp_path:
     result = guests.run("diverged", progress_path=str(tmp_path / "none"))
     assert result["failed"] and "nobody waits for this module" in result["msg"]
     assert guests.made[0].heard == []
+
+
+def test_a_module_whose_controller_has_gone_waits_no_longer(guests: Guests, tmp_path: Path) -> None:
+    guests.made.append(ChannelGuest(tmp_path / "guest01", lambda _, requests: [*requests] and None))
+    progress = tmp_path / "progress"
+    progress.touch()
+    command = [sys.executable, "-c", RUN, str(ROOT / MODULE), str(ROOT / "plugins/module_utils")]
+    arguments = {"state": "diverged", "channels": guests.channels, "progress_path": str(progress)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        process.stdin.write(json.dumps({"ANSIBLE_MODULE_ARGS": arguments}))
+        process.stdin.close()
+        wait_until(lambda: guests.made[0].heard, "the guest is asked")
+        assert process.poll() is None
+        progress.unlink()
+        assert process.wait(timeout=FOREVER_SECONDS) == 1
 
 
 # The guest's program behind the channel

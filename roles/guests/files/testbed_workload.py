@@ -457,7 +457,8 @@ def requested(text: str) -> dict[str, Any]:
     number = None
     try:
         request = json.loads(text)
-        number, words = request["id"], [str(word) for word in request["words"]]
+        number = request["id"]
+        words = [str(word) for word in request["words"]]
     except (ValueError, KeyError, TypeError):
         return {"id": number, "error": f"a request has id and words, and this is {text!r}"}
     try:
