@@ -297,7 +297,7 @@ def test_a_module_whose_controller_has_gone_waits_no_longer(guests: Guests, tmp_
 
 
 class RealGuests:
-    """Guests that this host plays: each the program itself, asked as testbed_channel.sh does, some MiB each."""
+    """Guests that this host plays: the program itself, asked as testbed_channel.sh does, some MiB each."""
 
     def __init__(self, folder: Path) -> None:
         self.made = [self._make(folder / name) for name in ("guest01", "guest02")]
