@@ -91,7 +91,9 @@ def test_restored_guests_save_what_they_saved_just_after_their_boot(proof: Cells
     assert freed_bytes(restored) == pytest.approx(freed_bytes(booted), rel=0.25)
 
 
-def test_each_cell_begins_with_ksm_off_in_processes_of_its_own(campaign: dict[str, Any], proof: Cells) -> None:
+def test_each_cell_begins_with_ksm_off_in_processes_of_its_own(
+    campaign: dict[str, Any], proof: Cells
+) -> None:
     measured = [*proof.values(), campaign["constant"], campaign["random"]]
     for cell in measured:
         ksm = cell["off"]["observed"]["host"]["ksm"]
@@ -104,8 +106,8 @@ def test_each_cell_begins_with_ksm_off_in_processes_of_its_own(campaign: dict[st
 def test_a_second_run_boots_nothing_and_says_so(campaign: dict[str, Any], proof: Cells) -> None:
     assert "is up after" not in campaign["output"]
     assert "restored 2 guests of boot 1, which booted in" in campaign["output"]
-    booted_at = {start(cell)["booted_at"] for cell in [*proof.values(), campaign["constant"], campaign["random"]]}
-    assert len(booted_at) == 1
+    measured = [*proof.values(), campaign["constant"], campaign["random"]]
+    assert len({start(cell)["booted_at"] for cell in measured}) == 1
 
 
 def test_random_content_is_restored_with_its_load(campaign: dict[str, Any]) -> None:
@@ -132,7 +134,7 @@ def test_the_host_sees_the_saving_too(campaign: dict[str, Any]) -> None:
 
 
 def test_nothing_of_another_cell_is_in_a_random_fill(campaign: dict[str, Any]) -> None:
-    """By the census: what focus 2 fills has tens of thousands of copies, and here no content has but zeros."""
+    """By the census: what focus 2 fills has tens of thousands of copies; here no content but zeros has many."""
     constant, random = (campaign[name]["census"]["observed"]["contents"] for name in ("constant", "random"))
     assert max(constant["copies"]) > 0.9 * filled_bytes(campaign["constant"]) / 4096
     pages = filled_bytes(campaign["random"]) / 4096
@@ -144,7 +146,8 @@ def test_digests_are_intact_and_seeds_differ(campaign: dict[str, Any]) -> None:
     for name in ("constant", "random"):
         guests = campaign[name]["verify"]["observed"]["guests"]
         assert len(guests) == 2
-        assert all(guest["intact"] and guest["digest_before"] == guest["digest_after"] for guest in guests.values())
+        assert all(guest["intact"] for guest in guests.values())
+        assert all(guest["digest_before"] == guest["digest_after"] != "" for guest in guests.values())
         digests[name] = {guest["digest_before"] for guest in guests.values()}
     assert len(digests["constant"]) == 1
     assert len(digests["random"]) == 2
@@ -165,10 +168,10 @@ def test_guests_run_unprivileged_and_listen_on_loopback_only(campaign: dict[str,
 
 def test_a_restored_guest_has_the_right_time(campaign: dict[str, Any]) -> None:
     """In processes that began minutes after the guests were saved."""
-    key, options = ROOT / ".cache/ssh/id_ed25519", ("BatchMode=yes", "StrictHostKeyChecking=no",
-                                                    "UserKnownHostsFile=/dev/null")
-    ssh = ["ssh", "-q", "-F", "none", "-i", str(key), "-p", "22201", *(word for o in options for word in ("-o", o))]
-    clock = subprocess.run([*ssh, "root@127.0.0.1", "date +%s"], check=True, capture_output=True, text=True)
+    key = str(ROOT / ".cache/ssh/id_ed25519")
+    trust = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes"]
+    ssh = ["ssh", "-q", "-F", "none", "-i", key, "-p", "22201", *trust, "root@127.0.0.1", "date +%s"]
+    clock = subprocess.run(ssh, check=True, capture_output=True, text=True)
     now = subprocess.run(["date", "+%s"], check=True, capture_output=True, text=True)
     # Saved when it was a minute or more ago, so a clock that nobody put right would be as much behind.
     assert abs(int(now.stdout) - int(clock.stdout)) < 30

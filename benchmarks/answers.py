@@ -1,0 +1,93 @@
+"""How long all guests take to answer: through their serial ports, over new SSH connections, over kept ones.
+
+    ansible-playbook playbooks/experiment.yml -e focus=1 -e keep_guests=true
+    python benchmarks/answers.py [--rounds 5]
+
+Asks the guests that a run kept for the same thing, the program's answer to `barrier`, in turn by each way.
+Prints the seconds until the last of them has answered, and each as a ratio to the serial ports'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+
+from plugins.module_utils.guest_channel import ask_all
+
+ROOT = Path(__file__).resolve().parents[1]
+GUESTS = Path("/var/lib/ksm-testbed/guests")
+PROGRAM = "/usr/local/sbin/testbed-workload"
+
+
+def ssh(port: int, *options: str) -> list[str]:
+    """The command of an SSH connection to a guest."""
+    key = str(ROOT / ".cache/ssh/id_ed25519")
+    given = ("BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", *options)
+    words = [word for option in given for word in ("-o", option)]
+    return ["ssh", "-q", "-F", "none", "-i", key, "-p", str(port), *words, "root@127.0.0.1"]
+
+
+def seconds(act: Callable[[], None]) -> float:
+    """What an act takes."""
+    began = time.monotonic()
+    act()
+    return time.monotonic() - began
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5, help="how often each way is taken")
+    parser.add_argument("--port-base", type=int, default=22200, help="guest_ssh_port_base of the run")
+    arguments = parser.parse_args()
+    names = sorted(path.name for path in GUESTS.glob("guest*") if (path / "channel").exists())
+    if not names:
+        sys.exit("no guests run: keep those of an experiment, with -e keep_guests=true")
+    ports = [arguments.port_base + int(name.removeprefix("guest")) for name in names]
+
+    def channel() -> None:
+        asked = {name: (GUESTS / name / "channel", ["barrier", f"{time.time():.3f}"]) for name in names}
+        _answers, silent = ask_all(asked, 300)
+        if silent:
+            sys.exit(f"no answer: {silent}")
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max_workers=len(names)) as pool:
+
+        def over_ssh(*options: str) -> None:
+            def one(port: int) -> None:
+                command = [*ssh(port, *options), PROGRAM, "barrier", f"{time.time():.3f}"]
+                subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+
+            list(pool.map(one, ports))
+
+        kept = (f"ControlPath={folder}/%p", "ControlMaster=auto", "ControlPersist=600")
+        ways: dict[str, Callable[[], None]] = {
+            "serial ports": channel,
+            "new SSH connections": lambda: over_ssh("ControlMaster=no"),
+            "kept SSH connections": lambda: over_ssh(*kept),
+        }
+        over_ssh(*kept)
+        took: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(arguments.rounds):
+            for name, way in ways.items():
+                took[name].append(seconds(way))
+        for port in ports:
+            subprocess.run([*ssh(port, *kept), "-O", "exit"], check=False, capture_output=True)
+    print(f"{len(names)} guests, {arguments.rounds} rounds, seconds until all have answered:")
+    base = median(took["serial ports"])
+    for name, values in took.items():
+        print(
+            f"{name:22} median {median(values):5.1f} ({min(values):.1f} to {max(values):.1f}), "
+            f"{median(values) / base:.1f} times the serial ports'"
+        )
+
+
+if __name__ == "__main__":
+    main()
