@@ -17,6 +17,7 @@ help:
 	@echo 'make experiment FOCUS=1|2|3|all   set up this host, measure, print the summary'
 	@echo 'make test                         set up and run lint, unit, role and system tests'
 	@echo 'make teardown                     remove the guests and restore the KSM settings'
+	@echo 'make clean                        remove the guests, their checkpoints and the Python environment'
 
 experiment: setup
 	ansible-playbook playbooks/experiment.yml -e focus=$(FOCUS) -e run_id=$(RUN_ID) \
@@ -64,5 +65,6 @@ setup-dev: .venv/.dev
 	$(BIN)/pip install --quiet --require-hashes -r requirements-dev.txt
 	@touch $@
 
-clean:
+clean: setup
+	ansible-playbook playbooks/clean.yml
 	rm -rf .venv .cache *.egg-info

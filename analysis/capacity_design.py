@@ -24,7 +24,7 @@ from analysis.errors import UserError
 from analysis.policies import DEFAULT, OFF
 
 PREFIX = "capacity_"
-# A probe writes to at most so much of a guest's memory, which is merged no more (roles/workload).
+# A probe writes to at most so much of a guest's memory, which is merged no more (roles/guests/files).
 PROBE_MIB = 16
 
 # An experiment's variables that choose its cells, in whose place a capacity run has its own

@@ -13,17 +13,17 @@ from types import ModuleType
 
 import ansible.module_utils
 
-ROLE = Path(__file__).parents[1] / "roles/measure"
-ansible.module_utils.__path__.append(str(ROLE / "module_utils"))
+PLUGINS = Path(__file__).parents[1] / "plugins"
+ansible.module_utils.__path__.append(str(PLUGINS / "module_utils"))
 
-from ansible.module_utils import ksm_probe  # noqa: E402 -- found in the role by the line above
+from ansible.module_utils import ksm_probe  # noqa: E402 -- found by the line above
 
 
 def load(name: str) -> ModuleType:
-    """A module of the role, imported and not run."""
-    spec = importlib.util.spec_from_file_location(name, ROLE / "library" / f"{name}.py")
+    """A module, imported and not run."""
+    spec = importlib.util.spec_from_file_location(name, PLUGINS / "modules" / f"{name}.py")
     if spec is None or spec.loader is None:
-        raise ImportError(f"{name} is not in {ROLE / 'library'}")
+        raise ImportError(f"{name} is not in {PLUGINS / 'modules'}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

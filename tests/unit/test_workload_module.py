@@ -293,34 +293,90 @@ def test_a_module_whose_controller_has_gone_waits_no_longer(guests: Guests, tmp_
         assert process.wait(timeout=FOREVER_SECONDS) == 1
 
 
-# The guest's program behind the channel
+# The guests' program behind the channel
 
 
-def test_the_program_answers_the_module_through_its_requests(tmp_path: Path) -> None:
-    """What testbed_channel.sh does with a line, with the program itself."""
-    path = ROOT / "roles/guests/files/testbed_workload.py"
+class RealGuests:
+    """Guests that this host plays: the program itself, asked as testbed_channel.sh does, some MiB each."""
 
-    def talk(connection: socket.socket, requests: Iterator[dict[str, Any]]) -> None:
-        for request in requests:
-            done = subprocess.run(
-                [sys.executable, path, "request", json.dumps(request)],
-                env={"TESTBED_WORKLOAD_SOCKET": str(tmp_path / "socket"), "PATH": os.environ["PATH"]},
-                check=True,
-                capture_output=True,
-            )
-            connection.sendall(done.stdout)
+    def __init__(self, folder: Path) -> None:
+        self.made = [self._make(folder / name) for name in ("guest01", "guest02")]
 
-    guest = ChannelGuest(tmp_path / "guest01", talk)
-    try:
-        result = run(MODULE, state="verified", channels={"guest01": str(guest.path)}, timeout_seconds=20)
-        assert result["msg"] == "guest01: no workload is running in this guest (No such file or directory)"
-        result = run(
-            MODULE,
-            state="probed",
-            channels={"guest01": str(guest.path)},
-            probe_seconds=0.5,
-            timeout_seconds=20,
+    def _make(self, path: Path) -> ChannelGuest:
+        environment = {"TESTBED_WORKLOAD_SOCKET": f"{path}.memory", "PATH": os.environ["PATH"]}
+        program_path = ROOT / "roles/guests/files/testbed_workload.py"
+
+        def talk(connection: socket.socket, requests: Iterator[dict[str, Any]]) -> None:
+            for request in requests:
+                command = [sys.executable, program_path, "request", json.dumps(request)]
+                done = subprocess.run(command, env=environment, check=True, capture_output=True)
+                connection.sendall(done.stdout)
+
+        return ChannelGuest(path, talk)
+
+    def run(self, state: str, **arguments: Any) -> Any:
+        channels = {guest.path.name: str(guest.path) for guest in self.made}
+        result = run(MODULE, state=state, channels=channels, timeout_seconds=FOREVER_SECONDS, **arguments)
+        assert not result.get("failed"), result
+        return result["answers"]
+
+    def load(self, segments: list[dict[str, Any]]) -> Any:
+        return self.run(
+            "loaded",
+            segments={"guest01": segments, "guest02": segments},
+            available_bytes={"guest01": 41 * MIB, "guest02": 36 * MIB},
+            seed="boot1",
         )
-        assert result["msg"] == "guest01: SECONDS is '0.5', and must be a number from 1 to 600"
-    finally:
+
+    def intact(self, before: dict[str, Any]) -> list[bool]:
+        expected = {name: answer["digest"] for name, answer in before.items()}
+        return [said["intact"] for said in self.run("verified", expected=expected).values()]
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Iterator[RealGuests]:
+    if os.geteuid():
+        pytest.skip("locks memory, which needs root as in a guest")
+    guests = RealGuests(tmp_path)
+    yield guests
+    for guest in guests.made:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(f"{guest.path}.memory")
+            client.sendall(b"stop")
+            assert b"stopped" in client.recv(100)
+        guest.close()
+
+
+def test_guests_hold_the_same_size_each_its_own_content_which_a_probe_leaves_intact(real: RealGuests) -> None:
+    loaded = real.load(RANDOM)
+    assert {answer["filled_bytes"] for answer in loaded.values()} == {4 * MIB}
+    assert [answer["seed"] for answer in loaded.values()] == ["boot1:guest01", "boot1:guest02"]
+    assert len({answer["digest"] for answer in loaded.values()}) == 2
+    assert real.intact(loaded) == [True, True]
+    for seen in real.run("probed", probe_seconds=1).values():
+        assert set(seen) == set(PROBES) and all(value > 0 for value in seen.values())
+    assert real.intact(loaded) == [True, True]
+
+
+def test_guests_of_equal_content_that_diverge_hold_different_content_and_lose_none(real: RealGuests) -> None:
+    loaded = real.load(CONSTANT)
+    assert len({answer["digest"] for answer in loaded.values()}) == 1
+    diverged = real.run("diverged")
+    assert [answer["written_bytes"] for answer in diverged.values()] == [4 * MIB] * 2
+    assert len({answer["digest"] for answer in diverged.values()}) == 2
+    assert real.intact(loaded) == [False, False]
+    assert real.intact(diverged) == [True, True]
+    assert real.load(CONSTANT)["guest01"]["digest"] == loaded["guest01"]["digest"]
+
+
+def test_what_the_program_refuses_is_the_modules_sentence(tmp_path: Path) -> None:
+    guests = RealGuests(tmp_path)
+    channels = {"guest01": str(guests.made[0].path)}
+    result = run(MODULE, state="verified", channels=channels, timeout_seconds=FOREVER_SECONDS)
+    assert result["msg"] == "guest01: no workload is running in this guest (No such file or directory)"
+    result = run(
+        MODULE, state="probed", channels=channels, probe_seconds=0.5, timeout_seconds=FOREVER_SECONDS
+    )
+    assert result["msg"] == "guest01: SECONDS is '0.5', and must be a number from 1 to 600"
+    for guest in guests.made:
         guest.close()
