@@ -18,11 +18,9 @@ import secrets
 import shlex
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import PurePosixPath
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
@@ -72,16 +70,16 @@ def run_with_progress(  # noqa: PLR0917 -- the order of Ansible's own _execute_m
         )
         return result
     job: dict[str, Any] = {}
-    with _stop_signals_raise() as ignore_stop_signals:
+    with _StopSignals() as signals:
         try:
             job.update(_make(action, progress_path))
             if not job:
                 job.update(_start(action, module_name, module_args, task_vars, timeout_seconds))
             result = job
             if "ansible_job_id" in job and not job.get("failed"):
-                result = _follow(action, job, task_vars, progress_path, timeout_seconds)
+                result = _follow(action, job, task_vars, progress_path, timeout_seconds, signals=signals)
         except BaseException:
-            ignore_stop_signals()
+            signals.quiet = True
             _cancel(action, job, progress_path)
             raise
     _shell(action, f"rm -f -- {_files(job, progress_path)}")
@@ -159,6 +157,8 @@ def _follow(
     task_vars: dict[str, Any],
     progress_path: str,
     timeout_seconds: float,
+    *,
+    signals: _StopSignals,
 ) -> dict[str, Any]:
     """Show new lines until the job has ended; its result."""
     # This is what the wrapper writes first; with another text the poll says ended, and async_status decides.
@@ -172,7 +172,8 @@ def _follow(
     while True:
         time.sleep(wait)
         wait = POLL_SECONDS
-        if parent is not None and os.getppid() != parent.pid:
+        # An exception that a signal raises within a finalizer is lost, so the signal is asked for, too.
+        if signals.received is not None or (parent is not None and os.getppid() != parent.pid):
             raise _Stopped
         # The state is read before the lines, so that the last lines of a module that ends between are kept.
         # Setting the access time tells the module that somebody waits.
@@ -228,31 +229,32 @@ def _files(job: dict[str, Any], progress_path: str) -> str:
     return " ".join(shlex.quote(path) for path in (progress_path, job.get("results_file")) if path)
 
 
-@contextmanager
-def _stop_signals_raise() -> Iterator[Callable[[], None]]:
-    """Within it a stop signal raises _Stopped, until the function that it gives is called.
+class _StopSignals:
+    """Within it the first stop signal raises _Stopped, and no later one does: Ansible sends two at once.
 
-    Ansible's own handler ends this worker at once, and the module on the host would go on alone; so it gets
-    the signal at the end.
+    A second exception would end the clean-up that the first one began. Ansible's own handler ends this worker
+    at once, and the module on the host would go on alone; so it gets the signal at the end.
     """
-    received: list[int] = []
 
-    def stop(signal_number: int, _frame: FrameType | None) -> None:
-        received.append(signal_number)
-        raise _Stopped
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.quiet = False
 
-    def ignore() -> None:
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+    def _stop(self, signal_number: int, _frame: FrameType | None) -> None:
+        self.received = self.received or signal_number
+        if not self.quiet:
+            self.quiet = True
+            raise _Stopped
 
-    previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
-    try:
-        yield ignore
-    finally:
-        for number, handler in previous.items():
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
-        if received:
-            os.kill(os.getpid(), received[0])
+        if self.received is not None:
+            os.kill(os.getpid(), self.received)
 
 
 def _cancel(action: ActionBase, job: dict[str, Any], progress_path: str) -> None:

@@ -40,6 +40,10 @@ internal_poll_interval = 0.02
 """
 
 
+# Undoes what nohup, or a shell that starts something in the background, has its children ignore.
+HEED_SIGNALS = ("env", "--default-signal=INT,TERM,HUP")
+
+
 class SmallProject:
     """Its folder, and ansible-playbook in it."""
 
@@ -109,10 +113,15 @@ class SmallProject:
         }
 
     def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
-        """ansible-playbook, its output in the file `said`."""
+        """ansible-playbook, its output in the file `said`, heeding signals whoever ignores them here."""
         with (self.folder / "said").open("w") as said:
             return subprocess.Popen(
-                [Path(sys.executable).with_name("ansible-playbook"), *words, "playbooks/experiment.yml"],
+                [
+                    *HEED_SIGNALS,
+                    Path(sys.executable).with_name("ansible-playbook"),
+                    *words,
+                    "playbooks/experiment.yml",
+                ],
                 cwd=self.folder,
                 env=self.environment(),
                 stdin=subprocess.DEVNULL,

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from planned import RUN_ID, planned
 from plugin_files import load
-from small_project import SmallProject
+from small_project import HEED_SIGNALS, SmallProject
 from waiting import FOREVER_SECONDS, wait_until
 
 from analysis.design import cell_directory, open_run
@@ -121,7 +121,7 @@ def test_ctrl_c_at_ansible_runner_does_the_same_and_says_how_to_go_on(tmp_path: 
     )
     with (tmp_path / "said").open("w") as said:
         campaign = subprocess.Popen(
-            [sys.executable, "-c", code],
+            [*HEED_SIGNALS, sys.executable, "-c", code],
             env=case.project.environment(),
             stdout=said,
             stderr=said,

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleActionFail
 from jsonschema import Draft202012Validator
+from small_project import HEED_SIGNALS
 from waiting import FOREVER_SECONDS, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -311,7 +312,7 @@ def test_the_sampler_ends_with_the_controller(tmp_path: Path, number: signal.Sig
     said = tmp_path / "said"
     with said.open("w") as output:
         controller = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=output, start_new_session=True
+            [*HEED_SIGNALS, *command], env=environment, stdout=output, stderr=output, start_new_session=True
         )
 
     def samplers() -> list[str]:
