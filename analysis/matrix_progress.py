@@ -42,13 +42,18 @@ class Task(Protocol):
 def place_of(task: Task) -> Place | None:
     """Where a task stands: the include's loop variable ``cell``, and the task's variable ``phase``.
 
-    None outside a cell.
+    In a capacity run, whose cells are not known before, the loop variable ``arm`` is in the cell's place.
+    None outside of both.
     """
     variables = task.get_vars()
-    cell = variables.get("cell")
-    if not isinstance(cell, Mapping) or "cell_id" not in cell:
+    cell, arm = variables.get("cell"), variables.get("arm")
+    if isinstance(cell, Mapping) and "cell_id" in cell:
+        cell_id = str(cell["cell_id"])
+    elif isinstance(arm, str):
+        cell_id = f"arm {arm}"
+    else:
         return None
-    return Place(str(cell["cell_id"]), str(variables.get("phase", "")), task.name or task.action)
+    return Place(cell_id, str(variables.get("phase", "")), task.name or task.action)
 
 
 class Places:
@@ -81,7 +86,7 @@ class _Running:
     phase: str = ""
     hosts: list[str] = field(default_factory=list)
     saved: dict[str, str] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)  # host -> in which phase, as words
     without_census: list[str] = field(default_factory=list)
     boot_seconds: float = 0.0
 
@@ -107,7 +112,6 @@ class MatrixProgress:
         self._pending: set[str] = set()
         self._several = False
         self._running: _Running | None = None
-        self._begun = 0
         self._took: list[_Took] = []
         self._boots: dict[int, float] = {}
         self._boots_begun: set[int] = set()
@@ -134,6 +138,8 @@ class MatrixProgress:
             lines += self.cell_ended()
         if place is None:
             return lines
+        if self._running is None and self._cell(place.cell_id) is None:
+            lines.append(self.stamp(f"{place.cell_id}: begins"))
         running = self._running or self._begin(place.cell_id)
         if host not in running.hosts:
             running.hosts.append(host)
@@ -143,7 +149,6 @@ class MatrixProgress:
         return lines
 
     def _begin(self, cell_id: str) -> _Running:
-        self._begun += 1
         self._running = _Running(cell_id, self._clock())
         cell = self._cell(cell_id)
         if cell is not None:
@@ -172,10 +177,11 @@ class MatrixProgress:
         if running.phase == CENSUS:
             running.without_census.append(host)
             return []
-        first = host not in running.failed
-        running.failed.setdefault(host, running.phase or FIRST_PHASE)
+        if host in running.failed:
+            return []
+        running.failed[host] = f" in {running.phase}" if running.phase else ""
         on = f" on {host}" if self._several else ""
-        return [self._line(f"failed{on} in {running.failed[host]}, task {task!r}")] if first else []
+        return [self._line(f"failed{on}{running.failed[host]}, task {task!r}")]
 
     def cell_ended(self) -> list[str]:
         """The running cell is over, if there is one: what it took and saved, and the time left."""
@@ -190,7 +196,7 @@ class MatrixProgress:
         if cell is not None and running.boot_seconds:
             self._boots[cell["boot"]] = running.boot_seconds
         if set(running.failed) >= set(running.hosts):
-            text = f"failed in {', '.join(sorted(set(running.failed.values())))} after {duration(took)}"
+            text = f"failed{','.join(sorted(set(running.failed.values())))} after {duration(took)}"
         else:
             text = f"done in {duration(took)}{self._results(running)}"
         left = self.seconds_left()
@@ -203,7 +209,7 @@ class MatrixProgress:
         for host in running.hosts:
             on = f" on {host}" if self._several else ""
             if host in running.failed:
-                parts.append(f"failed{on} in {running.failed[host]}")
+                parts.append(f"failed{on}{running.failed[host]}")
             elif host in running.saved:
                 parts.append(f"saved {running.saved[host]} MiB/VM{on}")
             if host in running.without_census:
@@ -240,9 +246,7 @@ class MatrixProgress:
 
     def _name(self, cell_id: str) -> str:
         numbers = {cell["cell_id"]: number for number, cell in enumerate(self._cells, start=1)}
-        if cell_id not in numbers:
-            return f"cell {self._begun} {cell_id}"
-        return f"cell {numbers[cell_id]} of {len(numbers)} {cell_id}"
+        return f"cell {numbers[cell_id]} of {len(numbers)} {cell_id}" if cell_id in numbers else cell_id
 
     def _line(self, text: str) -> str:
         return self.stamp(f"{self._name(self._running.cell_id)}: {text}" if self._running else text)

@@ -12,6 +12,7 @@ import threading
 import time
 from contextlib import suppress
 
+# Longer than a connection takes to come back, shorter than what is left running would disturb anybody
 PATIENCE_SECONDS = 60.0
 # A machine that was paused has missed polls and is not a controller that has gone: a gap counts as this much.
 LONGEST_STEP_SECONDS = 10.0

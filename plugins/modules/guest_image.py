@@ -55,6 +55,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.progress import Progress, ProgressError
 
 FORMAT = 1  # raised when the way an image is made changes, so that older ones are made anew
 NEEDED_BYTES = 4 << 30
@@ -260,14 +261,9 @@ def main() -> None:
     )
     params = module.params
     params["checksum"] = params["checksum"].strip().lower()
-
-    def say(line: str) -> None:
-        if params["progress_path"]:
-            with Path(params["progress_path"]).open("a", encoding="utf-8") as progress:
-                progress.write(line + "\n")
-
     try:
         check(params)
+        progress = Progress(None if module.check_mode else params["progress_path"])
         folder = Path(params["directory"]) / cache_key(params)
         kept = read(folder)
         if kept is not None:
@@ -284,8 +280,8 @@ def main() -> None:
                 },
             )
         os.umask(0o022)
-        module.exit_json(changed=True, image=make(params, folder, say))
-    except (ImageError, OSError) as error:
+        module.exit_json(changed=True, image=make(params, folder, progress.say))
+    except (ImageError, ProgressError, OSError) as error:
         module.fail_json(msg=str(error))
 
 

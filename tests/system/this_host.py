@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 KSM = Path("/sys/kernel/mm/ksm")
+CHECKPOINTS = Path("/var/lib/ksm-testbed/checkpoints")
 MIB = 1 << 20
+RECORDS = ("off", "merge", "on", "verify")
 
 
-def playbook(*arguments: str, name: str = "experiment.yml") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["ansible-playbook", f"playbooks/{name}", *arguments], cwd=ROOT, check=False,
-                          capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=1200)
+def command(*arguments: str, name: str = "experiment.yml", **variables: Any) -> list[str]:
+    """The command of a playbook with these variables."""
+    return ["ansible-playbook", f"playbooks/{name}", *arguments, "-e", json.dumps(variables)]
+
+
+def playbook(
+    *arguments: str, name: str = "experiment.yml", **variables: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a playbook to its end."""
+    return subprocess.run(command(*arguments, name=name, **variables), cwd=ROOT, check=False,
+                          capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def succeeded(done: subprocess.CompletedProcess[str]) -> str:
+    """What a playbook said that must have succeeded."""
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def cells(run: Path) -> dict[str, dict[str, Any]]:
+    """The records of a run: cell -> kind -> record."""
+    return {
+        place.name: {path.stem: json.loads(path.read_text()) for path in place.glob("*.json")}
+        for place in (run / "localhost").iterdir()
+    }
 
 
 def knobs() -> dict[str, str]:
+    """KSM's settings and whether anything is merged."""
     names = (
         "run",
         "pages_to_scan",
@@ -29,6 +56,7 @@ def knobs() -> dict[str, str]:
 
 
 def domains() -> list[str]:
+    """This testbed's domains."""
     done = subprocess.run(
         ["virsh", "-c", "qemu:///system", "list", "--all", "--name"],
         check=True,

@@ -50,7 +50,7 @@ class SmallProject:
         (folder / "plugins").mkdir()
         (folder / "plugins/callback").symlink_to(ROOT / "plugins/callback")
         (folder / "action").mkdir()
-        for name in ("plan", "guests", "measure_series"):
+        for name in ("plan", "capacity_plan", "guests", "measure_series"):
             (folder / f"action/{name}.py").write_text(ACTION)
         (folder / "ansible.cfg").write_text(CONFIGURATION)
         lines = [

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from channel_guest import ChannelGuest, Talk, answer
 from plugin_files import load
+from waiting import FOREVER_SECONDS
 
 channel = load("plugins/module_utils/guest_channel.py")
 SOON = 0.3
@@ -34,7 +35,7 @@ def guest(tmp_path: Path) -> Iterator[Make]:
 
 def test_a_request_is_one_line_and_its_answer_is_returned(guest: Make) -> None:
     one = guest(lambda connection, requests: answer(connection, next(requests), {"digest": "a"}))
-    assert channel.ask(one.path, ["start", '{"bytes": 0}'], 5) == {"digest": "a"}
+    assert channel.ask(one.path, ["start", '{"bytes": 0}'], FOREVER_SECONDS) == {"digest": "a"}
     (heard,) = one.heard
     assert set(heard) == {"id", "words"} and heard["words"] == ["start", '{"bytes": 0}']
 
@@ -43,7 +44,7 @@ def test_each_request_has_a_number_of_its_own(guest: Make) -> None:
     numbers = set()
     for name in ("guest01", "guest02"):
         one = guest(lambda connection, requests: answer(connection, next(requests), {}), name)
-        channel.ask(one.path, ["verify"], 5)
+        channel.ask(one.path, ["verify"], FOREVER_SECONDS)
         numbers.add(one.heard[0]["id"])
     assert len(numbers) == 2
 
@@ -67,7 +68,7 @@ def test_what_comes_before_the_answer_is_passed_over(guest: Make, noise: bytes) 
         connection.sendall(noise)
         answer(connection, request, {"digest": "a"})
 
-    assert channel.ask(guest(talk).path, ["verify"], 5) == {"digest": "a"}
+    assert channel.ask(guest(talk).path, ["verify"], FOREVER_SECONDS) == {"digest": "a"}
 
 
 def test_an_answer_that_comes_in_pieces_is_put_together(guest: Make) -> None:
@@ -77,7 +78,7 @@ def test_an_answer_that_comes_in_pieces_is_put_together(guest: Make) -> None:
             connection.sendall(line[start : start + 70_000])
             time.sleep(0.02)
 
-    assert len(channel.ask(guest(talk).path, ["verify"], 5)["long"]) == 200_000
+    assert len(channel.ask(guest(talk).path, ["verify"], FOREVER_SECONDS)["long"]) == 200_000
 
 
 def test_a_refusal_is_told_as_the_guest_said_it(guest: Make) -> None:
@@ -85,14 +86,14 @@ def test_a_refusal_is_told_as_the_guest_said_it(guest: Make) -> None:
         lambda connection, requests: answer(connection, next(requests), "bytes is 1, and must be", "error")
     )
     with pytest.raises(channel.ChannelError, match=r"^bytes is 1, and must be$"):
-        channel.ask(one.path, ["start"], 5)
+        channel.ask(one.path, ["start"], FOREVER_SECONDS)
 
 
 @pytest.mark.parametrize("content", [None, 5, ["digest"]])
 def test_an_answer_that_is_none_is_shown(guest: Make, content: Any) -> None:
     one = guest(lambda connection, requests: answer(connection, next(requests), content))
     with pytest.raises(channel.ChannelError) as refused:
-        channel.ask(one.path, ["verify"], 5)
+        channel.ask(one.path, ["verify"], FOREVER_SECONDS)
     assert str(refused.value) == f"it answered {content!r} to verify"
 
 
@@ -101,24 +102,23 @@ def test_a_guest_that_ends_instead_of_answering_is_known_at_once(guest: Make) ->
         next(requests)
         connection.sendall(b'{"id": "00')
 
-    began = time.monotonic()
+    # Long before the limit, which would be another sentence.
     with pytest.raises(channel.ChannelError, match=r"^it ended while it was asked to diverge"):
-        channel.ask(guest(talk).path, ["diverge"], 60)
-    assert time.monotonic() - began < 5
+        channel.ask(guest(talk).path, ["diverge"], FOREVER_SECONDS)
 
 
 def test_a_guest_that_does_not_run_is_known_at_once(tmp_path: Path) -> None:
     with pytest.raises(channel.ChannelError) as refused:
-        channel.ask(tmp_path / "guest01", ["verify"], 60)
+        channel.ask(tmp_path / "guest01", ["verify"], FOREVER_SECONDS)
     assert str(refused.value) == (
         "its port cannot be reached (No such file or directory), so it does not run"
     )
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(tmp_path / "left"))
     with pytest.raises(channel.ChannelError, match="Connection refused"):
-        channel.ask(tmp_path / "left", ["verify"], 60)
+        channel.ask(tmp_path / "left", ["verify"], FOREVER_SECONDS)
     with pytest.raises(channel.ChannelError, match=r"\(AF_UNIX path too long\)"):
-        channel.ask(tmp_path / ("x" * 200), ["verify"], 60)
+        channel.ask(tmp_path / ("x" * 200), ["verify"], FOREVER_SECONDS)
 
 
 def test_a_silent_guest_is_given_up_after_the_limit(guest: Make) -> None:
@@ -126,7 +126,7 @@ def test_a_silent_guest_is_given_up_after_the_limit(guest: Make) -> None:
     began = time.monotonic()
     with pytest.raises(channel.ChannelError, match=r"^it gave no answer to probe within 0 s$"):
         channel.ask(one.path, ["probe", "6"], SOON)
-    assert SOON <= time.monotonic() - began < SOON + 2
+    assert time.monotonic() - began >= SOON
     assert len(one.heard) == 1
 
 
@@ -138,10 +138,9 @@ def test_a_guest_that_only_makes_noise_is_given_up_after_the_limit_too(guest: Ma
             connection.sendall(b"noise")
 
     one = guest(talk)
-    began = time.monotonic()
     with pytest.raises(channel.ChannelError, match="it gave no answer"):
         channel.ask(one.path, ["probe", "6"], SOON)
-    assert time.monotonic() - began < SOON + 2
+    assert not ended.is_set()
     ended.set()
 
 
@@ -154,7 +153,7 @@ def test_a_command_that_may_run_once_only_is_sent_once(guest: Make, monkeypatch:
         answer(connection, request, {"filled_bytes": 1})
 
     one = guest(talk)
-    assert channel.ask(one.path, ["start", "{}"], 5) == {"filled_bytes": 1}
+    assert channel.ask(one.path, ["start", "{}"], FOREVER_SECONDS) == {"filled_bytes": 1}
     assert len(one.heard) == 1
 
 
@@ -169,7 +168,7 @@ def test_a_guest_that_boots_is_asked_again_until_it_answers(
         answer(connection, next(requests), {"available_bytes": 7})
 
     one = guest(talk)
-    assert channel.ask(one.path, ["barrier", "1.0"], 5, again=True) == {"available_bytes": 7}
+    assert channel.ask(one.path, ["barrier", "1.0"], FOREVER_SECONDS, again=True) == {"available_bytes": 7}
     assert [request["words"] for request in one.heard[:3]] == [["barrier", "1.0"]] * 3
     assert len({request["id"] for request in one.heard}) == len(one.heard)
 
@@ -185,13 +184,15 @@ def test_the_answer_to_any_of_the_attempts_counts_even_cut_by_the_next_one(
         next(requests)  # the second attempt, in the middle of the answer to the first
         connection.sendall(line[9:])
 
-    assert channel.ask(guest(talk).path, ["barrier", "1.0"], 5, again=True) == {"available_bytes": 7}
+    assert channel.ask(guest(talk).path, ["barrier", "1.0"], FOREVER_SECONDS, again=True) == {
+        "available_bytes": 7
+    }
 
 
 def test_all_guests_are_asked_at_once_and_each_is_in_one_of_the_two_answers(
     guest: Make, tmp_path: Path
 ) -> None:
-    together = threading.Barrier(2, timeout=5)
+    together = threading.Barrier(2, timeout=FOREVER_SECONDS)
 
     def talk(connection: socket.socket, requests: Iterator[Any]) -> None:
         request = next(requests)
@@ -204,7 +205,7 @@ def test_all_guests_are_asked_at_once_and_each_is_in_one_of_the_two_answers(
         "guest03": (tmp_path / "guest03", ["verify"]),
     }
     told: list[tuple[str, dict[str, Any]]] = []
-    answers, refused = channel.ask_all(requests, 5, each=lambda *one: told.append(one))
+    answers, refused = channel.ask_all(requests, FOREVER_SECONDS, each=lambda *one: told.append(one))
     assert list(answers.items()) == [("guest01", {"said": "probe"}), ("guest02", {"said": "verify"})]
     assert sorted(told) == list(answers.items())
     assert list(refused) == ["guest03"] and "so it does not run" in refused["guest03"]

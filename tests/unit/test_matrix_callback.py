@@ -109,6 +109,33 @@ def test_the_log_has_the_lines_of_cells_and_modules_and_is_private(ran: tuple[Sm
     assert [line for line in lines_of(text) if line not in modules] == lines_of(said)
 
 
+def test_a_capacity_run_tells_its_arms_and_has_its_log_in_its_own_directory(tmp_path: Path) -> None:
+    project = SmallProject(tmp_path)
+    directory = tmp_path / "results/capacity/run"
+    project.write("arm.yml", [{"name": "Step", "measure_series": {"lines": ["off, 4 guests: fits"]}}])
+    tasks = [
+        {"name": "Name the run", "capacity_plan": {"directory": str(directory)}},
+        {
+            "name": "Take each arm to its limit",
+            "ansible.builtin.include_tasks": "arm.yml",
+            "loop": ["off", "ksm"],
+            "loop_control": {"loop_var": "arm"},
+        },
+    ]
+    play = {"name": "Measure the capacity", "hosts": "hypervisors", "gather_facts": False, "tasks": tasks}
+    project.write("experiment.yml", [play])
+    code, said = project.run()
+    assert code == 0, said
+    assert plain(lines_of(said)) == [
+        "arm off: begins",
+        "arm off: done in N s",
+        "arm ksm: begins",
+        "arm ksm: done in N s",
+    ]
+    assert (directory / "progress.log").read_text().count("[localhost] off, 4 guests: fits\n") == 2
+    assert directory.stat().st_mode & 0o777 == 0o700
+
+
 def test_with_v_all_is_said(tmp_path: Path) -> None:
     project = SmallProject(tmp_path)
     project.experiment(CELLS[:1], TASKS)

@@ -181,15 +181,19 @@ def test_a_run_that_goes_on_counts_the_cells_that_were_measured_before() -> None
     assert progress.cell_ended()[0].endswith("done in 0 s")
 
 
-def test_without_a_plan_of_cells_they_are_counted() -> None:
-    progress = MatrixProgress(Clock())
-    assert progress.task_started("localhost", Place("first", "load", "Task")) == [
-        "[  0:00] cell 1 first: load"
+def test_the_arms_of_a_capacity_run_begin_and_end() -> None:
+    clock = Clock()
+    progress = MatrixProgress(clock)
+    assert progress.task_started("localhost", Place("arm off", "", "Task")) == ["[  0:00] arm off: begins"]
+    assert progress.task_started("localhost", Place("arm off", "", "Task")) == []
+    clock.now += 200
+    assert progress.task_started("localhost", Place("arm ksm", "", "Task")) == [
+        "[  3:20] arm off: done in 3 min 20 s",
+        "[  3:20] arm ksm: begins",
     ]
-    assert progress.task_started("localhost", Place("second", "load", "Task")) == [
-        "[  0:00] cell 1 first: done in 0 s",
-        "[  0:00] cell 2 second: load",
-    ]
+    assert progress.failed("localhost", "Boot") == ["[  3:20] arm ksm: failed, task 'Boot'"]
+    clock.now += 9
+    assert progress.cell_ended() == ["[  3:29] arm ksm: failed after 9 s"]
 
 
 @pytest.mark.parametrize(
@@ -224,8 +228,9 @@ def test_a_place_is_read_from_the_variables_of_a_task() -> None:
     idle = cell("idle")
     assert place_of(Task("Measure", cell=idle, phase="off")) == Place(idle["cell_id"], "off", "Measure")
     assert place_of(Task("", cell=idle)) == Place(idle["cell_id"], "", "measure_record")
+    assert place_of(Task("Probe", arm="off", phase="probe")) == Place("arm off", "probe", "Probe")
     assert place_of(Task("Put right")) is None
-    assert place_of(Task("Other", cell="{{ a_cell }}")) is None
+    assert place_of(Task("Other", cell="{{ a_cell }}", arm=3)) is None
 
 
 def test_an_interruption_names_the_last_phase_and_the_task_of_each_host() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from playing import fake_systemd, play, play_book
-from plugin_files import ROOT
+from plugin_files import ROOT, load
 
 TASKS = ROOT / "playbooks/tasks/put_right.yml"
 MODULES = ("guests", "ksm", "envelope")

@@ -290,7 +290,7 @@ def test_a_module_whose_controller_has_gone_waits_no_longer(guests: Guests, tmp_
         wait_until(lambda: guests.made[0].heard, "the guest is asked")
         assert process.poll() is None
         progress.unlink()
-        assert process.wait(timeout=20) == 1
+        assert process.wait(timeout=FOREVER_SECONDS) == 1
 
 
 # The guests' program behind the channel

@@ -8,7 +8,6 @@ import itertools
 import json
 import mmap
 import os
-import re
 import socket
 import struct
 import subprocess
@@ -92,7 +91,10 @@ class Guest:
                 if mode.startswith("rw") and last - first >= MIB and not rest[-1].startswith("/"):
                     memory.seek(first)
                     content = memory.read(last - first)
-                    found += [first + match.start() for match in re.finditer(re.escape(block), content)]
+                    at = content.find(block)
+                    while at >= 0:
+                        found.append(first + at)
+                        at = content.find(block, at + len(block))
         return found
 
     def read(self, address: int, size: int) -> bytes:

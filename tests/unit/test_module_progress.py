@@ -1,0 +1,93 @@
+"""What a long module knows of the one who waits for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plugin_files import ROOT, load
+from waiting import FOREVER_SECONDS
+
+progress_file = load("plugins/module_utils/progress.py")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Path, Clock]:
+    clock = Clock()
+    monkeypatch.setattr(progress_file.time, "monotonic", clock.monotonic)
+    (tmp_path / "progress").touch()
+    return progress_file.Progress(str(tmp_path / "progress"), 60), tmp_path / "progress", clock
+
+
+def test_polls_keep_a_module_going(waiting: tuple[Any, Path, Clock]) -> None:
+    progress, path, clock = waiting
+    for poll in range(100):
+        clock.now += 5
+        os.utime(path, (poll, 0))
+        assert progress.abandoned() is None
+    for _ in range(12):
+        clock.now += 5
+        assert progress.abandoned() is None
+    clock.now += 5
+    assert progress.abandoned() == "its controller has not asked for 60 s"
+
+
+def test_lines_that_the_module_writes_are_no_polls(waiting: tuple[Any, Path, Clock]) -> None:
+    progress, path, clock = waiting
+    said = []
+    for number in range(14):
+        progress.say(f"line {number}")
+        clock.now += 5
+        said.append(progress.abandoned())
+    assert path.read_text().splitlines() == [f"line {number}" for number in range(14)]
+    assert said[:12] == [None] * 12
+    assert said[12] == "its controller has not asked for 60 s"
+
+
+def test_a_machine_that_was_paused_for_an_hour_is_not_abandoned(waiting: tuple[Any, Path, Clock]) -> None:
+    progress, path, clock = waiting
+    clock.now += 3600
+    assert progress.abandoned() is None
+    os.utime(path, (1, 1))
+    clock.now += 1
+    assert progress.abandoned() is None
+
+
+def test_another_file_in_place_of_the_progress_is_no_progress(waiting: tuple[Any, Path, Clock]) -> None:
+    progress, path, _ = waiting
+    path.with_name("other").touch()
+    path.with_name("other").replace(path)
+    assert progress.abandoned() == "its controller asked it to end"
+
+
+def test_a_link_in_place_of_the_progress_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "target").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with pytest.raises(progress_file.ProgressError, match="link cannot be written"):
+        progress_file.Progress(str(tmp_path / "link"))
+
+
+def test_a_module_that_does_not_look_ends_when_its_progress_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "progress").touch()
+    code = (
+        f"import sys, time; sys.path.insert(0, {str(ROOT / 'plugins/module_utils')!r});"
+        "from progress import Progress, end_when_abandoned;"
+        f"end_when_abandoned(Progress({str(tmp_path / 'progress')!r})); print('begun', flush=True);"
+        "time.sleep(3600)"
+    )
+    module = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert module.stdout is not None and module.stdout.readline() == "begun\n"
+    (tmp_path / "progress").unlink()
+    assert module.wait(FOREVER_SECONDS) == 1
