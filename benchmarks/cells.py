@@ -67,7 +67,8 @@ def show_cells(run: Path, log: str) -> None:
         steps = f"{restore:8.1f} {load:6.1f} {merge:6.1f} {rest:6.1f} {seconds['wall']:6.0f}"
         print(f"{cell:46} {steps}  {ratios[-1]:.2f}")
     if ratios:
-        print(f"{len(ratios)} cells, wall/necessary: median {median(ratios):.2f}, at most {max(ratios):.2f}\n")
+        said = f"median {median(ratios):.2f}, at most {max(ratios):.2f}"
+        print(f"{len(ratios)} cells, wall/necessary: {said}\n")
 
 
 def show_restores(log: str) -> None:

@@ -134,7 +134,7 @@ def test_the_host_sees_the_saving_too(campaign: dict[str, Any]) -> None:
 
 
 def test_nothing_of_another_cell_is_in_a_random_fill(campaign: dict[str, Any]) -> None:
-    """By the census: what focus 2 fills has tens of thousands of copies; here no content but zeros has many."""
+    """By the census: what focus 2 fills has ten thousands of copies; here no content but zeros has many."""
     constant, random = (campaign[name]["census"]["observed"]["contents"] for name in ("constant", "random"))
     assert max(constant["copies"]) > 0.9 * filled_bytes(campaign["constant"]) / 4096
     pages = filled_bytes(campaign["random"]) / 4096
@@ -215,7 +215,7 @@ def started(results: Path, **asked: Any) -> subprocess.Popen[str]:
 
 
 def test_a_lost_guest_is_recorded(campaign: dict[str, Any], results: Path, before: dict[str, str]) -> None:
-    """A guest that dies before its memory is filled: the cell is failed, the host put back, exit code not 0."""
+    """A guest dies before its memory is filled: the cell is failed, the host put back, the exit code not 0."""
     run = started(results, focus=2, run_id="lost")
     said = follow(run, "restored 2 guests")
     virsh = ["virsh", "-c", "qemu:///system", "destroy", "ksm-testbed-guest02"]
