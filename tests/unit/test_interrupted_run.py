@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,11 @@ class Interrupted:
         play_of_teardown = {"name": "Put right", "hosts": "hypervisors", "gather_facts": False}
         self.project.write("teardown.yml", [{**play_of_teardown, "tasks": self.teardown}])
 
+    def end(self) -> None:
+        """Let go what still waits, where a test has failed."""
+        self.go.touch()
+        (self.project.folder / "never").touch()
+
     def marks(self, of: Path) -> list[str]:
         """The hosts that have left this mark."""
         return sorted(path.suffix[1:] for path in of.parent.glob(f"{of.name}.*"))
@@ -62,6 +67,13 @@ class Interrupted:
         run = self.project.start(*words, start_new_session=True, **options)
         wait_until(lambda: len(waiting(self.project.folder)) == 2, "both hosts wait")
         return run
+
+
+@pytest.fixture
+def case(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Interrupted]:
+    made = Interrupted(tmp_path, getattr(request, "param", "Measure the cells"))
+    yield made
+    made.end()
 
 
 def waiting(folder: Path) -> list[str]:
@@ -79,8 +91,7 @@ def waiting(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("signals", [("SIGINT",), ("SIGTERM",), ("SIGHUP",), ("SIGINT", "SIGINT", "SIGTERM")])
-def test_a_run_that_is_interrupted_puts_its_hosts_right(tmp_path: Path, signals: Sequence[str]) -> None:
-    case = Interrupted(tmp_path)
+def test_a_run_that_is_interrupted_puts_its_hosts_right(case: Interrupted, signals: Sequence[str]) -> None:
     run = case.until_it_merges()
     first, *later = [signal.Signals[name] for name in signals]
     run.send_signal(first)
@@ -94,15 +105,14 @@ def test_a_run_that_is_interrupted_puts_its_hosts_right(tmp_path: Path, signals:
     assert case.marks(case.done) == ["host1", "host2"], said
     assert said.count("Interrupted: restoring the KSM settings and removing the guests") == 1
     assert "failed: run `make teardown`" not in said
-    assert waiting(tmp_path) == []
+    assert waiting(case.project.folder) == []
     for cell in PLAN.cells:
         record = json.loads((cell_directory(case.project.results, cell) / "failed.json").read_text())
         expected = {"phase": "merge", "task": "Follow it", "message": "interrupted by the user"}
         assert record["observed"] == expected
 
 
-def test_a_second_ctrl_c_before_the_teardown_has_begun_does_not_prevent_it(tmp_path: Path) -> None:
-    case = Interrupted(tmp_path)
+def test_a_second_ctrl_c_before_the_teardown_has_begun_does_not_prevent_it(case: Interrupted) -> None:
     case.go.touch()
     run = case.until_it_merges()
     for _ in range(20):
@@ -111,8 +121,9 @@ def test_a_second_ctrl_c_before_the_teardown_has_begun_does_not_prevent_it(tmp_p
     assert case.marks(case.done) == ["host1", "host2"], case.project.said()
 
 
-def test_ctrl_c_at_ansible_runner_does_the_same_and_says_how_to_go_on(tmp_path: Path) -> None:
-    case = Interrupted(tmp_path)
+def test_ctrl_c_at_ansible_runner_does_the_same_and_says_how_to_go_on(
+    case: Interrupted, tmp_path: Path
+) -> None:
     code = (
         "import sys; from pathlib import Path; from analysis.runner import Campaign, drive;"
         f"folder = Path({str(tmp_path)!r});"
@@ -140,8 +151,7 @@ def test_ctrl_c_at_ansible_runner_does_the_same_and_says_how_to_go_on(tmp_path: 
     assert f"go on with: python -m analysis run --resume {RUN_ID}" in told
 
 
-def test_only_the_hosts_of_the_run_are_put_right(tmp_path: Path) -> None:
-    case = Interrupted(tmp_path)
+def test_only_the_hosts_of_the_run_are_put_right(case: Interrupted, tmp_path: Path) -> None:
     case.go.touch()
     run = case.project.start("--limit", "host2", start_new_session=True)
     wait_until(lambda: len(waiting(tmp_path)) == 1, "the host waits")
@@ -152,8 +162,8 @@ def test_only_the_hosts_of_the_run_are_put_right(tmp_path: Path) -> None:
     assert [path.parent.parent.name for path in written] == ["host2"]
 
 
-def test_a_run_that_does_not_measure_changes_no_host(tmp_path: Path) -> None:
-    case = Interrupted(tmp_path, play="Only look")
+@pytest.mark.parametrize("case", ["Only look"], indirect=True)
+def test_a_run_that_does_not_measure_changes_no_host(case: Interrupted) -> None:
     run = case.until_it_merges()
     run.send_signal(signal.SIGINT)
     assert run.wait(FOREVER_SECONDS) != 0
@@ -161,8 +171,7 @@ def test_a_run_that_does_not_measure_changes_no_host(tmp_path: Path) -> None:
     assert list(case.project.results.rglob("failed.json")) == []
 
 
-def test_a_run_that_ends_by_itself_is_not_put_right_again(tmp_path: Path) -> None:
-    case = Interrupted(tmp_path)
+def test_a_run_that_ends_by_itself_is_not_put_right_again(case: Interrupted) -> None:
     fails = {"name": "Fail", "ansible.builtin.fail": {"msg": "no"}, "vars": {"phase": "load"}}
     case.project.write("cell.yml", [fails])
     code, _ = case.project.run()
