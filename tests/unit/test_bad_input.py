@@ -16,14 +16,14 @@ from plugin_files import ROOT
 KSM = Path("/sys/kernel/mm/ksm")
 # All that may run before a refusal: they only look. The KSM task runs in check mode.
 CHECKS = {
-    "Refuse more guests than the inventory has",
     "Check each variable",
-    "Try to become root",
+    "Become root, and check the policies against the kernel",
     "Become root",
-    "Check the KSM knobs against the kernel",
-    "ksm : Set the KSM knobs and the THP mode",
+    "Check each policy's knobs and THP mode against the kernel",
     "debian_host : Refuse a host that can't measure",
 }
+# Of a task, or of one item of its loop
+FAILURE = r"^(?:fatal: \[localhost\]: FAILED!|failed: \[localhost\] \(item=\S+\)) => (\{.*?^\}|\{.*\})$"
 NEEDS_HOST = pytest.mark.skipif(
     os.geteuid() != 0 or not KSM.is_dir(), reason="asks this host's kernel, as root"
 )
@@ -41,13 +41,20 @@ CASES = [
     ("census=sometimes", "census is 'sometimes': allowed is true or false."),
     ("guests=0", "guests is '0': allowed is a whole number from 1 to 999."),
     ("guests=abc", "guests is 'abc': allowed is a whole number from 1 to 999."),
+    ("guests=2,4,2", "guests has 2 more than once: allowed is each number once, with commas between."),
+    ("guests=1000", "guests is '1000': allowed is a whole number from 1 to 999."),
     (
-        "guests=65",
-        "guests is 65: the inventory has 64 for localhost, so lower guests or name more in its group guests.",
+        "policies=fast",
+        "policies names 'fast', which does not exist: there are advisor, kernel-default, ksm, smart_scan.",
     ),
+    (
+        "workloads=web",
+        "workloads names 'web', which does not exist: there are constant_fill, idle, random_fill.",
+    ),
+    ("checkpoint=old", "checkpoint is 'old': allowed is keep or fresh or measured."),
     ("guest_memory_mib=127", "guest_memory_mib is '127': allowed is a whole number from 128 to 1048576."),
     ("thp_enabled=sometimes", "thp_enabled is 'sometimes': allowed is keep or always or madvise or never."),
-    ("guest_ssh_port_base=80", "guest_ssh_port_base is '80': allowed is a whole number from 1024 to 64000."),
+    ("guest_ssh_port_base=80", "guest_ssh_port_base is '80': allowed is a whole number from 1024 to 65534."),
     ("accelerator=xen", "accelerator is 'xen': allowed is auto or kvm or tcg."),
     ("repetitions=twice", "repetitions is 'twice': allowed is a whole number from 1 to 1000."),
     pytest.param(
@@ -101,7 +108,7 @@ def test_it_is_refused_in_one_sentence_before_anything_is_changed(
     name, _, value = given.partition("=")
     done = playbook(results, **{name: value})
     assert done.returncode == 2, done.stdout + done.stderr
-    (failure,) = re.findall(r"^fatal: \[localhost\]: FAILED! => (\{.*?^\}|\{.*\})$", done.stdout, re.M | re.S)
+    (failure,) = re.findall(FAILURE, done.stdout, re.M | re.S)
     message = json.loads(failure)["msg"]
     assert re.fullmatch(said, message) if isinstance(said, re.Pattern) else message == said
     assert "Traceback" not in done.stdout + done.stderr
@@ -152,7 +159,7 @@ def test_what_is_allowed_passes_the_same_checks(results: Path) -> None:
     [
         (
             {"capacity_workload": "busy", "capacity_step_guests": "0"},
-            "capacity_workload is 'busy': allowed is idle or constant_fill or random_fill. "
+            "capacity_workload names 'busy', which does not exist: there are constant_fill, idle, random_fill. "
             "capacity_step_guests is '0': allowed is a whole number from 1 to 64.",
         ),
         (
@@ -165,7 +172,7 @@ def test_what_is_allowed_passes_the_same_checks(results: Path) -> None:
 def test_a_capacity_run_is_refused_likewise(results: Path, variables: dict[str, str], said: str) -> None:
     done = playbook(results, name="capacity", **variables)
     assert done.returncode == 2, done.stdout + done.stderr
-    (failure,) = re.findall(r"^fatal: \[localhost\]: FAILED! => (\{.*?^\}|\{.*\})$", done.stdout, re.M | re.S)
+    (failure,) = re.findall(FAILURE, done.stdout, re.M | re.S)
     assert json.loads(failure)["msg"] == said
     assert "Traceback" not in done.stdout + done.stderr
     assert not results.exists()
