@@ -190,7 +190,7 @@ def test_faults_are_one_sentence(host: Host) -> None:
 
 def test_a_guest_without_mergeable_memory_is_named(host: Host) -> None:
     path = host.run / "libvirt/qemu/ksm-testbed-guest01.pid"
-    command = [sys.executable, "-c", "import time; time.sleep(60)", "guest=ksm-testbed-guest01"]
+    command = [sys.executable, "-c", "import time; time.sleep(3600)", "guest=ksm-testbed-guest01"]
     host.guests["guest01"] = subprocess.Popen(command)
     path.write_text(str(host.guests["guest01"].pid))
     assert "domain ksm-testbed-guest01 has no memory that KSM may merge" in host.take()["msg"]
