@@ -12,6 +12,7 @@ a group of its own, and a controller that is killed while the module is being st
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import secrets
@@ -31,6 +32,8 @@ FIRST_POLL_SECONDS = 0.5
 CANCEL_LIMIT_SECONDS = 30
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SERIES_SETUP_SECONDS = 120
+# The module's own limit for an answer
+WORKLOAD_SECONDS = 1200
 ASYNC_KEYS = ("ansible_job_id", "started", "finished", "results_file")
 WRAPPER_GRACE_SECONDS = 30
 RUNNING = "module_progress_running"
@@ -130,6 +133,24 @@ def run_series(
     return run_with_progress(
         action, "measure_series", arguments, task_vars, progress_path, limit + SERIES_SETUP_SECONDS
     )
+
+
+def run_workload(
+    action: ActionBase, task_vars: dict[str, Any], arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """Run the module workload and display each guest's answer as it comes.
+
+    Args:
+        action, task_vars: as for run_with_progress.
+        arguments: the module's, as templated or plain.
+
+    Returns: the module's result; a failure has failed=True.
+    """
+    path = f"/run/ksm-testbed-workload-{secrets.token_hex(8)}.progress"
+    # Templated values carry Ansible's tags; the module gets plain JSON.
+    plain: dict[str, Any] = {**json.loads(json.dumps(arguments)), "progress_path": path}
+    limit = float(plain.get("timeout_seconds", WORKLOAD_SECONDS)) + WRAPPER_GRACE_SECONDS
+    return run_with_progress(action, "workload", plain, task_vars, path, limit)
 
 
 def _start(

@@ -32,6 +32,7 @@ from ansible.utils.display import Display
 from analysis.capacity import PROBES, breach, used_bytes
 from analysis.capacity_design import CapacityDesign, fitting, next_guests, stop
 from analysis.design import MIB, make_private_directory, write_private
+from analysis.module_progress import run_workload
 from analysis.policies import OFF
 
 SCHEMA_VERSION = 2
@@ -117,7 +118,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         if not args["channels"]:
             return {}
         asked = {"state": state, "channels": args["channels"], "silence": "null", **options}
-        answers: dict[str, Any] = self._module("workload", asked, task_vars)["answers"]
+        answer = run_workload(self, task_vars, asked)
+        if answer.get("failed") or answer.get("unreachable"):
+            raise _ModuleFailed(answer)
+        answers: dict[str, Any] = answer["answers"]
         return answers
 
     def _series(self, job: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,9 @@ Arguments:
     directory: the cell's folder on the controller, absolute; created with mode 0700.
     domains: guest name to libvirt domain name (off, on).
     workload: guest name to what filled it (off, on); empty where nothing was filled.
-    verify: guest name to the digests before and after merging (verify).
+    verify: guest name to the digests before and after merging (verify); or
+    channels: guest name to the socket of its port, and the guests that workload names are asked.
+    drop_caches: drop the host's caches before it is read (off, on).
         Of a mix both name the guests that hold something, by their names in domains.
     failure: phase, task and message (failed).
     start_ksm: merge begins with writing 1 to run (default true).
@@ -16,7 +18,7 @@ Arguments:
     replace: write over a record of this phase (default false; a failed record always replaces its kind).
     proc_root, sys_root, run_root: the host's trees, for tests.
 
-Returns: record (path), msg (one line), changed (whether the host was changed: only by starting KSM).
+Returns: record (path), msg (one line), cell_id, changed (by starting KSM or dropping caches).
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
 from analysis.design import make_private_directory
-from analysis.module_progress import run_series
+from analysis.module_progress import run_series, run_workload
 
 SCHEMA_VERSION = 2
 PHASES = ("off", "merge", "on", "verify", "failed")
@@ -88,6 +90,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             measured = self._failed(args, variables)
         elif phase == "merge":
             measured = self._merge(args, variables)
+        elif phase == "verify" and args["channels"] and args["workload"]:
+            measured = self._verify(args, variables)
         else:
             measured = self._host(args, variables, args["domains"] if phase in ("off", "on") else {})
         if measured.get("failed") or measured.get("unreachable"):
@@ -95,7 +99,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         record = assemble(args, measured, observed(args, measured))
         check(record)
         write(path, record)
-        changed = phase == "merge" and args["start_ksm"]
+        changed = (phase == "merge" and args["start_ksm"]) or args["drop_caches"]
         return {
             **result,
             "changed": changed,
@@ -120,6 +124,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "domains": {"type": "dict", "default": {}},
                 "workload": {"type": "dict", "default": {}},
                 "verify": {"type": "dict", "default": {}},
+                "channels": {"type": "dict", "default": {}},
+                "drop_caches": {"type": "bool", "default": False},
                 "failure": {"type": "dict", "default": {}},
                 "start_ksm": {"type": "bool", "default": True},
                 "until": {"type": "str", "choices": ["converged", "seconds"], "default": "converged"},
@@ -150,10 +156,33 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             )
         return plain
 
+    def _verify(self, args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+        """Ask the guests that were filled for the digest of the same memory; the verdicts go into args."""
+        filled = args["workload"]
+        asked = {
+            "state": "verified",
+            "channels": {name: args["channels"][name] for name in filled},
+            "expected": {name: report["digest"] for name, report in filled.items()},
+        }
+        answer = run_workload(self, task_vars, asked)
+        if answer.get("failed") or answer.get("unreachable"):
+            return answer
+        args["verify"] = answer["answers"]
+        return self._host(args, task_vars, {})
+
     def _host(
         self, args: dict[str, Any], task_vars: dict[str, Any], domains: dict[str, str]
     ) -> dict[str, Any]:
         roots = {name: args[name] for name in ("proc_root", "sys_root", "run_root")}
+        if args["drop_caches"]:
+            # The same before the record with KSM off and the one with it on
+            dropped: dict[str, Any] = self._execute_module(
+                module_name="ansible.legacy.command",
+                module_args={"_raw_params": "sysctl -q vm.drop_caches=3"},
+                task_vars=task_vars,
+            )
+            if dropped.get("failed") or dropped.get("unreachable"):
+                return dropped
         measured: dict[str, Any] = self._execute_module(
             module_name="measure_host", module_args={"domains": domains, **roots}, task_vars=task_vars
         )

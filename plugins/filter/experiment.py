@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from analysis.mix import guest_workloads, parse_mix
@@ -39,11 +39,6 @@ def member(answers: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any
     return {guest: answer[name] for guest, answer in answers.items()}
 
 
-def only(mapping: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Return the part of a mapping that these names have."""
-    return {name: mapping[name] for name in names}
-
-
 def failure_of(task: Mapping[str, Any], result: Mapping[str, Any], host: str) -> dict[str, str]:
     """Return phase, task and message of a failed task, as a failed record has them."""
     said = [str(result.get(part) or "").strip() for part in ("msg", "stderr")]
@@ -77,6 +72,5 @@ class FilterModule:
             "keeps_load": keeps_load,
             "workload_reports": workload_reports,
             "member": member,
-            "only": only,
             "failure_of": failure_of,
         }

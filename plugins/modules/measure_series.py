@@ -231,9 +231,11 @@ class ScanProgress:
         self.last_scan = -1
         self.last_seconds = -math.inf
 
-    def show(self, scan: int, saved: int, seconds: float) -> None:
-        """Note a sample."""
+    def show(self, scan: int, saved: int, seconds: float, *, last: bool = False) -> None:
+        """Note a sample; the last one is always shown, once."""
         wait = PROGRESS_SECONDS if scan != self.last_scan else PROGRESS_QUIET_SECONDS
+        if last:
+            wait = 0.001
         if seconds - self.last_seconds >= wait:
             mib = saved * self.page_bytes / MIB
             each = f" ({mib / self.guests:.1f} MiB/VM)" if self.guests else ""
@@ -321,6 +323,7 @@ def follow(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
             received = wait_until(begin + min(slot * params["interval_seconds"], limit))
             if received:
                 end = f"interrupted by {received} after {time.monotonic() - begin:.0f} s"
+    scans.show(series.complete_scans, series.saved[-1], seconds, last=True)
     reason = f"{end}: {series.verdict.reason}"
     progress.say(f"{reason}, {seconds:.0f} s")
     return {

@@ -215,7 +215,7 @@ def started(results: Path, **asked: Any) -> subprocess.Popen[str]:
 
 
 def test_a_lost_guest_is_recorded(campaign: dict[str, Any], results: Path, before: dict[str, str]) -> None:
-    """A guest dies before its memory is filled: the cell is failed, the host put back, the exit code not 0."""
+    """A guest dies before its memory is filled: its cell and the run failed, the host is put back."""
     run = started(results, focus=2, run_id="lost")
     said = follow(run, "restored 2 guests")
     virsh = ["virsh", "-c", "qemu:///system", "destroy", "ksm-testbed-guest02"]

@@ -6,14 +6,17 @@ import json
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible.errors import AnsibleActionFail
+from channel_guest import ChannelGuest
 from jsonschema import Draft202012Validator
 from small_project import HEED_SIGNALS
 from waiting import FOREVER_SECONDS, wait_until
@@ -361,3 +364,32 @@ def test_a_record_replaces_the_former_one_whole(tmp_path: Path) -> None:
     action.write(tmp_path / "failed.json", {"kind": "failed"})
     assert json.loads((tmp_path / "failed.json").read_text()) == {"kind": "failed"}
     assert [path.name for path in tmp_path.iterdir()] == ["failed.json"]
+
+
+def test_the_guests_that_were_filled_are_asked_for_the_digest_of_the_same_memory(tmp_path: Path) -> None:
+    """One has what it had, the other not; a third, which fills nothing, is not asked."""
+
+    def talk(connection: socket.socket, requests: Iterator[dict[str, Any]]) -> None:
+        for request in requests:
+            answer = {"filled_bytes": 1 << 20, "digest": "crc32-sha256:" + "a" * 64}
+            connection.sendall(json.dumps({"id": request["id"], "answer": answer}).encode() + b"\n")
+
+    play = Play(tmp_path)
+    ports = {name: ChannelGuest(tmp_path / name, talk) for name in ("guest01", "guest02", "guest03")}
+    report = {"filled_bytes": 1 << 20, "fill_seconds": 1, "seed": "s"}
+    filled = {
+        name: {**report, "digest": "crc32-sha256:" + letter * 64}
+        for name, letter in (("guest01", "a"), ("guest02", "b"))
+    }
+    try:
+        channels = {name: str(port.path) for name, port in ports.items()}
+        output = play.run([play.arguments("verify", workload=filled, channels=channels)])
+    finally:
+        for port in ports.values():
+            port.close()
+    seen = play.record("verify")["observed"]["guests"]
+    assert {name: verdict["intact"] for name, verdict in seen.items()} == {
+        "guest01": True,
+        "guest02": False,
+    }, output
+    assert [port.heard[0]["words"] for port in ports.values() if port.heard] == [["verify"], ["verify"]]
