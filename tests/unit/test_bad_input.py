@@ -159,8 +159,8 @@ def test_what_is_allowed_passes_the_same_checks(results: Path) -> None:
     [
         (
             {"capacity_workload": "busy", "capacity_step_guests": "0"},
-            "capacity_workload names 'busy', which does not exist: there are constant_fill, idle, random_fill. "
-            ""
+            "capacity_workload names 'busy', which does not exist: there are constant_fill, idle, "
+            "random_fill. "
             "capacity_step_guests is '0': allowed is a whole number from 1 to 64.",
         ),
         (
