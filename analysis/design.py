@@ -168,7 +168,7 @@ class Design:
         policy = self.policy(policy_name)
         return {
             "policy": policy.name,
-            "ksm_knobs": policy.knobs,
+            "ksm_knobs": dict(policy.knobs),
             "thp_enabled": policy.thp_enabled,
             "service": policy.service,
             "accelerator": self.accelerator,

@@ -44,7 +44,7 @@ class Policy:
         return {
             "name": self.name,
             "run": self.run,
-            "knobs": self.knobs,
+            "knobs": dict(self.knobs),
             "optional_knobs": self.optional_knobs,
             "thp_enabled": self.thp_enabled,
             "service": self.service,

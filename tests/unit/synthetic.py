@@ -201,7 +201,7 @@ def synthetic_records(plan: Plan, cell: Cell, saved_mib_per_vm: float = 100) -> 
         "recorded_at": "2026-11-23T19:00:00.123456Z",
         "monotonic_seconds": 1000.0,
         "cell": asdict(cell),
-        "requested": plan.policies[cell.policy]["requested"],
+        "requested": copy.deepcopy(plan.policies[cell.policy]["requested"]),
         "provenance": {
             "design_digest": plan.design_digest,
             "kernel_release": "6.18.0-synthetic",

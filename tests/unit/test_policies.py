@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from planned import variables
 
 from analysis.data_files import DataFileError
+from analysis.design import Design
 from analysis.policies import OFF, policy_names, read_policy
 
 
@@ -93,3 +95,13 @@ def test_a_file_that_cannot_be_used_is_named_in_one_sentence(tmp_path: Path, tex
 def test_a_name_that_is_no_part_of_a_cells_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataFileError, match="1 to 32 small letters"):
         read_policy("Mine", folder(tmp_path, "description: A\n", "Mine"))
+
+
+def test_what_is_changed_in_a_plan_or_a_record_is_not_changed_in_the_policy() -> None:
+    """Policies are read once: a knob changed in one place would be in every plan after it."""
+    policy = read_policy("ksm")
+    before = dict(policy.knobs)
+    policy.to_json()["knobs"]["pages_to_scan"] = 1
+    design = Design.from_variables(variables())
+    design.requested("ksm")["ksm_knobs"]["pages_to_scan"] = 1
+    assert read_policy("ksm").knobs == before
