@@ -17,6 +17,8 @@ FIRST_PHASE = "restore"
 CENSUS = "census"
 # What a module shows by analysis.module_progress, and the saving in it (module measure_series)
 MODULE_LINE = re.compile(r"    \[(?P<host>[^\]]+)\] (?P<text>.*)")
+# What a long module's action shows first: analysis.module_progress.show_begin
+BEGINS = "begins: "
 SAVED = re.compile(r"saved \d+ MiB \((?P<mib>[\d.]+) MiB/VM\)")
 
 
@@ -85,6 +87,7 @@ class _Running:
     began: float
     phase: str = ""
     hosts: list[str] = field(default_factory=list)
+    next_phases: dict[str, str] = field(default_factory=dict)  # of a task that may yet be skipped
     saved: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)  # host -> in which phase, as words
     without_census: list[str] = field(default_factory=list)
@@ -132,7 +135,10 @@ class MatrixProgress:
         return [self.stamp(number + kept)]
 
     def task_started(self, host: str, place: Place | None) -> list[str]:
-        """A task begins on a host; outside any cell where it has no place."""
+        """A task begins on a host, outside any cell where it has no place; or it is about to be skipped.
+
+        So a new phase is told when the task shows that it works, by its first line or its result.
+        """
         lines = []
         if self._running and (place is None or place.cell_id != self._running.cell_id):
             lines += self.cell_ended()
@@ -143,10 +149,24 @@ class MatrixProgress:
         running = self._running or self._begin(place.cell_id)
         if host not in running.hosts:
             running.hosts.append(host)
-        if place.phase and place.phase != running.phase:
-            running.phase = place.phase
-            lines.append(self._line(place.phase))
+        running.next_phases[host] = place.phase
         return lines
+
+    def works(self, host: str) -> list[str]:
+        """The host's task is not skipped."""
+        running = self._running
+        phase = running.next_phases.pop(host, "") if running else ""
+        if running is None or not phase or phase == running.phase:
+            return []
+        running.phase = phase
+        return [self._line(phase)]
+
+    def module_begins(self, host: str, task: str) -> list[str]:
+        """A long module begins: in a capacity run, whose phases are not known, its task is told."""
+        if self._running is None or self._cell(self._running.cell_id) is not None:
+            return self.works(host)
+        on = f" on {host}" if self._several else ""
+        return [self._line(f"{task}{on}")]
 
     def _begin(self, cell_id: str) -> _Running:
         self._running = _Running(cell_id, self._clock())
@@ -155,11 +175,12 @@ class MatrixProgress:
             self._boots_begun.add(cell["boot"])
         return self._running
 
-    def line_shown(self, host: str, text: str) -> None:
+    def line_shown(self, host: str, text: str) -> list[str]:
         """A module showed a line: the saving in it is kept."""
         match = SAVED.search(text)
         if match and self._running:
             self._running.saved[host] = match["mib"]
+        return self.works(host)
 
     def booted(self, host: str, seconds: float) -> list[str]:
         """A host's guests were booted anew for the cell, which no later cell of this boot has to do."""
@@ -174,14 +195,15 @@ class MatrixProgress:
         running = self._running
         if running is None:
             return []
+        lines = self.works(host)
         if running.phase == CENSUS:
             running.without_census.append(host)
-            return []
+            return lines
         if host in running.failed:
-            return []
+            return lines
         running.failed[host] = f" in {running.phase}" if running.phase else ""
         on = f" on {host}" if self._several else ""
-        return [self._line(f"failed{on}{running.failed[host]}, task {task!r}")]
+        return [*lines, self._line(f"failed{on}{running.failed[host]}, task {task!r}")]
 
     def cell_ended(self) -> list[str]:
         """The running cell is over, if there is one: what it took and saved, and the time left."""

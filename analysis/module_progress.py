@@ -27,6 +27,8 @@ from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from analysis.matrix_progress import BEGINS
+
 POLL_SECONDS = 1.0
 FIRST_POLL_SECONDS = 0.5
 CANCEL_LIMIT_SECONDS = 30
@@ -72,6 +74,7 @@ def run_with_progress(  # noqa: PLR0917 -- the order of Ansible's own _execute_m
             module_name=module_name, module_args=module_args, task_vars=task_vars
         )
         return result
+    show_begin(action, task_vars)
     job: dict[str, Any] = {}
     with _StopSignals() as signals:
         try:
@@ -89,6 +92,12 @@ def run_with_progress(  # noqa: PLR0917 -- the order of Ansible's own _execute_m
     if result.get("failed") and result.get("msg") == "Timeout exceeded":
         result["msg"] = f"{module_name} did not end within {timeout_seconds:.0f} s and was killed"
     return {name: value for name, value in result.items() if name not in ASYNC_KEYS}
+
+
+def show_begin(action: ActionBase, task_vars: dict[str, Any]) -> None:
+    """Show that the action's task works on its host: it is not skipped."""
+    name = action._task.name or action._task.action
+    Display().display(f"    [{task_vars.get('inventory_hostname', '')}] {BEGINS}{name}")
 
 
 def run_series(

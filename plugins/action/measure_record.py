@@ -37,7 +37,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
 from analysis.design import make_private_directory
-from analysis.module_progress import run_series, run_workload
+from analysis.module_progress import run_series, run_workload, show_begin
 
 SCHEMA_VERSION = 2
 PHASES = ("off", "merge", "on", "verify", "failed")
@@ -85,6 +85,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "msg": f"would measure {phase} and write {path}",
             }
         prepare(path, replace=args["replace"] or phase == "failed")
+        show_begin(self, variables)
 
         if phase == "failed":
             measured = self._failed(args, variables)

@@ -13,7 +13,7 @@ from ansible import context
 from ansible.plugins.callback import CallbackBase
 
 from analysis.design import make_private_directory
-from analysis.matrix_progress import MEASURING_PLAYS, MODULE_LINE, MatrixProgress, place_of
+from analysis.matrix_progress import BEGINS, MEASURING_PLAYS, MODULE_LINE, MatrixProgress, place_of
 
 DOCUMENTATION = """
 name: matrix
@@ -52,18 +52,20 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         show = self._display.display
 
         def show_and_hear(msg: str, *arguments: Any, **options: Any) -> None:
-            show(msg, *arguments, **options)
             # A worker, forked from here, hands its lines to the main process, which shows them once more.
-            if self.measuring and os.getpid() == self.main_process:
-                self._heard(str(msg))
+            mine = self.measuring and os.getpid() == self.main_process
+            line = MODULE_LINE.fullmatch(str(msg)) if mine else None
+            if line is None:
+                show(msg, *arguments, **options)
+            elif line["text"].startswith(BEGINS):
+                task = line["text"].removeprefix(BEGINS)
+                self._say(self.progress.module_begins(line["host"], task))
+            else:
+                self._say(self.progress.line_shown(line["host"], line["text"]))
+                show(msg, *arguments, **options)
+                self._write(self.progress.stamp(f"  [{line['host']}] {line['text']}"))
 
         self._display.display = show_and_hear
-
-    def _heard(self, text: str) -> None:
-        line = MODULE_LINE.fullmatch(text)
-        if line:
-            self.progress.line_shown(line["host"], line["text"])
-            self._write(self.progress.stamp(f"  [{line['host']}] {line['text']}"))
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
         """A measuring play, or another one, begins."""
@@ -84,6 +86,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         """Keep the plan; say that guests were booted anew."""
         if not self.measuring:
             return
+        self._say(self.progress.works(result.host.get_name()))
         action, answer = result.task.action, result.result
         if action in PLANS and not context.CLIARGS.get("check"):
             self.log = Path(answer[PLANS[action]]) / LOG_FILE

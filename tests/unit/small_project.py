@@ -17,12 +17,16 @@ ACTION = """
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from analysis.module_progress import show_begin
+
 
 class ActionModule(ActionBase):
     TRANSFERS_FILES = False
 
     def run(self, tmp=None, task_vars=None):
         arguments = dict(self._task.args)
+        if "lines" in arguments:
+            show_begin(self, task_vars)
         for line in arguments.pop("lines", []):
             Display().display(f"    [{task_vars['inventory_hostname']}] {line}")
         return {**super().run(tmp, task_vars), "changed": False, **arguments}

@@ -36,6 +36,7 @@ class Run:
         place = Place(one["cell_id"], phase, "Task") if one else None
         for name in (host,) if host else self.hosts:
             self.lines += self.progress.task_started(name, place)
+            self.lines += self.progress.works(name)
 
     def measure(self, one: dict[str, Any], seconds: float) -> str:
         """The line at its end."""
@@ -66,6 +67,31 @@ def test_each_phase_of_a_cell_is_a_line_and_so_is_its_end() -> None:
         "[  1:51] cell 1 of 2 idle-ksm-guests15-boot1-rep1: done in 49 s, saved 47.9 MiB/VM; about 50 s left",
         "[  1:51] cell 2 of 2 random_fill-ksm-guests15-boot1-rep1: restore",
     ]
+
+
+def test_a_task_that_is_skipped_begins_no_phase() -> None:
+    idle = cell("idle")
+    run = Run(idle)
+    run.task(idle, "restore")
+    skipped = run.progress.task_started("localhost", Place(idle["cell_id"], "load", "Load"))
+    after = run.progress.task_started("localhost", Place(idle["cell_id"], "", "Look"))
+    assert skipped + after + run.progress.works("localhost") == []
+    run.task(idle, "off")
+    assert [line.split(": ", 1)[1] for line in run.lines[1:]] == ["restore", "off"]
+
+
+@pytest.mark.parametrize("sign", ["its begin", "its line", "its failure"])
+def test_a_phase_is_told_by_the_first_sign_of_its_task(sign: str) -> None:
+    idle = cell("idle")
+    run = Run(idle)
+    assert run.progress.task_started("localhost", Place(idle["cell_id"], "load", "Load")) == []
+    signs = {
+        "its begin": lambda: run.progress.module_begins("localhost", "Load"),
+        "its line": lambda: run.progress.line_shown("localhost", "guest01 filled"),
+        "its failure": lambda: run.progress.failed("localhost", "Load"),
+    }
+    assert signs[sign]()[0].endswith(": load")
+    assert run.progress.works("localhost") == []
 
 
 def test_a_saving_is_not_taken_over_into_the_next_cell() -> None:
@@ -135,6 +161,7 @@ def test_a_census_that_failed_does_not_fail_the_cell() -> None:
     idle = cell("idle")
     run = Run(idle)
     run.task(idle, "census")
+    assert run.lines[-1].endswith(": census")
     assert run.progress.failed("localhost", "Count the guests' pages") == []
     run.task(idle, "verify")
     run.task(None)
@@ -175,9 +202,8 @@ def test_a_run_that_goes_on_counts_the_cells_that_were_measured_before() -> None
         "[  0:00] 3 cells, 2 of them measured before"
     ]
     place = Place(cells[2]["cell_id"], "restore", "Task")
-    assert progress.task_started("localhost", place)[0].endswith(
-        "cell 3 of 3 random_fill-ksm-guests15-boot1-rep1: restore"
-    )
+    assert progress.task_started("localhost", place) == []
+    assert progress.works("localhost")[0].endswith("cell 3 of 3 random_fill-ksm-guests15-boot1-rep1: restore")
     assert progress.cell_ended()[0].endswith("done in 0 s")
 
 
@@ -186,6 +212,7 @@ def test_the_arms_of_a_capacity_run_begin_and_end() -> None:
     progress = MatrixProgress(clock)
     assert progress.task_started("localhost", Place("arm off", "", "Task")) == ["[  0:00] arm off: begins"]
     assert progress.task_started("localhost", Place("arm off", "", "Task")) == []
+    assert progress.module_begins("localhost", "Read the host") == ["[  0:00] arm off: Read the host"]
     clock.now += 200
     assert progress.task_started("localhost", Place("arm ksm", "", "Task")) == [
         "[  3:20] arm off: done in 3 min 20 s",
