@@ -1,6 +1,7 @@
 """Figures, drawn without a display, PNG or SVG by the file's suffix."""
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,16 @@ class FigureError(UserError):
 def figure_2(summaries: Sequence[Summary]) -> Figure:
     """The paper's figure 2: host memory used with KSM off and on, saved per VM beside the paper's.
 
-    A group of bars for each workload and policy. The paper gives the saving per VM only, not the height of
-    its bars: they are not drawn. It has its three foci alone.
+    A group of bars for each workload and policy. Where some guests were restored from a checkpoint and others
+    measured as they booted, the restored ones are drawn. The paper gives the saving per VM only, not the
+    height of its bars: they are not drawn. It has its three foci alone.
     Raises FigureError when nothing has a mean, or the summaries are of several hosts, numbers or sizes of
     guests, or ways to start them.
     """
     drawn = [summary for summary in summaries if summary.estimates["host_used_off_mib"] is not None]
     if not drawn:
         raise FigureError("there is nothing to draw: no cell may be averaged.")
+    drawn = [summary for summary in drawn if summary.start_from == "checkpoint"] or drawn
     if len({(one.hypervisor, one.guests, one.guest_memory_bytes, one.start_from) for one in drawn}) > 1:
         raise FigureError(
             "one figure shows one host, one number and one size of guests: choose a run with --run RUN_ID."
@@ -276,7 +279,10 @@ def _grouped(
             places,
             [value.mean for _place, value in known],
             width * 0.94,
-            yerr=[value.half_width or 0 for _place, value in known] if _any_interval(values) else None,
+            # One boot has no interval, which is no interval of width 0.
+            yerr=[math.nan if value.half_width is None else value.half_width for _place, value in known]
+            if _any_interval(values)
+            else None,
             error_kw={"ecolor": "#222222", "elinewidth": 1, "capsize": 3},
             color=colour,
             label=name,
