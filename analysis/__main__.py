@@ -6,8 +6,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from analysis.design import RESULTS
 from analysis.errors import UserError
+from analysis.plan.design import RESULTS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
     summarize = commands.add_parser(
         "summarize", help="what was measured, by focus, beside the paper's figures"
     )
-    summarize.set_defaults(function="analysis.summarize:summarize")
+    summarize.set_defaults(function="analysis.commands.summarize:summarize")
     _add_results(summarize)
     choice = summarize.add_mutually_exclusive_group()
     choice.add_argument("--run", metavar="RUN_ID", help="this run (default: the newest)")
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     summarize.add_argument("--html", metavar="FILE", type=Path, help="write one self-contained page")
 
     explain = commands.add_parser("explain", help="where the saving of a run comes from")
-    explain.set_defaults(function="analysis.explain:explain")
+    explain.set_defaults(function="analysis.commands.explain:explain")
     _add_results(explain)
     explain.add_argument("run_id", metavar="RUN", nargs="?", help="run id (default: the newest run)")
     explain.add_argument("--guests", action="store_true", help="a line for each guest, not the range alone")
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     _add_census(commands)
 
     run = commands.add_parser("run", help="measure, and prove that every planned record exists")
-    run.set_defaults(function="analysis.runner:run")
+    run.set_defaults(function="analysis.commands.run:run")
     run.add_argument("--focus", help="1, 2, 3, some of them with commas between, or all")
     run.add_argument("--workloads", help="in place of --focus: files of workloads/, with commas between")
     run.add_argument("--policies", help="files of policies/, with commas between (default: ksm)")
@@ -83,7 +83,7 @@ def main(words: list[str] | None = None) -> int:
 
 def _add_forecast(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     forecast = commands.add_parser("forecast", help="memory of N guests, and how many fit")
-    forecast.set_defaults(function="analysis.forecast:forecast")
+    forecast.set_defaults(function="analysis.model.forecast:forecast")
     _add_results(forecast)
     forecast.add_argument("--guests", metavar="N", help="number of guests, or some with commas between")
     load = forecast.add_mutually_exclusive_group()
@@ -124,7 +124,7 @@ def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     report = commands.add_parser(
         "report", help="forecasts beside what was measured afterwards; capacity runs"
     )
-    report.set_defaults(function="analysis.validation:report")
+    report.set_defaults(function="analysis.model.validation:report")
     _add_results(report)
     report.add_argument(
         "--forecast",
@@ -150,7 +150,7 @@ def _add_census(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     census = commands.add_parser(
         "census", help="equal pages within and between the running guests, and the ideal saving"
     )
-    census.set_defaults(function="analysis.census_command:census")
+    census.set_defaults(function="analysis.commands.census:census")
     census.add_argument("file", metavar="FILE", type=Path, nargs="?", help="show this census, take none")
     census.add_argument(
         "--results", metavar="DIR", type=Path, default=RESULTS, help="directory for the new census (results)"

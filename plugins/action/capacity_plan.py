@@ -9,10 +9,10 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from analysis.capacity_design import CAPACITY_VARIABLES, arms, check_variables
-from analysis.design import MIB, VARIABLES, DesignError, check_run_id, new_run_id
 from analysis.errors import UserError
-from analysis.play_variables import play_variables
+from analysis.plan.capacity_design import CAPACITY_VARIABLES, arms, check_variables
+from analysis.plan.design import MIB, VARIABLES, DesignError, check_run_id, new_run_id
+from analysis.plan.variables import play_variables
 
 DOCUMENTATION = r"""
 name: capacity_plan

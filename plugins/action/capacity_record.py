@@ -29,11 +29,11 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from analysis.capacity import PROBES, breach, used_bytes
-from analysis.capacity_design import CapacityDesign, fitting, next_guests, stop
-from analysis.design import MIB, make_private_directory, write_private
-from analysis.module_progress import run_workload
-from analysis.policies import OFF
+from analysis.model.capacity import PROBES, breach, used_bytes
+from analysis.plan.capacity_design import CapacityDesign, fitting, next_guests, stop
+from analysis.plan.design import MIB, make_private_directory, write_private
+from analysis.plan.policies import OFF
+from analysis.progress.module import run_workload
 
 SCHEMA_VERSION = 2
 POLL_SECONDS = 2

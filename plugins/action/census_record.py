@@ -1,7 +1,7 @@
 """Take a census on a hypervisor and write its record on the controller.
 
 Arguments:
-    run_id, cell: as in the record (analysis/schema/census.schema.json); cell is empty outside an experiment.
+    run_id, cell: as in the record (census.schema.json); cell is empty outside an experiment.
     provenance: design_digest, image_digest, accelerator and testbed_version; the rest is read from the host.
     directory: the record's folder on the controller, absolute; created with mode 0700.
     domains: guest name to libvirt domain name; empty: every running guest of this testbed.
@@ -25,8 +25,8 @@ from ansible.plugins.action import ActionBase
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
-from analysis.design import make_private_directory, write_private
-from analysis.module_progress import run_with_progress
+from analysis.plan.design import make_private_directory, write_private
+from analysis.progress.module import run_with_progress
 
 SCHEMA_VERSION = 2
 FILE = "census.json"
@@ -118,7 +118,8 @@ def assemble(args: dict[str, Any], taken: dict[str, Any]) -> dict[str, Any]:
 
 def check(record: dict[str, Any]) -> None:
     """AnsibleActionFail with one sentence unless the record fits the schema."""
-    schema = json.loads(files("analysis").joinpath("schema/census.schema.json").read_text(encoding="utf-8"))
+    path = files("analysis.records").joinpath("schema/census.schema.json")
+    schema = json.loads(path.read_text(encoding="utf-8"))
     error = best_match(Draft202012Validator(schema).iter_errors(record))
     if error is not None:
         where = error.json_path.removeprefix("$.")

@@ -6,7 +6,7 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from analysis.module_progress import run_with_progress
+from analysis.progress.module import run_with_progress
 
 PROGRESS_PATH = "/run/ksm-testbed-guest-image.progress"
 LIMIT_SECONDS = 3600

@@ -9,7 +9,7 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
-from analysis.module_progress import run_with_progress
+from analysis.progress.module import run_with_progress
 
 PROGRESS_PATH = "/run/ksm-testbed-guests.progress"
 LIMIT_SECONDS = 7200

@@ -2,7 +2,7 @@
 
 Arguments:
     phase: off, merge, on, verify or failed.
-    run_id, cell, requested: as in the record (analysis/schema/record.schema.json).
+    run_id, cell, requested: as in the record (analysis/records/schema/record.schema.json).
     provenance: design_digest, image_digest, accelerator, testbed_version and start; the rest is read from the
         host.
     directory: the cell's folder on the controller, absolute; created with mode 0700.
@@ -36,8 +36,8 @@ from ansible.plugins.action import ActionBase
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
-from analysis.design import make_private_directory
-from analysis.module_progress import run_series, run_workload, show_begin
+from analysis.plan.design import make_private_directory
+from analysis.progress.module import run_series, run_workload, show_begin
 
 SCHEMA_VERSION = 2
 PHASES = ("off", "merge", "on", "verify", "failed")
@@ -259,7 +259,8 @@ def failure(given: dict[str, Any]) -> dict[str, str]:
 
 def check(record: dict[str, Any]) -> None:
     """AnsibleActionFail with one sentence unless the record fits the schema."""
-    schema = json.loads(files("analysis").joinpath("schema/record.schema.json").read_text(encoding="utf-8"))
+    path = files("analysis.records").joinpath("schema/record.schema.json")
+    schema = json.loads(path.read_text(encoding="utf-8"))
     error = best_match(Draft202012Validator(schema).iter_errors(record))
     if error is not None:
         where = error.json_path.removeprefix("$.")

@@ -11,7 +11,7 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from analysis.module_progress import run_series
+from analysis.progress.module import run_series
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]

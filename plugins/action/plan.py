@@ -9,9 +9,9 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from analysis import design as matrix
 from analysis.errors import UserError
-from analysis.play_variables import play_variables
+from analysis.plan import design as matrix
+from analysis.plan.variables import play_variables
 
 DOCUMENTATION = r"""
 name: plan

@@ -6,7 +6,7 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from analysis.module_progress import run_workload
+from analysis.progress.module import run_workload
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]

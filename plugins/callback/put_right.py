@@ -16,10 +16,10 @@ from typing import Any
 from ansible import context
 from ansible.plugins.callback import CallbackBase
 
-from analysis.design import PLAN_FILE
 from analysis.errors import UserError
-from analysis.interruption import record_interruption
-from analysis.matrix_progress import MEASURING_PLAYS, Places, place_of
+from analysis.plan.design import PLAN_FILE
+from analysis.progress.interruption import record_interruption
+from analysis.progress.matrix import MEASURING_PLAYS, Places, place_of
 
 DOCUMENTATION = """
 name: put_right
@@ -35,7 +35,7 @@ description:
 
 TEARDOWN = "teardown.yml"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# A worker that was told to end tells its module on the host to do so: analysis.module_progress.
+# A worker that was told to end tells its module on the host to do so: analysis.progress.module.
 WORKER_SECONDS = 40
 
 

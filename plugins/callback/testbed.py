@@ -8,7 +8,7 @@ from typing import Any
 from ansible import context
 from ansible.plugins.callback.default import CallbackModule as Default
 
-from analysis.matrix_progress import MEASURING_PLAYS, duration
+from analysis.progress.matrix import MEASURING_PLAYS, duration
 
 DOCUMENTATION = """
 name: testbed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from analysis.mix import guest_workloads, parse_mix
+from analysis.plan.mix import guest_workloads, parse_mix
 
 # The phase of a cell that a task belongs to, by its action, where it says none itself.
 PHASES = {"ksm": "restore", "guests": "restore", "workload": "load", "census_record": "census"}

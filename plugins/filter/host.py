@@ -8,7 +8,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from analysis.policies import policy_names, read_policy
+from analysis.plan.policies import policy_names, read_policy
 
 
 def largest_number(given: object) -> int:

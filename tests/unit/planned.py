@@ -9,7 +9,16 @@ from typing import Any
 
 import yaml
 
-from analysis.design import PROJECT, RECORD_KINDS, Cell, Design, Plan, cell_directory, make_plan, open_run
+from analysis.plan.design import (
+    PROJECT,
+    RECORD_KINDS,
+    Cell,
+    Design,
+    Plan,
+    cell_directory,
+    make_plan,
+    open_run,
+)
 
 RUN_ID = "planned"
 

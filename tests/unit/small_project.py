@@ -17,7 +17,7 @@ ACTION = """
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from analysis.module_progress import show_begin
+from analysis.progress.module import show_begin
 
 
 class ActionModule(ActionBase):

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from analysis.design import Cell, Design, Plan, cell_directory, make_plan, open_run
+from analysis.plan.design import Cell, Design, Plan, cell_directory, make_plan, open_run
 
 MIB = 1 << 20
 PAGE = 4096

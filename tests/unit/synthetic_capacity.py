@@ -10,7 +10,7 @@ from typing import Any
 from synthetic import MIB, PAGE, began, store, synthetic_plan, synthetic_records
 from synthetic_census import census_record
 
-from analysis.design import Cell
+from analysis.plan.design import Cell
 
 TOTAL = 24000 * MIB
 

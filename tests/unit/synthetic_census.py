@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from analysis.design import Cell
+from analysis.plan.design import Cell
 
 
 def census_record(

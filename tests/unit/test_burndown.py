@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from synthetic import PAGE, store, synthetic_plan, synthetic_samples
 
-from analysis.burndown import Burndown, burndown, near_final, seconds_to
-from analysis.design import Cell
-from analysis.records import load_run
-from analysis.table import tidy
+from analysis.measure.burndown import Burndown, burndown, near_final, seconds_to
+from analysis.measure.table import tidy
+from analysis.plan.design import Cell
+from analysis.records.loading import load_run
 
 Records = dict[str, dict[str, Any]]
 

@@ -10,7 +10,7 @@ from synthetic import MIB
 from synthetic_capacity import capacity_record, divergence_record, step, store_capacity
 
 from analysis.__main__ import main
-from analysis.capacity import (
+from analysis.model.capacity import (
     CapacityRecord,
     CapacityRun,
     actual_limit,
@@ -23,13 +23,13 @@ from analysis.capacity import (
     relation,
     steps_table,
 )
-from analysis.forecast_figures import (
+from analysis.records.loading import RecordError
+from analysis.report.forecast_figures import (
     capacity_figure,
     divergence_figure,
     performance_figure,
     trade_off_figure,
 )
-from analysis.records import RecordError
 
 GIB = 1 << 30
 

@@ -12,9 +12,9 @@ import yaml
 from planned import play_action, variables
 from synthetic_capacity import MIB, capacity_record
 
-from analysis.capacity import used_bytes
-from analysis.capacity_design import CapacityDesign, arms, check_variables, fitting, next_guests, stop
-from analysis.design import PROJECT, Design, DesignError
+from analysis.model.capacity import used_bytes
+from analysis.plan.capacity_design import CapacityDesign, arms, check_variables, fitting, next_guests, stop
+from analysis.plan.design import PROJECT, Design, DesignError
 
 VARIABLES = yaml.safe_load((PROJECT / "inventory/group_vars/all/capacity.yml").read_text())
 EXPERIMENT = variables()

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from synthetic_census import census_record
 
-from analysis import census_command
 from analysis.__main__ import main
-from analysis.census import Census, from_record, read_census
+from analysis.commands import census as census_command
+from analysis.measure.census import Census, from_record, read_census
 
 PAGE_BYTES = 4096
 

@@ -8,7 +8,7 @@ import pytest
 from synthetic import store, synthetic_plan
 
 from analysis.__main__ import main
-from analysis.design import PROJECT
+from analysis.plan.design import PROJECT
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from planned import measured, planned, play_action, variables
 
-from analysis.design import (
+from analysis.plan.design import (
     PROJECT,
     VARIABLES,
     Design,
@@ -24,7 +24,7 @@ from analysis.design import (
     read_plan,
     set_aside_attempt,
 )
-from analysis.policies import policy_names, read_policy
+from analysis.plan.policies import policy_names, read_policy
 
 SHA512 = "ab" * 64
 
@@ -291,7 +291,7 @@ def test_what_a_policy_requests_is_what_is_set() -> None:
     assert requested["ksm_knobs"] == {**read_policy("smart_scan").knobs, "pages_to_scan": 100}
     assert requested["thp_enabled"] == entry["thp_enabled"] == "always"
     assert entry["requested"] == requested
-    schema = json.loads((PROJECT / "analysis/schema/record.schema.json").read_text())
+    schema = json.loads((PROJECT / "analysis/records/schema/record.schema.json").read_text())
     part = {**schema["properties"]["requested"], "$defs": schema["$defs"]}
     Draft202012Validator(part).validate(requested)
 
@@ -329,7 +329,7 @@ def test_the_plan_is_private_and_fits_its_schema(results: Path) -> None:
     path = results / "planned" / "plan.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [stat.S_IMODE(p.stat().st_mode) for p in (results, path.parent)] == [0o700, 0o700]
-    schema = json.loads((PROJECT / "analysis/schema/plan.schema.json").read_text())
+    schema = json.loads((PROJECT / "analysis/records/schema/plan.schema.json").read_text())
     Draft202012Validator(schema).validate(json.loads(path.read_text()))
     assert read_plan(path.parent) == plan
 

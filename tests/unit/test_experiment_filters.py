@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from plugin_files import load
 
-from analysis.workloads import read_workload, workload_names
+from analysis.plan.workloads import read_workload, workload_names
 
 experiment = load("plugins/filter/experiment.py")
 FILTERS = experiment.FilterModule().filters()

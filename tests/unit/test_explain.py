@@ -10,11 +10,11 @@ import pytest
 from synthetic import MIB, PAGE, store, synthetic_failure, synthetic_plan
 from synthetic_census import census_record
 
-from analysis.cell_census import CensusMeans
-from analysis.design import Cell, cell_directory
-from analysis.explain import explain_run, explanation_text
-from analysis.guests import contributions, outliers, robust_z
-from analysis.records import load_run
+from analysis.commands.explain import explain_run, explanation_text
+from analysis.measure.cell_census import CensusMeans
+from analysis.measure.outliers import contributions, outliers, robust_z
+from analysis.plan.design import Cell, cell_directory
+from analysis.records.loading import load_run
 
 Records = dict[str, dict[str, Any]]
 

@@ -8,11 +8,11 @@ import pytest
 from matplotlib.container import BarContainer
 from synthetic import MIB, store, synthetic_plan
 
-from analysis import figures
-from analysis.ledger import ledger
-from analysis.records import Run, load_run
-from analysis.statistics import summarise
-from analysis.table import tidy
+from analysis.measure.ledger import ledger
+from analysis.measure.statistics import summarise
+from analysis.measure.table import tidy
+from analysis.records.loading import Run, load_run
+from analysis.report import figures
 
 
 @pytest.fixture

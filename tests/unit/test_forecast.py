@@ -22,10 +22,7 @@ from synthetic_capacity import (
 )
 
 from analysis.__main__ import main
-from analysis.design import Cell
-from analysis.forecast_figures import forecast_figure
-from analysis.mix import mix_text
-from analysis.sharing import (
+from analysis.model.sharing import (
     HOST,
     Model,
     Sample,
@@ -36,6 +33,9 @@ from analysis.sharing import (
     predict,
     scaled,
 )
+from analysis.plan.design import Cell
+from analysis.plan.mix import mix_text
+from analysis.report.forecast_figures import forecast_figure
 
 NUMBERS = (2, 4, 6)
 

@@ -18,7 +18,7 @@ from plugin_files import load
 from small_project import HEED_SIGNALS, SmallProject
 from waiting import FOREVER_SECONDS, wait_until
 
-from analysis.design import cell_directory, open_run
+from analysis.plan.design import cell_directory, open_run
 
 PLAN = planned(hosts=("host1", "host2"), focus="1")
 (CELL_ID,) = {cell.cell_id for cell in PLAN.cells}
@@ -125,7 +125,7 @@ def test_ctrl_c_at_ansible_runner_does_the_same_and_says_how_to_go_on(
     case: Interrupted, tmp_path: Path
 ) -> None:
     code = (
-        "import sys; from pathlib import Path; from analysis.runner import Campaign, drive;"
+        "import sys; from pathlib import Path; from analysis.commands.run import Campaign, drive;"
         f"folder = Path({str(tmp_path)!r});"
         f"campaign = Campaign(folder, folder / 'results', folder / 'hosts.ini', {{}}, {RUN_ID!r});"
         "sys.exit(drive(campaign, sys.stdout))"

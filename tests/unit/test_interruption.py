@@ -10,8 +10,8 @@ import pytest
 from jsonschema import Draft202012Validator
 from planned import RUN_ID, complete, planned
 
-from analysis.design import PROJECT, Cell, DesignError, Plan, cell_directory, open_run
-from analysis.interruption import record_interruption
+from analysis.plan.design import PROJECT, Cell, DesignError, Plan, cell_directory, open_run
+from analysis.progress.interruption import record_interruption
 
 HIT = ("merge", "Follow until settled")
 
@@ -48,7 +48,7 @@ def test_the_record_fits_the_schema_and_names_the_phase_and_the_task(
     cell = last(plan, "host1")
     (written,) = record_interruption(tmp_path / RUN_ID, {"host1": (cell.cell_id, phase, "Wait for all")})
     record = json.loads(written.read_text())
-    schema = json.loads((PROJECT / "analysis/schema/record.schema.json").read_text())
+    schema = json.loads((PROJECT / "analysis/records/schema/record.schema.json").read_text())
     Draft202012Validator(schema).validate(record)
     said = {"phase": phase, "task": "Wait for all", "message": "interrupted by the user"}
     assert record["observed"] == said

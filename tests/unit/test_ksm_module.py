@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from analysis.policies import policy_names, read_policy
+from analysis.plan.policies import policy_names, read_policy
 
 ROOT = Path(__file__).parents[2]
 MODULE = ROOT / "plugins/modules/ksm.py"

@@ -11,7 +11,7 @@ import pytest
 from playing import fake_systemd, play
 from plugin_files import ROOT
 
-from analysis.policies import policy_names, read_policy
+from analysis.plan.policies import policy_names, read_policy
 
 FIXTURES = ROOT / "tests/fixtures/sysfs"
 

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 from synthetic import MIB, PAGE, store, synthetic_plan
 
-from analysis.design import Cell
-from analysis.ledger import (
+from analysis.measure.ledger import (
     CACHE,
     FILES,
     GUEST_REST,
@@ -26,7 +25,8 @@ from analysis.ledger import (
     Reconciliation,
     ledger,
 )
-from analysis.records import load_run
+from analysis.plan.design import Cell
+from analysis.records.loading import load_run
 
 Records = dict[str, dict[str, Any]]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from analysis.matrix_progress import MatrixProgress, Place, Places, about, duration, place_of
+from analysis.progress.matrix import MatrixProgress, Place, Places, about, duration, place_of
 
 
 class Clock:

@@ -23,7 +23,7 @@ from waiting import FOREVER_SECONDS, wait_until
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "tests/fixtures/host/linux-6.18"
-SCHEMA = json.loads((ROOT / "analysis/schema/record.schema.json").read_text())
+SCHEMA = json.loads((ROOT / "analysis/records/schema/record.schema.json").read_text())
 DIGEST = "sha256:" + "a" * 64
 CELL = {
     "hypervisor": "localhost",

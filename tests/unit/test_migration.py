@@ -7,19 +7,20 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from analysis.capacity import load_capacity
-from analysis.census import FILE, read_census
-from analysis.design import PROJECT, RECORD_KINDS
-from analysis.forecast import digest
-from analysis.migration import migrate_capacity, migrate_census, migrate_forecast, migrate_record
-from analysis.records import load_run
-from analysis.statistics import summarise
-from analysis.table import tidy
-from analysis.validation import forecast_problem, load_forecasts
+from analysis.measure.census import FILE, read_census
+from analysis.measure.statistics import summarise
+from analysis.measure.table import tidy
+from analysis.model.capacity import load_capacity
+from analysis.model.forecast import digest
+from analysis.model.validation import forecast_problem, load_forecasts
+from analysis.plan.design import PROJECT, RECORD_KINDS
+from analysis.records.loading import load_run
+from analysis.records.migration import migrate_capacity, migrate_census, migrate_forecast, migrate_record
 
 REFERENCE = PROJECT / "results/reference"
 RUNS = sorted(path.parent for path in REFERENCE.glob("*/plan.json"))
-SCHEMA = Draft202012Validator(json.loads((PROJECT / "analysis/schema/record.schema.json").read_text()))
+SCHEMAS = PROJECT / "analysis/records/schema"
+SCHEMA = Draft202012Validator(json.loads((SCHEMAS / "record.schema.json").read_text()))
 
 
 def stored(path: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from planned import planned, variables
 
-from analysis.design import (
+from analysis.plan.design import (
     PROJECT,
     Design,
     DesignError,
@@ -19,7 +19,7 @@ from analysis.design import (
     open_run,
     read_plan,
 )
-from analysis.migration import migrate_plan
+from analysis.records.migration import migrate_plan
 
 REFERENCE = PROJECT / "results" / "reference"
 RUNS = sorted(path.parent for path in REFERENCE.glob("*/plan.json"))
@@ -38,7 +38,7 @@ def first_version(run: str = "reference-15") -> dict[str, Any]:
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
 def test_every_reference_plan_fits_the_schema_and_finds_its_cells(run: Path) -> None:
-    schema = json.loads((PROJECT / "analysis/schema/plan.schema.json").read_text())
+    schema = json.loads((PROJECT / "analysis/records/schema/plan.schema.json").read_text())
     Draft202012Validator(schema).validate(migrate_plan(stored(run)))
     plan = read_plan(run)
     assert [cell.cell_id for cell in plan.cells] == [cell["cell_id"] for cell in stored(run)["cells"]]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from analysis.mix import MixError, guest_workloads, mix_text, parse_mix
+from analysis.plan.mix import MixError, guest_workloads, mix_text, parse_mix
 
 
 def test_a_mix_is_read_and_named_by_the_alphabet() -> None:

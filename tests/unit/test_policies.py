@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from planned import variables
 
-from analysis.data_files import DataFileError
-from analysis.design import Design
-from analysis.policies import OFF, policy_names, read_policy
+from analysis.plan.data_files import DataFileError
+from analysis.plan.design import Design
+from analysis.plan.policies import OFF, policy_names, read_policy
 
 
 def folder(tmp_path: Path, text: str, name: str = "mine") -> Path:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from synthetic import BOOTED, began, store, synthetic_failure, synthetic_plan
 
-from analysis.design import Cell
-from analysis.records import CellRecords, RecordError, Run, find_run, find_runs, load_run
+from analysis.plan.design import Cell
+from analysis.records.loading import CellRecords, RecordError, Run, find_run, find_runs, load_run
 
 
 def edit(path: Path, **changes: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from plugin_files import ROOT, load
 
-from analysis.workloads import read_workload, workload_names
+from analysis.plan.workloads import read_workload, workload_names
 
 ROLES = sorted(path.parent for path in (ROOT / "roles").glob("*/tasks"))
 NAMES = [role.name for role in ROLES]

@@ -13,9 +13,9 @@ from planned import planned, variables
 from synthetic import store, synthetic_failure, synthetic_plan
 
 from analysis.__main__ import parser
-from analysis.design import DesignError, open_run
+from analysis.commands.run import Campaign, Progress, _variables, drive
 from analysis.errors import UserError
-from analysis.runner import Campaign, Progress, _variables, drive
+from analysis.plan.design import DesignError, open_run
 
 RUN_ID = "synthetic"
 PLAYBOOK = """
@@ -212,9 +212,9 @@ def test_a_wrong_option_is_refused_before_anything_is_done(words: tuple[str, ...
 def resumed(monkeypatch: pytest.MonkeyPatch, results: Path, *words: str) -> Campaign:
     """The campaign that `run --resume` would drive."""
     seen: list[Campaign] = []
-    monkeypatch.setattr("analysis.runner.RESULTS", results)
-    monkeypatch.setattr("analysis.runner.drive", lambda campaign, _out: seen.append(campaign) or 0)
-    from analysis.runner import run as run_command
+    monkeypatch.setattr("analysis.commands.run.RESULTS", results)
+    monkeypatch.setattr("analysis.commands.run.drive", lambda campaign, _out: seen.append(campaign) or 0)
+    from analysis.commands.run import run as run_command
 
     assert run_command(parser().parse_args(["run", "--resume", *words])) == 0
     return seen[0]
@@ -236,15 +236,15 @@ def test_a_resumed_campaign_has_the_variables_of_its_plan(
 
 
 def test_a_run_of_the_first_version_is_not_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from analysis.design import PROJECT
+    from analysis.plan.design import PROJECT
 
     with pytest.raises(DesignError, match=r"^run_id reference-15 is of an earlier version"):
         resumed(monkeypatch, PROJECT / "results" / "reference", "reference-15")
 
 
 def test_resuming_what_is_no_run_is_refused(monkeypatch: pytest.MonkeyPatch, results: Path) -> None:
-    monkeypatch.setattr("analysis.runner.RESULTS", results)
-    from analysis.runner import run as run_command
+    monkeypatch.setattr("analysis.commands.run.RESULTS", results)
+    from analysis.commands.run import run as run_command
 
     with pytest.raises(DesignError, match="is not a run"):
         run_command(parser().parse_args(["run", "--resume", "never-was"]))

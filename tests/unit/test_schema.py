@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from synthetic import BOOTED, synthetic_failure, synthetic_plan, synthetic_records, synthetic_start
 
-SCHEMAS = Path(__file__).parents[2] / "analysis/schema"
+SCHEMAS = Path(__file__).parents[2] / "analysis/records/schema"
 KINDS = ("off", "merge", "on", "verify")
 
 

@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 from synthetic import BOOTED, began, store, synthetic_plan
 
-from analysis.design import Cell
-from analysis.records import load_run
-from analysis.statistics import (
+from analysis.measure.statistics import (
     Difference,
     Estimate,
     PolicyDifference,
@@ -20,7 +18,9 @@ from analysis.statistics import (
     pooling_conflicts,
     summarise,
 )
-from analysis.table import tidy
+from analysis.measure.table import tidy
+from analysis.plan.design import Cell
+from analysis.records.loading import load_run
 
 Records = dict[str, dict[str, Any]]
 

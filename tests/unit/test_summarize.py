@@ -12,7 +12,7 @@ from synthetic import BOOTED, began, store, synthetic_failure, synthetic_plan
 from synthetic_census import census_record
 
 from analysis.__main__ import main
-from analysis.design import Cell, cell_directory
+from analysis.plan.design import Cell, cell_directory
 
 Records = dict[str, dict[str, Any]]
 

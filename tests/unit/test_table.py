@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from synthetic import MIB, PAGE, began, store, synthetic_failure, synthetic_plan
 
-from analysis.design import Cell
-from analysis.records import load_run
-from analysis.table import gross_bytes, tidy
+from analysis.measure.table import gross_bytes, tidy
+from analysis.plan.design import Cell
+from analysis.records.loading import load_run
 
 Records = dict[str, dict[str, Any]]
 

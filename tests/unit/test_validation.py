@@ -19,12 +19,12 @@ from synthetic_capacity import (
 )
 
 from analysis.__main__ import main
-from analysis.capacity import breach
-from analysis.design import PROJECT, Cell
-from analysis.figures import FigureError
-from analysis.forecast import digest
-from analysis.forecast_figures import validation_figure
-from analysis.validation import Joined, ValidationError, load_name, score
+from analysis.model.capacity import breach
+from analysis.model.forecast import digest
+from analysis.model.validation import Joined, ValidationError, load_name, score
+from analysis.plan.design import PROJECT, Cell
+from analysis.report.figures import FigureError
+from analysis.report.forecast_figures import validation_figure
 
 LATER = "2099-01-01T00:00:00.000000Z"
 NUMBERS = (2, 4, 6)
@@ -306,7 +306,7 @@ def test_the_stored_forecast_fits_its_schema_and_is_not_overwritten(
     assert json.loads(forecast.read_text()) == content
     for name in ("forecast", "capacity"):
         Draft202012Validator.check_schema(
-            json.loads((PROJECT / f"analysis/schema/{name}.schema.json").read_text())
+            json.loads((PROJECT / f"analysis/records/schema/{name}.schema.json").read_text())
         )
 
 

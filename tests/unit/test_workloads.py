@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.data_files import DataFileError
-from analysis.workloads import foci, focus_of, in_order, read_workload, title, workload_names
+from analysis.plan.data_files import DataFileError
+from analysis.plan.workloads import foci, focus_of, in_order, read_workload, title, workload_names
 
 MIX = "constant_fill=5,idle=5"
 

@@ -1,0 +1,1 @@
+"""What a record says: savings, ledger, burndown, census, and means over boots."""

@@ -1,0 +1,119 @@
+"""How the saving grew while KSM merged: saved(t), by scan, and convergence judged again on the samples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis.records.loading import CellRecords
+from plugins.module_utils.ksm_convergence import ConvergenceRule, judge, saved_pages
+
+PERCENTS = (50, 90, 99)
+
+
+@dataclass(frozen=True)
+class Burndown:
+    """The merge of one cell.
+
+    Attributes:
+        seconds: time since run=1 was written, shape (n,).
+        scans: complete scans since then, shape (n,).
+        saved_bytes: gross saving at each sample, shape (n,).
+        by_scan: for each scan, its number, the seconds when it was first seen complete, and the saving then.
+        seconds_to: first time at which 50, 90, 99 % of the final saving was there; None without one.
+        near_final_seconds: time from which the saving stays within 1 % of its final value.
+        near_final_scans: complete scans at that time.
+        settled_seconds: first sample at which the rule holds, judged again; None when it never does.
+        reason: the rule's last word, one sentence without a full stop.
+        recorded_settled: what the record says.
+    """
+
+    seconds: tuple[float, ...]
+    scans: tuple[int, ...]
+    saved_bytes: tuple[int, ...]
+    by_scan: tuple[tuple[int, float, int], ...]
+    seconds_to: dict[int, float | None]
+    near_final_seconds: float
+    near_final_scans: int
+    settled_seconds: float | None
+    reason: str
+    recorded_settled: bool
+
+    @property
+    def final_bytes(self) -> int:
+        """Gross saving at the last sample."""
+        return self.saved_bytes[-1]
+
+    @property
+    def settled(self) -> bool:
+        """Whether both the record and its samples say so."""
+        return self.recorded_settled and self.settled_seconds is not None
+
+
+def burndown(records: CellRecords) -> Burndown:
+    """The burndown of a cell that has a merge record, in bytes and seconds."""
+    merge = records.observed("merge")
+    samples = merge["samples"]
+    limits = records.records["merge"]["requested"]["convergence"]
+    rule = ConvergenceRule(limits["min_full_scans"], limits["window_scans"], limits["threshold_percent"])
+    pages = [
+        saved_pages(sharing, zero)
+        for sharing, zero in zip(samples["pages_sharing"], samples["ksm_zero_pages"], strict=True)
+    ]
+    knobs = records.records["merge"]["provenance"]["ksm_knobs"]
+    settled_at, reason = first_settled(
+        samples["full_scans"], pages, rule, smart_scan=str(knobs.get("smart_scan", 0)) == "1"
+    )
+    seconds = tuple(map(float, samples["seconds"]))
+    scans = tuple(count - samples["full_scans"][0] for count in samples["full_scans"])
+    saved = tuple(count * records.page_size_bytes for count in pages)
+    near = near_final(saved)
+    return Burndown(
+        seconds=seconds,
+        scans=scans,
+        saved_bytes=saved,
+        by_scan=by_scan(seconds, scans, saved),
+        seconds_to={percent: seconds_to(seconds, saved, percent) for percent in PERCENTS},
+        near_final_seconds=seconds[near],
+        near_final_scans=scans[near],
+        settled_seconds=None if settled_at is None else seconds[settled_at],
+        reason=reason,
+        recorded_settled=bool(merge["converged"]),
+    )
+
+
+def first_settled(
+    full_scans: Sequence[int], saved: Sequence[int], rule: ConvergenceRule, *, smart_scan: bool
+) -> tuple[int | None, str]:
+    """Index of the first sample at which the rule holds, or None; the rule's reason there or at the end."""
+    reason = ""
+    for end in range(1, len(saved) + 1):
+        verdict = judge(full_scans[:end], saved[:end], rule, smart_scan=smart_scan)
+        reason = verdict.reason
+        if verdict.settled:
+            return end - 1, reason
+    return None, reason
+
+
+def seconds_to(seconds: Sequence[float], saved: Sequence[int], percent: float) -> float | None:
+    """First time at which ``percent`` of the last value was there; None when that is not above 0."""
+    goal = saved[-1] * percent / 100
+    if goal <= 0:
+        return None
+    return next(second for second, value in zip(seconds, saved, strict=True) if value >= goal)
+
+
+def near_final(saved: Sequence[int], percent: float = 1) -> int:
+    """Index of the first sample from which all stay within ``percent`` of the last."""
+    limit = abs(saved[-1]) * percent / 100
+    outside = [index for index, value in enumerate(saved) if abs(value - saved[-1]) > limit]
+    return outside[-1] + 1 if outside else 0
+
+
+def by_scan(
+    seconds: Sequence[float], scans: Sequence[int], saved: Sequence[int]
+) -> tuple[tuple[int, float, int], ...]:
+    """Scan, seconds and saving at the first sample that shows the scan complete."""
+    return tuple(
+        (scan, seconds[index], saved[index])
+        for index, scan in enumerate(scans)
+        if index == 0 or scan != scans[index - 1]
+    )

@@ -1,0 +1,267 @@
+"""What a page census tells: the ideal saving, KSM's efficiency, and distinct pages of fewer or more guests.
+
+A content is what one or more pages hold; zero pages are counted apart. Of every other content it is known how
+many guests hold it, in how many copies, and not which guests.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
+from analysis.errors import UserError
+from analysis.records.migration import migrate_census
+
+SCHEMA = Path(__file__).resolve().parents[1] / "records" / "schema" / "census.schema.json"
+FILE = "census.json"
+
+
+class CensusError(UserError):
+    """A census that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """``contents`` different contents, each held by ``guests`` guests in ``copies`` copies altogether."""
+
+    guests: int
+    copies: int
+    contents: int
+
+
+@dataclass(frozen=True)
+class Guest:
+    """Pages of one guest; ``distinct_pages`` are the different contents other than zero."""
+
+    name: str
+    resident_pages: int
+    zero_pages: int
+    distinct_pages: int
+
+    @property
+    def within_pages(self) -> int:
+        """Duplicates within the guest, zero pages apart."""
+        return self.resident_pages - self.zero_pages - self.distinct_pages
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Where the resident pages of all guests go under a perfect KSM; the first four parts sum to them.
+
+    ``kept_pages``: one page for each content. ``zero_pages``, ``within_pages``, ``between_pages``: pages that
+    can go, for they are zero, a duplicate within a guest (I) or one between guests (D). ``limited_pages``:
+    those of them that stay all the same, since one page serves at most max_page_sharing copies.
+    """
+
+    kept_pages: int
+    zero_pages: int
+    within_pages: int
+    between_pages: int
+    limited_pages: int
+
+    @property
+    def ideal_pages(self) -> int:
+        """What a perfect KSM saves with this max_page_sharing."""
+        return self.zero_pages + self.within_pages + self.between_pages - self.limited_pages
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A number of pages between two bounds; equal where it is exact."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Census:
+    """A census of all guests of a host.
+
+    ``shared_contents``: distinct contents that two guests both hold, in the order of ``guests``.
+    ``saved_pages``: what KSM had saved at that moment; None where the kernel does not tell.
+    """
+
+    guests: tuple[Guest, ...]
+    contents: tuple[Contents, ...]
+    shared_contents: tuple[tuple[int, ...], ...]
+    page_size_bytes: int
+    max_page_sharing: int
+    use_zero_pages: bool
+    saved_pages: int | None
+
+    @property
+    def resident_pages(self) -> int:
+        """Resident pages of all guests, zero pages included."""
+        return sum(guest.resident_pages for guest in self.guests)
+
+    @property
+    def zero_pages(self) -> int:
+        """Zero pages of all guests."""
+        return sum(guest.zero_pages for guest in self.guests)
+
+    @property
+    def distinct_pages(self) -> int:
+        """Different contents other than zero on the host."""
+        return sum(kind.contents for kind in self.contents)
+
+    @property
+    def efficiency(self) -> float | None:
+        """What KSM saves over what it could; None where either is nothing or unknown."""
+        ideal = self.saving().ideal_pages
+        return self.saved_pages / ideal if ideal and self.saved_pages else None
+
+    def saving(self) -> Saving:
+        """The ideal saving with its parts.
+
+        max_page_sharing: a content with c copies needs ceil(c / max_page_sharing) pages
+        (Documentation/admin-guide/mm/ksm.rst). With use_zero_pages no zero page is kept, else one is.
+        """
+        kept_zero = int(self.zero_pages > 0 and not self.use_zero_pages)
+        return Saving(
+            kept_pages=self.distinct_pages + kept_zero,
+            zero_pages=self.zero_pages - kept_zero,
+            within_pages=sum(guest.within_pages for guest in self.guests),
+            between_pages=sum(guest.distinct_pages for guest in self.guests) - self.distinct_pages,
+            limited_pages=sum(kind.contents * self._further(kind.copies) for kind in self._kinds()),
+        )
+
+    def distinct(self, guests: int) -> Bounds:
+        """Expected different contents (zero apart) of so many guests.
+
+        Up to the number n counted it is exact, the mean over all choices of k from the n guests
+        (sample-based rarefaction; Colwell, Mao and Chang, Ecology 85, 2004): with f_j contents that exactly
+        j of n guests hold, S(k) = sum over j of f_j (1 - C(n-j, k) / C(n, k)).
+
+        Beyond n, more guests like these are assumed: exchangeable, none of a new kind. The mean gain of one
+        more guest cannot grow, so that each brings at most what the last one did, f_1 / n: the upper bound,
+        in which what is one guest's alone stays so for every later guest. The lower bound is that of a
+        closed pool of contents (Colwell et al., Journal of Plant Ecology 5, 2012, with Chao2: Chao,
+        Biometrics 43, 1987), which guests that make contents of their own leave behind.
+        """
+        counted = len(self.guests)
+        held = [0] * (counted + 1)
+        for kind in self.contents:
+            held[kind.guests] += kind.contents
+        if guests <= counted:
+            ways = math.comb(counted, guests)
+            exact = sum(
+                number * (1 - math.comb(counted - j, guests) / ways) for j, number in enumerate(held) if j
+            )
+            return Bounds(exact, exact)
+        seen = float(sum(held))
+        more = guests - counted
+        unique, twice = held[1], held[2] if counted > 1 else 0
+        unseen = unique**2 / (2 * twice) if twice else unique * (unique - 1) / 2
+        unseen *= (counted - 1) / counted
+        new = unseen * (1 - (1 - unique / (counted * unseen + unique)) ** more) if unseen else 0.0
+        return Bounds(seen + new, seen + more * unique / counted)
+
+    def kept(self, guests: int) -> Bounds:
+        """Expected physical pages that a perfect KSM keeps of so many guests, max_page_sharing included.
+
+        ``distinct`` and the zero page, and for a content with more copies than max_page_sharing the further
+        pages that it needs. Copies of a content are taken as spread evenly over the guests that hold it,
+        which matters above max_page_sharing alone; beyond the guests counted they grow in proportion.
+        """
+        counted = len(self.guests)
+        bounds = self.distinct(guests)
+        further = 0.0
+        for kind in self._kinds():
+            if guests <= counted:
+                further += kind.contents * sum(
+                    chance * self._further(holders * kind.copies / kind.guests)
+                    for holders, chance in _hypergeometric(counted, kind.guests, guests)
+                    if holders
+                )
+            else:
+                further += kind.contents * self._further(guests * kind.copies / counted)
+        if self.zero_pages and not self.use_zero_pages:
+            without = sum(not guest.zero_pages for guest in self.guests)
+            further += 1 - (
+                math.comb(without, guests) / math.comb(counted, guests) if guests <= counted else 0
+            )
+        return Bounds(bounds.low + further, bounds.high + further)
+
+    def saved_bytes(self, guests: int) -> float:
+        """Expected gross saving of a perfect KSM, bytes; its lower bound beyond the guests counted."""
+        resident = self.resident_pages * guests / len(self.guests)
+        return (resident - self.kept(guests).high) * self.page_size_bytes
+
+    def _further(self, copies: float) -> int:
+        """Pages beyond the first that a content needs."""
+        return max(0, math.ceil(copies / self.max_page_sharing) - 1)
+
+    def _kinds(self) -> tuple[Contents, ...]:
+        """All contents that KSM keeps: zero is one of them unless it uses the kernel's zero page."""
+        holders = sum(guest.zero_pages > 0 for guest in self.guests)
+        if self.use_zero_pages or not holders:
+            return self.contents
+        return (*self.contents, Contents(holders, self.zero_pages, 1))
+
+
+def _hypergeometric(total: int, holders: int, drawn: int) -> list[tuple[int, float]]:
+    """How many of the drawn guests hold a content, with the chance of it."""
+    ways = math.comb(total, drawn)
+    return [
+        (held, math.comb(holders, held) * math.comb(total - holders, drawn - held) / ways)
+        for held in range(max(0, drawn - (total - holders)), min(holders, drawn) + 1)
+    ]
+
+
+def read_census(path: Path) -> tuple[Census, dict[str, Any]]:
+    """A census and its record. Raises CensusError in one sentence."""
+    try:
+        record = migrate_census(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise CensusError(f"{path} cannot be read: {error}") from None
+    breach = best_match(
+        Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8"))).iter_errors(record)
+    )
+    if breach is not None:
+        raise CensusError(f"{path} is no census: at {breach.json_path} {breach.message[:160]}.")
+    census = from_record(record)
+    _check(census, path)
+    return census, dict(record)
+
+
+def from_record(record: Mapping[str, Any]) -> Census:
+    """The census of a record that fits the schema."""
+    observed, knobs = record["observed"], record["provenance"]["ksm_knobs"]
+    table = observed["contents"]
+    zero_pages = observed["ksm"]["ksm_zero_pages"]
+    unknown = zero_pages is None and knobs["use_zero_pages"] == 1
+    return Census(
+        guests=tuple(
+            Guest(name, seen["resident_pages"], seen["zero_pages"], seen["distinct_pages"])
+            for name, seen in sorted(observed["guests"].items())
+        ),
+        contents=tuple(
+            Contents(*row) for row in zip(table["guests"], table["copies"], table["contents"], strict=True)
+        ),
+        shared_contents=tuple(map(tuple, observed["shared_contents"])),
+        page_size_bytes=record["provenance"]["page_size_bytes"],
+        max_page_sharing=knobs["max_page_sharing"],
+        use_zero_pages=bool(knobs["use_zero_pages"]),
+        saved_pages=None if unknown else observed["ksm"]["pages_sharing"] + (zero_pages or 0),
+    )
+
+
+def _check(census: Census, path: Path) -> None:
+    """Numbers that contradict each other are a damaged record."""
+    nonzero = census.resident_pages - census.zero_pages
+    sums = {
+        "copies": (sum(kind.copies * kind.contents for kind in census.contents), nonzero),
+        "distinct pages": (
+            sum(kind.guests * kind.contents for kind in census.contents),
+            sum(guest.distinct_pages for guest in census.guests),
+        ),
+        "guests of the matrix": (len(census.shared_contents), len(census.guests)),
+    }
+    for name, (found, expected) in sums.items():
+        if found != expected:
+            raise CensusError(f"{path} is damaged: its {name} are {found}, and {expected} by its guests.")

@@ -1,0 +1,359 @@
+"""Means and intervals over boots, never across different treatments; the paper's figures beside them.
+
+A boot is the replicate: an independent set of booted guests. Repetitions within a boot start from the same
+checkpoint, so they say how well one boot can be measured and nothing about another.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import fmean, stdev
+from typing import Any
+
+import pandas as pd
+from scipy.stats import t  # type: ignore[import-untyped]
+
+from analysis.measure.table import MEASURES, PROVENANCE, REQUESTED, TREATMENT
+from analysis.plan.design import MIB
+from analysis.plan.policies import DEFAULT, policy_order
+from analysis.plan.workloads import focus_of, in_order
+from analysis.records.loading import COMPLETE, CellRecords, Run
+
+CONFIDENCE = 0.95
+
+# Figure 2 of the paper, host memory by focus, in MB/VM (taken as MiB).
+PAPER_MIB_PER_VM = {1: 50.6, 2: 440.3, 3: 31.6}
+
+QUANTITIES = {
+    "host_used_off_mib": ("host_used_off_bytes", MIB),
+    "host_used_on_mib": ("host_used_on_bytes", MIB),
+    **{f"saved_{name}_mib_per_vm": (f"saved_{name}_mib_per_vm", 1) for name in MEASURES},
+    "converged_after_seconds": ("converged_after_seconds", 1),
+    "ksmd_cpu_seconds": ("ksmd_cpu_seconds", 1),
+}
+# What two policies are compared by.
+COMPARED = tuple(f"saved_{name}_mib_per_vm" for name in MEASURES)
+
+OFF_ON = "off-on"
+CHECKPOINT = "checkpoint"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean over boots of each boot's mean, with its 95 % t interval over boots.
+
+    ``repetitions``: of all boots together. ``half_width``: half of the interval, and ``cov``: standard
+    deviation between the boots' means over the absolute mean; both None with one boot. ``within_boot_sd``:
+    standard deviation of repetitions within a boot, pooled over the boots that have two or more; None where
+    none has.
+    """
+
+    n_boots: int
+    repetitions: int
+    mean: float
+    half_width: float | None
+    within_boot_sd: float | None
+    cov: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ours less the paper's, MB/VM by MemAvailable, with the half width of ours."""
+
+    paper: float
+    difference: float
+    half_width: float | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One planned cell as the summary shows it."""
+
+    run_id: str
+    cell_id: str
+    boot: int
+    repetition: int
+    status: str
+    problem: str
+    saved_mem_available_mib_per_vm: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One line of the answer: a treatment on a hypervisor (see TREATMENT).
+
+    ``boots``: the complete repetitions of each physical boot. ``estimates`` is keyed by QUANTITIES, None
+    where nothing was measured or pooling was refused; ``not_pooled`` says in what the cells differ.
+    ``paper``: None where the paper has no figure, as for a mix.
+    """
+
+    hypervisor: str
+    workload: str
+    policy: str
+    guests: int
+    guest_memory_bytes: int
+    start_from: str
+    loaded: bool
+    arm_order: str
+    planned: int
+    measured: int
+    boots: tuple[int, ...]
+    not_pooled: tuple[str, ...]
+    estimates: dict[str, Estimate | None]
+    paper: Comparison | None
+    cells: tuple[Measured, ...]
+
+    @property
+    def variant(self) -> str:
+        """What was done to the guests' pages: the policy, and what else tells this line from another."""
+        if self.arm_order != OFF_ON:
+            return "KSM on first" if self.policy == DEFAULT else f"{self.policy}, on first"
+        return f"{self.policy}, loaded" if self.loaded else self.policy
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean over boots of policy less baseline in the same boot, MB/VM; no interval from one boot."""
+
+    mean: float
+    half_width: float | None
+
+
+@dataclass(frozen=True)
+class PolicyDifference:
+    """What a policy saves more (or less: negative) than the baseline, where both began from one checkpoint.
+
+    Paired by boot: in each boot that has both, the mean of the policy's repetitions less that of the
+    baseline's. ``differences`` is keyed by COMPARED; None where a value is not known, or where
+    ``not_compared`` says in what else the cells differ.
+    """
+
+    hypervisor: str
+    workload: str
+    guests: int
+    guest_memory_bytes: int
+    policy: str
+    baseline: str
+    n_boots: int
+    not_compared: tuple[str, ...]
+    differences: dict[str, Difference | None]
+
+
+def estimate(boots: Sequence[Sequence[float]]) -> Estimate | None:
+    """Mean, interval and spreads of the repetitions of each boot, which has at least one.
+
+    None when there is no boot, or a value is unknown (NaN): a mean of the rest would pass for all.
+    """
+    values = [value for boot in boots for value in boot]
+    if not values or any(pd.isna(value) for value in values):
+        return None
+    means = [fmean(boot) for boot in boots]
+    mean = fmean(means)
+    return Estimate(
+        n_boots=len(means),
+        repetitions=len(values),
+        mean=mean,
+        half_width=_half_width(means),
+        within_boot_sd=_within_boot_sd(boots),
+        cov=stdev(means) / abs(mean) if len(means) > 1 and mean else None,
+    )
+
+
+def exact(value: float | None) -> Estimate | None:
+    """A value that was not measured by us, such as the paper's, in the form of an estimate."""
+    return None if value is None else Estimate(1, 1, value, None, None, None)
+
+
+def boot_mean(values: Iterable[float | None], boots: Iterable[str]) -> float | None:
+    """Mean over boots of each boot's mean; ``boots`` says of which boot each value is. None for unknown."""
+    groups: dict[str, list[float]] = {}
+    for value, boot in zip(values, boots, strict=True):
+        if value is None:
+            return None
+        groups.setdefault(boot, []).append(value)
+    return fmean(fmean(group) for group in groups.values())
+
+
+def pooling_conflicts(rows: pd.DataFrame) -> tuple[str, ...]:
+    """In what the conditions of these rows differ, as "name: one value / other value"."""
+    conflicts = []
+    for column in sorted(_condition_columns(rows)):
+        values = sorted({"absent" if pd.isna(value) else str(value) for value in rows[column]})
+        if len(values) > 1:
+            conflicts.append(f"{column.removeprefix(PROVENANCE)}: {' / '.join(values)}")
+    # What was asked for and is so on the host need not be said twice.
+    return tuple(
+        conflict
+        for conflict in conflicts
+        if not (conflict.startswith(REQUESTED) and conflict.removeprefix(REQUESTED) in conflicts)
+    )
+
+
+def summarise(table: pd.DataFrame) -> list[Summary]:
+    """One summary for each treatment on each hypervisor in a tidy table.
+
+    By hypervisor, guests and their start; within them workloads in the paper's order, then policies.
+    """
+    groups = [rows for _key, rows in table.groupby(["hypervisor", *TREATMENT], sort=True)]
+    return sorted((_summary(rows) for rows in groups), key=_order(set(table["workload"])))
+
+
+def averaged(summary: Summary, runs: Sequence[Run]) -> tuple[CellRecords, ...]:
+    """The cells behind a summary's means, in the order of their runs; none where pooling was refused."""
+    if summary.not_pooled:
+        return ()
+    wanted = {(one.run_id, one.cell_id) for one in summary.cells if one.status == COMPLETE}
+    return tuple(
+        records
+        for run in runs
+        for records in run.cells
+        if records.cell.hypervisor == summary.hypervisor and (run.plan.run_id, records.cell.cell_id) in wanted
+    )
+
+
+def policy_differences(table: pd.DataFrame) -> list[PolicyDifference]:
+    """Each policy against the baseline, wherever both were measured from the same checkpoint.
+
+    The baseline is the default policy, or where that was not measured the first by the alphabet.
+    """
+    usable = table[(table["status"] == COMPLETE) & (table["start_from"] == CHECKPOINT)]
+    # Two checkpoints of one boot would not be the same start.
+    usable = usable.assign(boot_key=usable["boot_key"] + " " + usable["checkpoint"])
+    names = ["hypervisor", *(name for name in TREATMENT if name != "policy")]
+    found = []
+    for _key, rows in usable.groupby(names, sort=True):
+        baseline, *others = sorted(set(rows["policy"]), key=policy_order)
+        found += [one for policy in others if (one := _difference(rows, policy, baseline)) is not None]
+    place = {load: number for number, load in enumerate(in_order(table["workload"]))}
+    return sorted(
+        found, key=lambda one: (one.hypervisor, one.guests, one.guest_memory_bytes, place[one.workload])
+    )
+
+
+def _condition_columns(rows: pd.DataFrame) -> list[str]:
+    return [
+        name
+        for name in map(str, rows.columns)
+        if name.startswith((PROVENANCE, REQUESTED)) or name == "convergence_rule"
+    ]
+
+
+def _half_width(means: Sequence[float]) -> float | None:
+    """Half of the t interval of one mean a boot."""
+    n = len(means)
+    return float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * stdev(means) / sqrt(n) if n > 1 else None
+
+
+def _within_boot_sd(boots: Sequence[Sequence[float]]) -> float | None:
+    repeated = [boot for boot in boots if len(boot) > 1]
+    if not repeated:
+        return None
+    squares = sum((value - fmean(boot)) ** 2 for boot in repeated for value in boot)
+    return sqrt(squares / sum(len(boot) - 1 for boot in repeated))
+
+
+def _order(loads: Iterable[str]) -> Callable[[Summary], Any]:
+    place = {load: number for number, load in enumerate(in_order(loads))}
+    return lambda one: (
+        one.hypervisor,
+        one.guests,
+        one.guest_memory_bytes,
+        one.start_from,
+        place[one.workload],
+        one.arm_order != OFF_ON,
+        policy_order(one.policy),
+        one.loaded,
+    )
+
+
+def _summary(rows: pd.DataFrame) -> Summary:
+    first = rows.iloc[0]
+    workload = str(first["workload"])
+    usable = rows[rows["status"] == COMPLETE]
+    conflicts = pooling_conflicts(usable)
+    boots = [boot for _key, boot in usable.groupby("boot_key", sort=False)]
+    estimates = {
+        name: None if conflicts else estimate([[float(v) / unit for v in boot[column]] for boot in boots])
+        for name, (column, unit) in QUANTITIES.items()
+    }
+    paper = PAPER_MIB_PER_VM.get(focus_of(workload) or 0)
+    return Summary(
+        hypervisor=str(first["hypervisor"]),
+        workload=workload,
+        policy=str(first["policy"]),
+        guests=int(first["guests"]),
+        guest_memory_bytes=int(first["guest_memory_bytes"]),
+        start_from=str(first["start_from"]),
+        loaded=bool(first["loaded"]),
+        arm_order=str(first["arm_order"]),
+        planned=len(rows),
+        measured=len(usable),
+        boots=tuple(len(boot) for boot in boots),
+        not_pooled=conflicts,
+        estimates=estimates,
+        paper=_compare(estimates["saved_mem_available_mib_per_vm"], paper),
+        cells=tuple(_measured(row) for row in rows.to_dict("records")),
+    )
+
+
+def _compare(ours: Estimate | None, paper: float | None) -> Comparison | None:
+    return None if ours is None or paper is None else Comparison(paper, ours.mean - paper, ours.half_width)
+
+
+def _measured(row: Mapping[Hashable, Any]) -> Measured:
+    saved = float(row["saved_mem_available_mib_per_vm"])
+    return Measured(
+        run_id=str(row["run_id"]),
+        cell_id=str(row["cell_id"]),
+        boot=int(row["boot"]),
+        repetition=int(row["repetition"]),
+        status=str(row["status"]),
+        problem=str(row["problem"]),
+        saved_mem_available_mib_per_vm=None if pd.isna(saved) else saved,
+    )
+
+
+def _difference(rows: pd.DataFrame, policy: str, baseline: str) -> PolicyDifference | None:
+    """Of one treatment but for the policy; None where no boot has both."""
+    by_policy = {name: rows[rows["policy"] == name] for name in (policy, baseline)}
+    shared = set.intersection(*(set(mine["boot_key"]) for mine in by_policy.values()))
+    if not shared:
+        return None
+    mine = {name: found[found["boot_key"].isin(shared)] for name, found in by_policy.items()}
+    conflicts = {conflict for found in mine.values() for conflict in pooling_conflicts(found)}
+    conflicts |= set(_beside_the_policy(pd.concat(list(mine.values()))))
+    means = {name: found.groupby("boot_key")[list(COMPARED)].mean() for name, found in mine.items()}
+    # A mean of the known repetitions would pass for all.
+    unknown = {
+        column: any(bool(found[column].isna().any()) for found in mine.values()) for column in COMPARED
+    }
+    first = rows.iloc[0]
+    return PolicyDifference(
+        hypervisor=str(first["hypervisor"]),
+        workload=str(first["workload"]),
+        guests=int(first["guests"]),
+        guest_memory_bytes=int(first["guest_memory_bytes"]),
+        policy=policy,
+        baseline=baseline,
+        n_boots=len(shared),
+        not_compared=tuple(sorted(conflicts)),
+        differences={
+            column: None
+            if conflicts or unknown[column]
+            else _paired(list(means[policy][column] - means[baseline][column]))
+            for column in COMPARED
+        },
+    )
+
+
+def _paired(differences: Sequence[float]) -> Difference:
+    return Difference(fmean(differences), _half_width(differences))
+
+
+def _beside_the_policy(rows: pd.DataFrame) -> list[str]:
+    """Conflicts between two policies that are not what the policies themselves ask for."""
+    own = {f"{PROVENANCE}ksm_knobs.", REQUESTED}
+    if rows[f"{REQUESTED}thp_enabled"].nunique() > 1:
+        own.add(f"{PROVENANCE}thp.enabled")
+    kept = [name for name in map(str, rows.columns) if not name.startswith(tuple(own))]
+    return list(pooling_conflicts(rows[kept]))

@@ -1,0 +1,1 @@
+"""What is to be measured: variables, workloads, policies and the cells made of them."""

@@ -1,0 +1,709 @@
+"""The experiment matrix: variables in, cells out, and the plan file that ties a run to them.
+
+Used on the controller by the Ansible action ``plan`` and by the analysis.
+"""
+
+import hashlib
+import json
+import math
+import os
+import random
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from analysis.errors import UserError
+from analysis.plan import data_files
+from analysis.plan.mix import mix_text, parse_mix
+from analysis.plan.policies import OFF, THP_MODES, Policy, policy_names, read_policy
+from analysis.plan.workloads import foci, in_order, read_workload, workload_names
+from analysis.records.migration import migrate_plan
+
+SCHEMA_VERSION = 2
+MIB = 1 << 20
+
+ACCELERATORS = ("auto", "kvm", "tcg")
+CHECKPOINTS = ("keep", "fresh", "measured")
+MOST_GUESTS = 999
+LAST_PORT = 65535
+# A seed is drawn from 0 to one below this.
+SEEDS = 1 << 32
+RECORD_KINDS = ("off", "merge", "on", "verify")
+PLAN_FILE = "plan.json"
+REFERENCE = "reference"
+PROJECT = data_files.PROJECT
+RESULTS = PROJECT / "results"
+
+# How guests are handled, not what is measured: a run may go on with another value.
+HANDLING = frozenset({"boot_wave", "keep_guests", "census", "guest_ssh_port_base", "checkpoint"})
+
+# Ways to say what the guests do: what they come to is compared, not the words.
+_LOADS = frozenset({"focus", "workloads", "mix"})
+# Each cell starts from the same checkpoint, so its place in the order changes nothing in it.
+_SEED = "cell_order_seed"
+
+# Takes a variable's name and its value as Ansible has it; raises DesignError.
+Caster = Callable[[str, Any], Any]
+
+_TRUE = frozenset({"true", "yes", "on", "1"})
+_FALSE = frozenset({"false", "no", "off", "0"})
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_KNOB = re.compile(r"[a-z][a-z0-9_]*")
+_SHA512 = re.compile(r"(sha512:)?[0-9a-f]{128}")
+
+
+class DesignError(UserError):
+    """A variable, a plan or a run id that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One workload under one policy, in one number of guests, once, on one hypervisor.
+
+    ``workload``: a workload's name, or a mix. ``boot``: 1 to boots, an independent set of booted guests.
+    ``repetition``: 1 to repetitions within that boot, each restored from the same checkpoint.
+    """
+
+    hypervisor: str
+    cell_id: str
+    workload: str
+    policy: str
+    guests: int
+    guest_memory_bytes: int
+    boot: int
+    repetition: int
+
+
+@dataclass(frozen=True)
+class Design:
+    """Every variable of an experiment, checked and typed.
+
+    ``workloads`` (empty: not given) takes the place of ``focus``, and ``mix`` ("" or in the order of the
+    alphabet) of both. Lists are in one order, whatever the order in which they were given.
+    ``cell_order_seed``: None where it is to be drawn. ``thp_enabled``: "" for each policy's own mode.
+    """
+
+    focus: tuple[int, ...]
+    workloads: tuple[str, ...]
+    mix: str
+    policies: tuple[str, ...]
+    guests: tuple[int, ...]
+    boots: int
+    repetitions: int
+    checkpoint: str
+    cell_order_seed: int | None
+    guest_memory_mib: int
+    guest_reserve_mib: int
+    accelerator: str
+    boot_wave: int
+    keep_guests: bool
+    census: bool
+    guest_ssh_port_base: int
+    image_source: str
+    image_checksum: str
+    ksm_knobs: dict[str, int | str]
+    thp_enabled: str
+    converge_min_full_scans: int
+    converge_window_scans: int
+    converge_threshold_percent: float
+    converge_timeout_seconds: float
+    sample_interval_seconds: float
+
+    @classmethod
+    def from_variables(cls, variables: Mapping[str, Any]) -> "Design":
+        """Check and cast the variables as Ansible hands them over (strings when they come from -e).
+
+        run_id may be among them: it names the run and is no part of the design.
+
+        Raises DesignError with one sentence for each variable that is missing, unknown or wrong.
+        """
+        wrong = [f"{name} is not set: it needs a value." for name in _CASTS if variables.get(name) is None]
+        values: dict[str, Any] = {}
+        for name, value in variables.items():
+            if name == "run_id" or value is None:
+                continue
+            try:
+                values[name] = check_variable(name, value)
+            except UserError as error:
+                wrong.append(str(error))
+        wrong.extend(_contradictions(values))
+        if wrong:
+            raise DesignError(" ".join(wrong))
+        return cls(**values)
+
+    def to_json(self) -> dict[str, Any]:
+        """The variables as they stand in plan.json; they can be given to from_variables again."""
+        seed = "" if self.cell_order_seed is None else self.cell_order_seed
+        variables = {**vars(self), _SEED: seed}
+        return {n: list(value) if isinstance(value, tuple) else value for n, value in variables.items()}
+
+    @property
+    def loads(self) -> tuple[str, ...]:
+        """What the guests do, one load after another: workloads, or the one mix."""
+        if self.mix:
+            return (self.mix,)
+        return self.workloads or tuple(foci()[focus] for focus in self.focus)
+
+    def policy(self, name: str) -> Policy:
+        """A policy with ksm_knobs laid over its own and thp_enabled in place of its mode.
+
+        Knobs that were asked for must exist in the kernel; ``off`` has none, for KSM does not run.
+        """
+        policy = read_policy(name)
+        if self.thp_enabled:
+            policy = replace(policy, thp_enabled=self.thp_enabled)
+        if policy.run:
+            knobs = dict(sorted({**policy.knobs, **self.ksm_knobs}.items()))
+            policy = replace(policy, knobs=knobs, needs=tuple(sorted({*policy.needs, *self.ksm_knobs})))
+        return policy
+
+    def requested(self, policy_name: str) -> dict[str, Any]:
+        """What a record of a cell with this policy says under ``requested``."""
+        policy = self.policy(policy_name)
+        return {
+            "policy": policy.name,
+            "ksm_knobs": dict(policy.knobs),
+            "thp_enabled": policy.thp_enabled,
+            "service": policy.service,
+            "accelerator": self.accelerator,
+            "guest_reserve_bytes": self.guest_reserve_mib * MIB,
+            "convergence": {
+                "min_full_scans": self.converge_min_full_scans,
+                "window_scans": self.converge_window_scans,
+                "threshold_percent": self.converge_threshold_percent,
+                "timeout_seconds": self.converge_timeout_seconds,
+            },
+            "sample_interval_seconds": self.sample_interval_seconds,
+        }
+
+    def policies_json(self) -> dict[str, dict[str, Any]]:
+        """Each policy by its name, as a plan holds it: what is set on the host, and ``requested``."""
+        return {
+            name: {**self.policy(name).to_json(), "requested": self.requested(name)} for name in self.policies
+        }
+
+    def workloads_json(self) -> dict[str, dict[str, Any]]:
+        """Each single workload that occurs, by its name, those within a mix too, as a plan holds it."""
+        single = parse_mix(self.mix, "mix") if self.mix else self.loads
+        return {name: read_workload(name).to_json() for name in single}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON of what is measured.
+
+        The handling of guests and the order of the cells are left out; policies and workloads count with
+        what their files say.
+        """
+        variables = {
+            name: value
+            for name, value in self.to_json().items()
+            if name not in HANDLING | _LOADS | {_SEED, "ksm_knobs", "thp_enabled"}
+        }
+        return canonical_digest(
+            {
+                **variables,
+                "loads": self.loads,
+                "policies": self.policies_json(),
+                "workloads": self.workloads_json(),
+            }
+        )
+
+    def cells(self, hypervisors: Iterable[str], seed: int) -> list[Cell]:
+        """Every cell: by boot, else in an order drawn from the seed, the same for every hypervisor."""
+        hosts = list(hypervisors)
+        draw = random.Random(seed)  # noqa: S311 -- an order that can be had again, no secret
+        cells = []
+        for boot in range(1, self.boots + 1):
+            of_boot = list(product(self.loads, self.policies, self.guests, range(1, self.repetitions + 1)))
+            draw.shuffle(of_boot)
+            cells += [
+                Cell(
+                    hypervisor=hypervisor,
+                    cell_id=f"{_file_name(load)}-{policy}-guests{guests}-boot{boot}-rep{repetition}",
+                    workload=load,
+                    policy=policy,
+                    guests=guests,
+                    guest_memory_bytes=self.guest_memory_mib * MIB,
+                    boot=boot,
+                    repetition=repetition,
+                )
+                for load, policy, guests, repetition in of_boot
+                for hypervisor in hosts
+            ]
+        return cells
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run: its design and the cells that it owes, in the order of the run.
+
+    ``cell_order_seed``: None for a run of schema version 1, whose order was fixed.
+    ``policies``, ``workloads``: by name, as Design.policies_json and Design.workloads_json have them.
+    """
+
+    run_id: str
+    created_at: str
+    cell_order_seed: int | None
+    design: dict[str, Any]
+    design_digest: str
+    policies: dict[str, dict[str, Any]]
+    workloads: dict[str, dict[str, Any]]
+    cells: tuple[Cell, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of plan.json."""
+        return {
+            **vars(self),
+            "schema_version": SCHEMA_VERSION,
+            "kind": "plan",
+            "cells": [asdict(cell) for cell in self.cells],
+        }
+
+    @property
+    def loads(self) -> list[str]:
+        """What the guests do in some cell."""
+        return in_order(cell.workload for cell in self.cells)
+
+    @property
+    def hypervisors(self) -> list[str]:
+        """The hosts that the cells are on, in the order of the alphabet."""
+        return sorted({cell.hypervisor for cell in self.cells})
+
+
+def check_variable(name: str, value: object) -> Any:
+    """One variable, checked and typed as for from_variables. Raises DesignError."""
+    if name not in _CASTS:
+        raise DesignError(f"{name} is not a variable of the experiment: allowed are {', '.join(_CASTS)}.")
+    return _CASTS[name](name, value)
+
+
+def new_run_id(now: datetime | None = None) -> str:
+    """A run id from the UTC time, to the second."""
+    return (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%SZ")
+
+
+def check_run_id(run_id: str) -> str:
+    """Return the run id when it can name a directory under results/."""
+    if run_id == REFERENCE or not _RUN_ID.fullmatch(run_id):
+        raise DesignError(
+            f"run_id is {_shown(run_id)}: allowed are 1 to 64 letters, digits, dots, underscores and "
+            f"hyphens, a letter or digit first, and not {REFERENCE!r}."
+        )
+    return run_id
+
+
+def make_plan(design: Design, hypervisors: Sequence[str], run_id: str) -> Plan:
+    """The plan of a run on these hypervisors; the seed of its order is drawn where the design has none.
+
+    Raises DesignError when there is no hypervisor, or one whose name cannot be a directory.
+    """
+    if not hypervisors:
+        raise DesignError("hypervisors is empty: the inventory group hypervisors needs at least one host.")
+    for name in hypervisors:
+        if not _NAME.fullmatch(name):
+            raise DesignError(
+                f"hypervisors has the host {_shown(name)}: allowed are letters, digits, dots, underscores "
+                "and hyphens."
+            )
+    seed = secrets.randbelow(SEEDS) if design.cell_order_seed is None else design.cell_order_seed
+    return Plan(
+        run_id=check_run_id(run_id),
+        created_at=datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        cell_order_seed=seed,
+        design=design.to_json(),
+        design_digest=design.digest,
+        policies=design.policies_json(),
+        workloads=design.workloads_json(),
+        cells=tuple(design.cells(hypervisors, seed)),
+    )
+
+
+def read_plan(run_directory: Path) -> Plan:
+    """Read plan.json of a run, of this version or of version 1.
+
+    Raises DesignError when it is absent or is no such plan.
+    """
+    path = run_directory / PLAN_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DesignError(f"{path} is missing: {run_directory} is not a run.") from None
+    except (OSError, ValueError) as error:
+        raise DesignError(f"{path} cannot be read: {error}.") from None
+    try:
+        if content["kind"] != "plan" or content["schema_version"] not in (1, SCHEMA_VERSION):
+            raise DesignError(f"{path} is not a plan of schema version 1 or {SCHEMA_VERSION}.")
+        content = migrate_plan(content)
+        return Plan(
+            **{field.name: content[field.name] for field in fields(Plan) if field.name != "cells"},
+            cells=tuple(Cell(**cell) for cell in content["cells"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise DesignError(f"{path} is not a plan: {error}.") from None
+
+
+def open_run(results: Path, plan: Plan, *, write: bool = True) -> Plan:
+    """Start the run of a plan under results, or go on with the one that is there.
+
+    Writes plan.json (0600, directories 0700) only when there is none and ``write`` is true. A run that is
+    there keeps its own order of cells.
+    Raises DesignError when the run exists and its design or its hypervisors differ, saying in what.
+    """
+    run_directory = results / plan.run_id
+    path = run_directory / PLAN_FILE
+    if path.exists():
+        former = check_resumable(read_plan(run_directory))
+        differences = design_differences(former, plan)
+        if differences:
+            raise DesignError(
+                f"run_id {plan.run_id} exists with another design ({'; '.join(differences)}): "
+                "give the same values to go on with it, or another run_id."
+            )
+        return former
+    if write:
+        make_private_directory(run_directory)
+        write_private(path, json.dumps(plan.to_json(), indent=2, sort_keys=True) + "\n")
+    return plan
+
+
+def check_resumable(plan: Plan) -> Plan:
+    """Return the plan of a run that can be gone on with. Raises DesignError."""
+    if plan.cell_order_seed is None:
+        raise DesignError(
+            f"run_id {plan.run_id} is of an earlier version, whose cells were not restored from a "
+            "checkpoint: it can be summarised but not gone on with, so give another run_id."
+        )
+    return plan
+
+
+def design_differences(former: Plan, new: Plan) -> list[str]:
+    """What the new plan would measure otherwise, as "name: former value, now new value"."""
+    pairs = {
+        name: (former.design.get(name), value)
+        for name, value in new.design.items()
+        if name not in HANDLING | _LOADS | {_SEED}
+    }
+    pairs["workloads"] = (former.loads, new.loads)
+    pairs["hypervisors"] = (former.hypervisors, new.hypervisors)
+    if new.design[_SEED] != "":
+        pairs[_SEED] = (former.cell_order_seed, new.cell_order_seed)
+    differences = [
+        f"{name}: {_listed(before)}, now {_listed(now)}"
+        for name, (before, now) in pairs.items()
+        if before != now
+    ]
+    # Other variables make other policies, too; where there are none it is the files that changed.
+    return differences or [
+        f"{what} {name} is not what it was: its file has changed"
+        for what, before, now in (
+            ("policy", former.policies, new.policies),
+            ("workload", former.workloads, new.workloads),
+        )
+        for name in now
+        if before.get(name) != now[name]
+    ]
+
+
+def cell_directory(run_directory: Path, cell: Cell) -> Path:
+    """Where the records of a cell are."""
+    return run_directory / cell.hypervisor / cell.cell_id
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether a cell's directory has all of its records and no failure."""
+    return (
+        all((directory / f"{kind}.json").is_file() for kind in RECORD_KINDS)
+        and not (directory / "failed.json").exists()
+    )
+
+
+def pending_cells(plan: Plan, run_directory: Path) -> list[Cell]:
+    """The planned cells of a run that are not complete, in the order of the plan."""
+    return [cell for cell in plan.cells if not is_complete(cell_directory(run_directory, cell))]
+
+
+def set_aside_attempt(directory: Path) -> Path | None:
+    """Move what an unfinished attempt at a cell left to ``<cell>.attempt<n>``: nothing is overwritten.
+
+    Returns the new place, or None when there was nothing.
+    """
+    if not directory.is_dir() or not any(directory.iterdir()):
+        return None
+    number = 1
+    while (place := directory.with_name(f"{directory.name}.attempt{number}")).exists():
+        number += 1
+    return directory.rename(place)
+
+
+def canonical_digest(content: Any) -> str:
+    """SHA-256 of the canonical JSON of a content."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner reads, whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    partial.replace(path)
+
+
+def make_private_directory(path: Path) -> None:
+    """Make a directory, and those above it, that only their owner enters."""
+    # parents=True would give the parents the default mode.
+    for directory in (*reversed(path.parents), path):
+        if not directory.exists():
+            directory.mkdir(mode=0o700)
+
+
+def _file_name(load: str) -> str:
+    """A load within the name of a directory."""
+    return "mix-" + load.replace("=", "").replace(",", "-") if "=" in load else load
+
+
+def _listed(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else json.dumps(value)
+
+
+def _shown(value: object) -> str:
+    return repr(str(value)) if isinstance(value, str) else str(value)
+
+
+def _refuse(name: str, value: object, allowed: str) -> DesignError:
+    return DesignError(f"{name} is {_shown(value)}: allowed is {allowed}.")
+
+
+def whole(low: int, high: int) -> Caster:
+    """A check of a whole number; takes the variable's name and value."""
+
+    def cast(name: str, value: Any) -> int:
+        allowed = f"a whole number from {low} to {high}"
+        text = str(value).strip()
+        if isinstance(value, bool) or not re.fullmatch(r"-?[0-9]+", text) or not low <= int(text) <= high:
+            raise _refuse(name, value, allowed)
+        return int(text)
+
+    return cast
+
+
+def number(low: float, high: float) -> Caster:
+    """A check of a number."""
+
+    def cast(name: str, value: Any) -> float:
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not low <= number <= high:
+            raise _refuse(name, value, f"a number from {low:g} to {high:g}")
+        return number
+
+    return cast
+
+
+def choice(allowed: tuple[str, ...]) -> Caster:
+    """A check of one word of several."""
+
+    def cast(name: str, value: Any) -> str:
+        if str(value) not in allowed:
+            raise _refuse(name, value, " or ".join(allowed))
+        return str(value)
+
+    return cast
+
+
+def boolean(name: str, value: Any) -> bool:
+    """Check a truth value."""
+    text = str(value).strip().lower()
+    if text not in _TRUE | _FALSE:
+        raise _refuse(name, value, "true or false")
+    return text in _TRUE
+
+
+def existing_workload(name: str, value: Any) -> str:
+    """Check the name of one workload, and its file. Raises UserError."""
+    text = str(value)
+    if text not in workload_names():
+        raise DesignError(
+            f"{name} names {text!r}, which does not exist: there are {', '.join(workload_names())}."
+        )
+    return read_workload(text).name
+
+
+def existing_policy(name: str, value: Any) -> str:
+    """Check the name of one policy other than off, and its file. Raises UserError."""
+    text = str(value)
+    known = [policy for policy in policy_names() if policy != OFF]
+    if text == OFF:
+        raise DesignError(f"{name} names off, which is measured anyway: allowed are {', '.join(known)}.")
+    if text not in known:
+        raise DesignError(f"{name} names {text!r}, which does not exist: there are {', '.join(known)}.")
+    return read_policy(text).name
+
+
+def several(cast: Caster, allowed: str) -> Caster:
+    """A check of one value, or several with commas between, or a list; each of them once."""
+
+    def cast_all(name: str, value: Any) -> tuple[Any, ...]:
+        texts = _parts(value)
+        if not texts or not all(texts):
+            raise _refuse(name, value, allowed)
+        values = [cast(name, text) for text in texts]
+        twice = sorted({str(one) for one in values if values.count(one) > 1})
+        if twice:
+            raise DesignError(f"{name} has {', '.join(twice)} more than once: allowed is {allowed}.")
+        return tuple(sorted(values))
+
+    return cast_all
+
+
+def _parts(value: Any) -> list[str]:
+    parts = value if isinstance(value, list | tuple) else str(value).split(",")
+    return [str(part).strip() for part in parts]
+
+
+def _focus(name: str, value: Any) -> tuple[int, ...]:
+    known = list(foci())
+    texts = _parts(value)
+    if texts == ["all"]:
+        return tuple(known)
+    numbers = [int(text) for text in texts if text.isdecimal() and int(text) in known]
+    if not texts or len(set(numbers)) != len(texts):
+        some = "some of them once each with commas between (1,3), or all"
+        raise _refuse(name, value, f"{', '.join(map(str, known))}, {some}")
+    return tuple(sorted(numbers))
+
+
+def _workloads(name: str, value: Any) -> tuple[str, ...]:
+    if value in ("", [], ()):
+        return ()
+    found: tuple[str, ...] = several(existing_workload, _EACH_ONCE)(name, value)
+    return tuple(in_order(found))
+
+
+def _mix(name: str, value: Any) -> str:
+    if str(value).strip() == "":
+        return ""
+    mix = parse_mix(str(value), name)
+    for workload in mix:
+        existing_workload(name, workload)
+    if len(mix) == 1:
+        raise _refuse(name, value, "a mix of two workloads or more; one alone is for workloads")
+    return mix_text(mix)
+
+
+def _thp(name: str, value: Any) -> str:
+    return "" if str(value).strip() == "" else str(choice(THP_MODES)(name, value))
+
+
+def _seed(name: str, value: Any) -> int | None:
+    return None if str(value).strip() == "" else int(whole(0, SEEDS - 1)(name, value))
+
+
+def _text(name: str, value: Any) -> str:
+    text = str(value).strip()
+    if not isinstance(value, str) or not text:
+        raise _refuse(name, value, "build, or the path or http(s) URL of a qcow2 image")
+    return text
+
+
+def _checksum(name: str, value: Any) -> str:
+    text = str(value).strip().lower()
+    if text and not _SHA512.fullmatch(text):
+        raise _refuse(name, value, "the image's SHA-512 as 128 hexadecimal digits, nothing for build")
+    return text.removeprefix("sha512:")
+
+
+def _knobs(name: str, value: Any) -> dict[str, int | str]:
+    allowed = (
+        "a mapping of files in /sys/kernel/mm/ksm to whole numbers or words, such as "
+        '{"pages_to_scan": 20000}, without run, which the protocol sets'
+    )
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise _refuse(name, value, allowed) from None
+    if not isinstance(value, Mapping):
+        raise _refuse(name, value, allowed)
+    knobs: dict[str, int | str] = {}
+    for knob, setting in value.items():
+        text = str(setting).strip()
+        if isinstance(setting, bool) or not re.fullmatch(r"[0-9]+|[a-z][a-z0-9-]*", text):
+            raise _refuse(f"{name}.{knob}", setting, "a whole number from 0, or a word such as scan-time")
+        if knob == "run" or not _KNOB.fullmatch(str(knob)):
+            raise _refuse(f"{name}.{knob}", setting, allowed)
+        knobs[str(knob)] = int(text) if text.isdigit() else text
+    return dict(sorted(knobs.items()))
+
+
+def _contradictions(values: Mapping[str, Any]) -> list[str]:
+    wrong = []
+    memory, reserve = values.get("guest_memory_mib"), values.get("guest_reserve_mib")
+    if memory is not None and reserve is not None and reserve >= memory:
+        wrong.append(
+            f"guest_reserve_mib is {reserve}: allowed is less than the guest_memory_mib of {memory}."
+        )
+    mix, guests = values.get("mix"), values.get("guests")
+    if mix and guests and guests != (mixed := sum(parse_mix(mix, "mix").values()),):
+        asked = f"guests, {guests[0]}" if len(guests) == 1 else "guests, which must be one number"
+        wrong.append(f"mix is {mix!r}, which are {mixed} guests: allowed is as many as {asked}.")
+    base = values.get("guest_ssh_port_base")
+    if base is not None and guests and base + guests[-1] > LAST_PORT:
+        wrong.append(
+            f"guest_ssh_port_base is {base}: allowed is up to {LAST_PORT - guests[-1]}, for each of "
+            f"{guests[-1]} guests has a port of its own after it."
+        )
+    names = values.get("workloads") or [foci()[focus] for focus in values.get("focus", ())]
+    idle = not mix and not any(read_workload(name).fills for name in names)
+    if values.get("checkpoint") == "measured" and not idle:
+        wrong.append(
+            "checkpoint is 'measured', which saves guests after they were measured as they booted: allowed "
+            "are workloads that fill no memory, which the checkpoint would hold, such as focus=1."
+        )
+    source, checksum = values.get("image_source"), values.get("image_checksum")
+    if source == "build" and checksum:
+        wrong.append("image_checksum is set: allowed is nothing when image_source is build.")
+    if source not in (None, "build") and checksum == "":
+        wrong.append("image_checksum is '': needed is the SHA-512 of the image that image_source names.")
+    return wrong
+
+
+_EACH_ONCE = "each one once, with commas between"
+_CASTS: dict[str, Caster] = {
+    "focus": _focus,
+    "workloads": _workloads,
+    "mix": _mix,
+    "policies": several(existing_policy, _EACH_ONCE),
+    "guests": several(whole(1, MOST_GUESTS), "each number once, with commas between"),
+    "boots": whole(1, 1000),
+    "repetitions": whole(1, 1000),
+    "checkpoint": choice(CHECKPOINTS),
+    "cell_order_seed": _seed,
+    "guest_memory_mib": whole(128, MIB),
+    "guest_reserve_mib": whole(1, MIB),
+    "accelerator": choice(ACCELERATORS),
+    "boot_wave": whole(0, MOST_GUESTS),
+    "keep_guests": boolean,
+    "census": boolean,
+    "guest_ssh_port_base": whole(1024, LAST_PORT - 1),
+    "image_source": _text,
+    "image_checksum": _checksum,
+    "ksm_knobs": _knobs,
+    "thp_enabled": _thp,
+    # A page must keep its checksum between two scans, so fewer than three prove nothing.
+    "converge_min_full_scans": whole(3, 10_000),
+    "converge_window_scans": whole(1, 10_000),
+    "converge_threshold_percent": number(0.001, 100),
+    "converge_timeout_seconds": number(1, 604_800),
+    "sample_interval_seconds": number(0.1, 10),
+}
+VARIABLES = tuple(field.name for field in fields(Design))

@@ -1,0 +1,92 @@
+"""How the host treats the guests' pages: one file each in policies/."""
+
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from analysis.plan.data_files import PROJECT, DataFileError, names_in, read_file
+
+POLICIES = PROJECT / "policies"
+OFF = "off"
+# What others are compared with
+DEFAULT = "ksm"
+THP_MODES = ("keep", "always", "madvise", "never")
+
+_KEYS = frozenset({"description", "run", "knobs", "needs", "thp_enabled", "service"})
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One file of policies/.
+
+    ``run``: 1 where KSM merges, 0 where it does not. ``knobs``: values of files in /sys/kernel/mm/ksm; those
+    that a kernel lacks are left out unless ``needs`` has them. ``thp_enabled``: the mode of transparent huge
+    pages, from before the guests are restored; keep: the host's own. ``service``: a systemd unit that runs
+    while the policy is on; empty: none.
+    """
+
+    name: str
+    description: str
+    run: int = 1
+    knobs: dict[str, int | str] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    thp_enabled: str = "keep"
+    service: str = ""
+
+    @property
+    def optional_knobs(self) -> list[str]:
+        """Knobs that a kernel may lack."""
+        return sorted(set(self.knobs) - set(self.needs))
+
+    def to_json(self) -> dict[str, Any]:
+        """As a plan and a record hold it."""
+        return {
+            "name": self.name,
+            "run": self.run,
+            "knobs": dict(self.knobs),
+            "optional_knobs": self.optional_knobs,
+            "thp_enabled": self.thp_enabled,
+            "service": self.service,
+        }
+
+
+def policy_names(folder: Path = POLICIES) -> list[str]:
+    """The policies that exist."""
+    return names_in(folder)
+
+
+def policy_order(name: str) -> tuple[bool, bool, str]:
+    """A key to sort policies by: off, the default one, then the others by the alphabet."""
+    return (name != OFF, name != DEFAULT, name)
+
+
+@cache
+def read_policy(name: str, folder: Path = POLICIES) -> Policy:
+    """One policy by its name. Raises DataFileError, which names those that exist."""
+    content = read_file(folder, "policy", name, _KEYS)
+    path = folder / f"{name}.yml"
+    knobs = content.get("knobs") or {}
+    if not isinstance(knobs, dict) or not all(
+        isinstance(knob, str) and knob != "run" and type(value) in (int, str) for knob, value in knobs.items()
+    ):
+        raise DataFileError(
+            f"{path}: knobs must map files of /sys/kernel/mm/ksm, without run, to a number or a word."
+        )
+    needs = content.get("needs") or []
+    if not isinstance(needs, list) or not set(needs) <= set(knobs):
+        raise DataFileError(f"{path}: needs must be a list of some of its knobs.")
+    run, thp_enabled = content.get("run", 1), content.get("thp_enabled", "keep")
+    if run not in (0, 1) or isinstance(run, bool):
+        raise DataFileError(f"{path}: run is {run!r}: allowed is 0 or 1.")
+    if thp_enabled not in THP_MODES:
+        raise DataFileError(f"{path}: thp_enabled is {thp_enabled!r}: allowed is {' or '.join(THP_MODES)}.")
+    return Policy(
+        name=name,
+        description=content["description"],
+        run=run,
+        knobs=dict(sorted(knobs.items())),
+        needs=tuple(needs),
+        thp_enabled=thp_enabled,
+        service=str(content.get("service") or ""),
+    )

@@ -1,0 +1,102 @@
+"""What a guest does: one file each in workloads/, and mixes of them, written as constant_fill=5,idle=5."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from analysis.plan.data_files import PROJECT, DataFileError, names_in, read_file
+
+WORKLOADS = PROJECT / "workloads"
+
+_KEYS = frozenset({"description", "focus", "segments", "checkpoint_loaded"})
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One file of workloads/.
+
+    ``segments``: what the memory that a guest fills holds, as (content, percent) in order; empty: it fills
+    none. ``focus``: the paper's number for it, None for one that the paper has not. ``checkpoint_loaded``:
+    guests that hold it are kept in a checkpoint of their own, since restoring them is cheaper than loading.
+    """
+
+    name: str
+    description: str
+    segments: tuple[tuple[str, int], ...] = ()
+    focus: int | None = None
+    checkpoint_loaded: bool = False
+
+    @property
+    def fills(self) -> bool:
+        """Whether its guests fill memory, which a digest can prove to be intact."""
+        return bool(self.segments)
+
+    def to_json(self) -> dict[str, Any]:
+        """As the playbook hands it to the modules."""
+        return {
+            "name": self.name,
+            "segments": [{"content": content, "percent": percent} for content, percent in self.segments],
+            "checkpoint_loaded": self.checkpoint_loaded,
+        }
+
+
+def workload_names(folder: Path = WORKLOADS) -> list[str]:
+    """The workloads that exist."""
+    return names_in(folder)
+
+
+@cache
+def read_workload(name: str, folder: Path = WORKLOADS) -> Workload:
+    """One workload by its name. Raises DataFileError, which names those that exist."""
+    content = read_file(folder, "workload", name, _KEYS)
+    path = folder / f"{name}.yml"
+    segments = []
+    for segment in content.get("segments") or []:
+        percent = segment.get("percent") if isinstance(segment, Mapping) else None
+        if type(percent) is not int or set(segment) != {"content", "percent"}:
+            raise DataFileError(f"{path}: a segment is {segment!r}, and must have a content and a percent.")
+        segments.append((str(segment["content"]), percent))
+    if segments and sum(percent for _, percent in segments) != 100:
+        raise DataFileError(f"{path}: the percents of its segments must add up to 100.")
+    focus = content.get("focus")
+    if focus is not None and (type(focus) is not int or focus < 1):
+        raise DataFileError(f"{path}: focus is {focus!r}, and must be a whole number from 1.")
+    return Workload(
+        name=name,
+        description=content["description"],
+        segments=tuple(segments),
+        focus=focus,
+        checkpoint_loaded=bool(content.get("checkpoint_loaded", False)),
+    )
+
+
+def foci(folder: Path = WORKLOADS) -> dict[int, str]:
+    """The paper's foci: number -> workload. Raises DataFileError where two files claim one number."""
+    found: dict[int, str] = {}
+    for name in workload_names(folder):
+        focus = read_workload(name, folder).focus
+        if focus is not None and focus in found:
+            raise DataFileError(f"workloads {found[focus]} and {name} both say focus {focus}.")
+        if focus is not None:
+            found[focus] = name
+    return dict(sorted(found.items()))
+
+
+def focus_of(load: str) -> int | None:
+    """The paper's number of a cell's load; None for a mix, another workload, or one without a file here."""
+    return next((focus for focus, name in foci().items() if name == load), None)
+
+
+def title(load: str) -> str:
+    """What a load is called: "2 constant fill" with the paper's number, "zero fill", or "mix: a=5,b=5"."""
+    if "=" in load:
+        return f"mix: {load}"
+    focus = focus_of(load)
+    return (f"{focus} " if focus else "") + load.replace("_", " ")
+
+
+def in_order(loads: Iterable[str]) -> list[str]:
+    """Loads in the paper's order, then the others by the alphabet, mixes last."""
+    return sorted(set(loads), key=lambda load: ("=" in load, focus_of(load) or 10_000, load))

@@ -1,0 +1,304 @@
+"""Run a long Ansible module and show its progress while it works, for action plugins on the controller.
+
+The module runs under Ansible's own async wrapper: its result file, its time limit and its clean-up work over
+every connection and with become, and the connection stays free for the polls. (A synchronous module beside a
+polling thread would share one become plugin, which keeps the prompt that it waits for, between two threads.)
+
+The progress file also tells the module that somebody waits for it (plugins/module_utils/progress.py): it is
+made before the module starts, touched at each poll, and its removal asks the module to end. A signal to the
+module's process group is only the quicker way: on a busy host the wrapper may start the module before it has
+a group of its own, and a controller that is killed while the module is being started knows no job to signal.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import secrets
+import shlex
+import signal
+import time
+from pathlib import PurePosixPath
+from types import FrameType
+from typing import Any, Self
+
+from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+from analysis.progress.matrix import BEGINS
+
+POLL_SECONDS = 1.0
+FIRST_POLL_SECONDS = 0.5
+CANCEL_LIMIT_SECONDS = 30
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SERIES_SETUP_SECONDS = 120
+# The module's own limit for an answer
+WORKLOAD_SECONDS = 1200
+ASYNC_KEYS = ("ansible_job_id", "started", "finished", "results_file")
+WRAPPER_GRACE_SECONDS = 30
+RUNNING = "module_progress_running"
+ENDED = "module_progress_ended"
+
+
+class _Stopped(BaseException):
+    """The controller was told to stop, or has gone."""
+
+
+def run_with_progress(  # noqa: PLR0917 -- the order of Ansible's own _execute_module comes first
+    action: ActionBase,
+    module_name: str,
+    module_args: dict[str, Any],
+    task_vars: dict[str, Any],
+    progress_path: str,
+    timeout_seconds: float,
+) -> dict[str, Any]:
+    """Run a module on the action's host and display each line that it appends to its progress file.
+
+    Args:
+        action: the action plugin that calls; its connection, become and check mode apply.
+        module_name: the module.
+        module_args: its arguments, the place for its progress among them, under the module's own name.
+        task_vars: the variables that the action was given.
+        progress_path: the progress file on the host, in an existing folder; made before, removed after.
+        timeout_seconds: the module is killed after this time; longer than any limit of its own.
+
+    Returns:
+        The module's result, as `_execute_module` would return it; a failure has failed=True and its own msg.
+
+    On Ctrl-C, or when the controlling process dies, the module is told to end.
+    """
+    if action._task.check_mode:  # async and check mode exclude each other; a check is short
+        result: dict[str, Any] = action._execute_module(
+            module_name=module_name, module_args=module_args, task_vars=task_vars
+        )
+        return result
+    show_begin(action, task_vars)
+    job: dict[str, Any] = {}
+    with _StopSignals() as signals:
+        try:
+            job.update(_make(action, progress_path))
+            if not job:
+                job.update(_start(action, module_name, module_args, task_vars, timeout_seconds))
+            result = job
+            if "ansible_job_id" in job and not job.get("failed"):
+                result = _follow(action, job, task_vars, progress_path, timeout_seconds, signals=signals)
+        except BaseException:
+            signals.quiet = True
+            _cancel(action, job, progress_path)
+            raise
+    _shell(action, f"rm -f -- {_files(job, progress_path)}")
+    if result.get("failed") and result.get("msg") == "Timeout exceeded":
+        result["msg"] = f"{module_name} did not end within {timeout_seconds:.0f} s and was killed"
+    return {name: value for name, value in result.items() if name not in ASYNC_KEYS}
+
+
+def show_begin(action: ActionBase, task_vars: dict[str, Any]) -> None:
+    """Show that the action's task works on its host: it is not skipped."""
+    name = action._task.name or action._task.action
+    Display().display(f"    [{task_vars.get('inventory_hostname', '')}] {BEGINS}{name}")
+
+
+def run_series(
+    action: ActionBase,
+    task_vars: dict[str, Any],
+    requested: dict[str, Any],
+    *,
+    guests: int,
+    roots: dict[str, str],
+    start_ksm: bool = True,
+    until: str = "converged",
+    duration_seconds: float | None = None,
+) -> dict[str, Any]:
+    """Run the module measure_series and display its progress.
+
+    Args:
+        action, task_vars: as for run_with_progress.
+        requested: `requested` of a record: its convergence and sample_interval_seconds.
+        guests: their number, for the progress.
+        roots: proc_root, sys_root and run_root.
+        start_ksm, until, duration_seconds: as in the module.
+
+    Returns: the module's result; a failure has failed=True.
+    """
+    rule = requested["convergence"]
+    limit = float(rule["timeout_seconds"] if until == "converged" else duration_seconds or 0)
+    progress_path = f"{roots['run_root']}/measure_series-{secrets.token_hex(8)}.progress"
+    arguments = {
+        "start_ksm": start_ksm,
+        "interval_seconds": requested["sample_interval_seconds"],
+        "until": until,
+        "duration_seconds": duration_seconds,
+        **{
+            name: rule[name]
+            for name in ("timeout_seconds", "min_full_scans", "window_scans", "threshold_percent")
+        },
+        "guests": guests,
+        "progress_path": progress_path,
+        "proc_root": roots["proc_root"],
+        "sys_root": roots["sys_root"],
+    }
+    return run_with_progress(
+        action, "measure_series", arguments, task_vars, progress_path, limit + SERIES_SETUP_SECONDS
+    )
+
+
+def run_workload(
+    action: ActionBase, task_vars: dict[str, Any], arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """Run the module workload and display each guest's answer as it comes.
+
+    Args:
+        action, task_vars: as for run_with_progress.
+        arguments: the module's, as templated or plain.
+
+    Returns: the module's result; a failure has failed=True.
+    """
+    path = f"/run/ksm-testbed-workload-{secrets.token_hex(8)}.progress"
+    # Templated values carry Ansible's tags; the module gets plain JSON.
+    plain: dict[str, Any] = {**json.loads(json.dumps(arguments)), "progress_path": path}
+    limit = float(plain.get("timeout_seconds", WORKLOAD_SECONDS)) + WRAPPER_GRACE_SECONDS
+    return run_with_progress(action, "workload", plain, task_vars, path, limit)
+
+
+def _start(
+    action: ActionBase,
+    module_name: str,
+    module_args: dict[str, Any],
+    task_vars: dict[str, Any],
+    timeout_seconds: float,
+) -> dict[str, Any]:
+    # _execute_module takes the wrapper's time limit from the task alone.
+    previous = action._task.async_val
+    action._task.async_val = max(1, round(timeout_seconds))
+    try:
+        job: dict[str, Any] = action._execute_module(
+            module_name=module_name, module_args=module_args, task_vars=task_vars, wrap_async=True
+        )
+    finally:
+        action._task.async_val = previous
+    return job
+
+
+def _follow(
+    action: ActionBase,
+    job: dict[str, Any],
+    task_vars: dict[str, Any],
+    progress_path: str,
+    timeout_seconds: float,
+    *,
+    signals: _StopSignals,
+) -> dict[str, Any]:
+    """Show new lines until the job has ended; its result."""
+    # This is what the wrapper writes first; with another text the poll says ended, and async_status decides.
+    started = f'{{"started": true, "finished": false, "ansible_job_id": "{job["ansible_job_id"]}"}}'
+    results_file, path = shlex.quote(job["results_file"]), shlex.quote(progress_path)
+    parent = multiprocessing.parent_process()
+    host = task_vars.get("inventory_hostname", "")
+    deadline = time.monotonic() + timeout_seconds + WRAPPER_GRACE_SECONDS
+    shown_bytes = 0
+    wait = FIRST_POLL_SECONDS
+    while True:
+        time.sleep(wait)
+        wait = POLL_SECONDS
+        # An exception that a signal raises within a finalizer is lost, so the signal is asked for, too.
+        if signals.received is not None or (parent is not None and os.getppid() != parent.pid):
+            raise _Stopped
+        # The state is read before the lines, so that the last lines of a module that ends between are kept.
+        # Setting the access time tells the module that somebody waits.
+        poll = (
+            f"if grep -qsxF -- {shlex.quote(started)} {results_file}; "
+            f"then echo {RUNNING}; else echo {ENDED}; fi; "
+            f"touch -a -c -- {path}; tail -c +{shown_bytes + 1} -- {path} 2>/dev/null || true"
+        )
+        try:
+            state, _, text = _shell(action, poll).partition("\n")
+            whole_lines = text[: text.rfind("\n") + 1]
+            shown_bytes += len(whole_lines.encode("utf-8", "surrogateescape"))
+            for line in whole_lines.splitlines():
+                Display().display(f"    [{host}] {line}")
+            if state == ENDED:
+                result = _status(action, job, task_vars)
+                if result.get("finished", True):
+                    return result
+        except AnsibleConnectionFailure:
+            # The job goes on without the connection, which may come back.
+            if time.monotonic() > deadline:
+                raise
+
+
+def _status(action: ActionBase, job: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+    folder = str(PurePosixPath(job["results_file"]).parent)
+    result: dict[str, Any] = action._execute_module(
+        module_name="ansible.legacy.async_status",
+        module_args={"jid": job["ansible_job_id"], "mode": "status", "_async_dir": folder},
+        task_vars=task_vars,
+    )
+    return result
+
+
+def _shell(action: ActionBase, command: str) -> str:
+    """Run a line of shell on the host; its output with a terminal's line ends undone."""
+    answer = action._low_level_execute_command(command, encoding_errors="surrogateescape")
+    return str(answer["stdout"]).replace("\r\n", "\n")
+
+
+def _make(action: ActionBase, progress_path: str) -> dict[str, Any]:
+    """Make the progress file, empty and private, whatever is in its place; a failed result if it can't be."""
+    path = shlex.quote(progress_path)
+    answer = action._low_level_execute_command(f"rm -f -- {path} && (umask 077 && set -C && : > {path})")
+    if not answer["rc"]:
+        return {}
+    said = str(answer["stderr"] or answer["stdout"]).strip()
+    return {"failed": True, "msg": f"{progress_path} cannot be made: {said}"}
+
+
+def _files(job: dict[str, Any], progress_path: str) -> str:
+    """What a job leaves on the host, quoted for a shell."""
+    return " ".join(shlex.quote(path) for path in (progress_path, job.get("results_file")) if path)
+
+
+class _StopSignals:
+    """Within it the first stop signal raises _Stopped, and no later one does: Ansible sends two at once.
+
+    A second exception would end the clean-up that the first one began. Ansible's own handler ends this worker
+    at once, and the module on the host would go on alone; so it gets the signal at the end.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.quiet = False
+
+    def _stop(self, signal_number: int, _frame: FrameType | None) -> None:
+        self.received = self.received or signal_number
+        if not self.quiet:
+            self.quiet = True
+            raise _Stopped
+
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if self.received is not None:
+            os.kill(os.getpid(), self.received)
+
+
+def _cancel(action: ActionBase, job: dict[str, Any], progress_path: str) -> None:
+    """Tell the module to end and leave nothing behind; never longer than CANCEL_LIMIT_SECONDS."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(CANCEL_LIMIT_SECONDS)
+    kill = ""
+    if "ansible_job_id" in job:
+        # The wrapper's command line holds the job's number; the brackets keep pgrep from finding this shell.
+        number = str(job["ansible_job_id"]).partition(".")[0]
+        kill = (
+            f"for pid in $(pgrep -f 'async_wrapper.* [{number[0]}]{number[1:]} '); "
+            "do kill -s TERM -- -$pid; done 2>/dev/null; "
+        )
+    # The removal comes first: it is all that a module needs which no signal reaches.
+    _shell(action, f"rm -f -- {shlex.quote(progress_path)}; {kill}rm -f -- {_files(job, progress_path)}")
+    signal.alarm(0)

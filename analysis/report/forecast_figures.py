@@ -1,0 +1,412 @@
+"""Figures of forecasts, their validation, capacity runs and divergence."""
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+
+mpl.use("Agg")
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.model.capacity import (
+    CapacityRun,
+    Divergence,
+    actual_limit,
+    relation,
+    saved_series,
+    steps_table,
+    used_series,
+)
+from analysis.plan.design import MIB
+from analysis.plan.policies import OFF as NO_KSM
+from analysis.report.figures import COLOURS, DASHES, GAIN, GREY, LOSS, OFF, ON, PAPER, FigureError
+
+GIB = 1 << 30
+_NAIVE = {"constant_saving": "constant saving", "sharing_ratio": "sharing ratio", "nominal": "nominal memory"}
+_NAIVE_COLOURS = {"constant_saving": PAPER, "sharing_ratio": "#CC79A7", "nominal": "#56B4E9"}
+_STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e5e5e5",
+    "axes.axisbelow": True,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ksm-testbed",
+}
+_PANELS = (
+    ("touch_mib_per_second", "memory touched, MiB/s a guest"),
+    ("cpu_iterations_per_second", "CPU work, iterations/s a guest"),
+    ("write_latency_p50_us", "write latency p50, µs"),
+    ("write_latency_p99_us", "write latency p99, µs"),
+    ("ksmd_percent", "ksmd, % of one CPU"),
+    ("cow_ksm_per_second", "copy-on-write of merged pages, 1/s"),
+)
+
+
+def forecast_figure(content: Mapping[str, Any]) -> Figure:
+    """Predicted use against N: KSM off, the policy with its interval, all diverged; one panel a load.
+
+    ``content``: a forecast as stored.
+    """
+    loads = content["loads"]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(max(5.2 * len(loads), 6.4), 4.6), layout="constrained")
+        panels = figure.subplots(1, len(loads), sharey=True, squeeze=False)[0]
+        for axes, load in zip(panels, loads, strict=True):
+            _predicted_lines(axes, load, content["policy"])
+            _limits(axes, [load], content["capacity_bytes"])
+            axes.set_title(load["workload"].replace("_", " "), fontsize=10, loc="left")
+            axes.set_xlabel("guests")
+        panels[0].set_ylabel("memory used, GiB")
+        figure.legend(
+            *panels[0].get_legend_handles_labels(),
+            loc="outside lower left",
+            ncols=4,
+            frameon=False,
+            fontsize=9,
+        )
+        figure.suptitle(
+            f"Forecast: how many guests of {content['guest_memory_bytes'] / MIB:.0f} MiB fit",
+            fontsize=12,
+            x=0.01,
+            ha="left",
+        )
+    return figure
+
+
+def validation_figure(rows: Sequence[tuple[str, float, Mapping[str, float]]]) -> Figure:
+    """Absolute error of each held-out cell, ours beside the naive answers', in percent on a log scale.
+
+    ``rows``: label, error, errors of the naive answers (fractions).
+    Raises FigureError when there is no row.
+    """
+    if not rows:
+        raise FigureError("there is nothing to draw: no forecast has been joined with a measurement.")
+    with mpl.rc_context({**_STYLE, "axes.grid.axis": "x"}):
+        figure = Figure(figsize=(9, 1.6 + 0.62 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        floor = 0.01
+        for name, label in _NAIVE.items():
+            axes.plot(
+                [max(100 * abs(naive[name]), floor) for _label, _error, naive in rows],
+                range(len(rows)),
+                linestyle="none",
+                marker="s",
+                markersize=6,
+                color=_NAIVE_COLOURS[name],
+                label=label,
+            )
+        axes.plot(
+            [max(100 * abs(error), floor) for _label, error, _naive in rows],
+            range(len(rows)),
+            linestyle="none",
+            marker="o",
+            markersize=8,
+            color=GAIN,
+            label="forecast",
+        )
+        axes.axvline(2, color=GREY, linewidth=1, linestyle="--")
+        axes.annotate(
+            "2 %", (2, 1), xycoords=("data", "axes fraction"), xytext=(3, -10), textcoords="offset points"
+        )
+        axes.set_xscale("log")
+        axes.set_xlim(left=floor * 0.8)
+        axes.xaxis.set_major_formatter(lambda value, _place: f"{value:g}")
+        axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.tick_params(length=0)
+        axes.set_xlabel(
+            "absolute error of the memory used with the policy on, % (at most 0.01 is drawn at 0.01)"
+        )
+        figure.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=9)
+        figure.suptitle(
+            "Forecasts written before the run, beside naive answers", fontsize=12, x=0.01, ha="left"
+        )
+    return figure
+
+
+def capacity_figure(run: CapacityRun, loads: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Actual use against N by policy, over the predicted curves, with predicted and actual limits.
+
+    ``loads``: by policy, the load of the forecast that predicts the run; none draws what was measured alone.
+    Raises FigureError when the run has no step.
+    """
+    if not run.arms:
+        raise FigureError("there is nothing to draw: the run has no step.")
+    table = steps_table(run)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.5, 5.2), layout="constrained")
+        axes = figure.subplots()
+        arms = _arms(run)
+        for number, (policy, load) in enumerate(loads.items()):
+            colour, _label = arms[policy]
+            _predicted_lines(axes, load, policy, colour, suffix=", predicted", alone=number == 0)
+        for policy, steps in run.arms.items():
+            colour, label = arms[policy]
+            mine = table[table["policy"] == policy]
+            axes.plot(
+                mine["guests"],
+                mine["used_bytes"] / GIB,
+                linestyle="none",
+                marker="o",
+                markersize=5,
+                markeredgecolor="white",
+                color=colour,
+                label=f"{label}, measured",
+            )
+            stopped = mine[mine["stop"] != ""]
+            axes.plot(
+                stopped["guests"],
+                stopped["used_bytes"] / GIB,
+                linestyle="none",
+                marker="x",
+                markersize=9,
+                markeredgewidth=2,
+                color=colour,
+            )
+            seen = actual_limit(steps)
+            if seen.reached:
+                axes.axvline(seen.guests, color=colour, linewidth=1.2, linestyle="-")
+                _mark(axes, seen.guests, f"actual {seen.guests}", colour, 0.02)
+        _limits(axes, list(loads.values()), run.capacity_bytes, drawn=float(table["guests"].max()))
+        axes.set_xlabel("guests running (crosses: the step that met the limit)")
+        axes.set_ylabel("memory used, GiB")
+        figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=9)
+        figure.suptitle(
+            f"{run.workload.replace('_', ' ')}: to the limit, {run.guest_memory_bytes / MIB:.0f} MiB a guest",
+            fontsize=12,
+            x=0.01,
+            ha="left",
+        )
+    return figure
+
+
+def trade_off_figure(run: CapacityRun) -> Figure:
+    """Memory saved against performance lost, each policy against off at the same N, marked with its N.
+
+    Raises FigureError when no number of guests was seen with KSM off and under a policy.
+    """
+    table = relation(steps_table(run)) if run.arms else None
+    if table is None or table.empty:
+        raise FigureError("there is nothing to draw: no number of guests was seen with KSM off and on.")
+    policies = list(dict.fromkeys(table["policy"]))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.5, 4.6), layout="constrained")
+        for axes, heading, names in zip(
+            figure.subplots(1, 2),
+            ("throughput lost, %", "write latency added, %"),
+            (
+                {"touch_lost_percent": "touching memory", "cpu_lost_percent": "CPU work"},
+                {"p50_added_percent": "p50", "p99_added_percent": "p99"},
+            ),
+            strict=True,
+        ):
+            for policy, dashes in zip(policies, DASHES, strict=False):
+                mine = table[table["policy"] == policy]
+                _trade_off_lines(axes, mine, names, dashes, "" if len(policies) == 1 else f"{policy}, ")
+            axes.axhline(0, color=GREY, linewidth=0.8)
+            axes.set_title(heading, fontsize=10, loc="left")
+            axes.set_xlabel("memory saved, GiB (numbers: guests)")
+            axes.legend(frameon=False, fontsize=9)
+        figure.suptitle(
+            f"{run.workload.replace('_', ' ')}: memory saved against performance lost, {', '.join(policies)} "
+            "against KSM off",
+            fontsize=12,
+            x=0.01,
+            ha="left",
+        )
+    return figure
+
+
+def _trade_off_lines(
+    axes: Axes, table: pd.DataFrame, names: Mapping[str, str], dashes: str, prefix: str
+) -> None:
+    for (name, label), colour in zip(names.items(), (OFF, ON), strict=True):
+        axes.plot(
+            table["saved_bytes"] / GIB,
+            table[name],
+            marker="o",
+            markersize=4,
+            color=colour,
+            linestyle=dashes,
+            label=f"{prefix}{label}",
+        )
+    for saved, guests, lost in zip(
+        table["saved_bytes"] / GIB, table["guests"], table[[*names]].max(axis=1), strict=True
+    ):
+        axes.annotate(
+            f"{guests}",
+            (saved, lost),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
+
+
+def performance_figure(run: CapacityRun) -> Figure:
+    """Probes and host against N, with KSM off and each policy. FigureError when the run has no step."""
+    if not run.arms:
+        raise FigureError("there is nothing to draw: the run has no step.")
+    table = steps_table(run)
+    table = table[table["guests"] > 0]
+    arms = _arms(run)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(10, 7.2), layout="constrained")
+        panels = figure.subplots(3, 2, sharex=True).ravel()
+        for axes, (name, title) in zip(panels, _PANELS, strict=True):
+            for policy, (colour, label) in arms.items():
+                mine = table[table["policy"] == policy]
+                axes.plot(
+                    mine["guests"],
+                    mine[name],
+                    color=colour,
+                    marker="o",
+                    markersize=4,
+                    linewidth=1.4,
+                    label=label,
+                )
+            for policy, steps in run.arms.items():
+                seen = actual_limit(steps)
+                if seen.reached:
+                    axes.axvline(seen.guests, color=arms[policy][0], linewidth=1, linestyle="--")
+            axes.set_ylim(bottom=0)
+            axes.set_title(title, fontsize=10, loc="left")
+        for axes in panels[-2:]:
+            axes.set_xlabel("guests running (dashed: limit met)")
+        figure.legend(
+            *panels[0].get_legend_handles_labels(),
+            loc="outside lower left",
+            ncols=max(2, len(arms)),
+            frameon=False,
+            fontsize=9,
+        )
+        figure.suptitle(
+            f"{run.workload.replace('_', ' ')}: performance on the way to the limit, medians over the guests",
+            fontsize=12,
+            x=0.01,
+            ha="left",
+        )
+    return figure
+
+
+def divergence_figure(content: Mapping[str, Any], seen: Divergence) -> Figure:
+    """Memory saved and used against time while merged guests all write. ``content``: the record."""
+    observed = content["observed"]
+    seconds = observed["samples"]["seconds"]
+    record = dict(content)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9, 4.6), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(seconds, [v / GIB for v in used_series(record)], color=ON, linewidth=1.8, label="used")
+        axes.plot(
+            seconds, [v / GIB for v in saved_series(record)], color=GAIN, linewidth=1.8, label="saved by KSM"
+        )
+        axes.axhline(seen.capacity_bytes / GIB, color=GREY, linewidth=1.2, label="capacity")
+        if seen.safe_bytes is not None:
+            axes.axhline(
+                seen.safe_bytes / GIB, color=LOSS, linewidth=1.2, linestyle="--", label="safe need, predicted"
+            )
+        write = observed["write"]
+        end = write["finished_seconds"]
+        axes.axvspan(
+            write["started_seconds"],
+            seconds[-1] if end is None else end,
+            color="#f0f0f0",
+            zorder=0,
+            label="from the request to write to the last answer",
+        )
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(seconds[0], seconds[-1])
+        axes.set_xlabel("seconds")
+        axes.set_ylabel("GiB")
+        figure.legend(loc="outside lower left", ncols=5, frameon=False, fontsize=9)
+        figure.suptitle(
+            f"{seen.guests} guests ({seen.workload.replace('_', ' ')}) merged by {seen.policy} all write",
+            fontsize=12,
+            x=0.01,
+            ha="left",
+        )
+    return figure
+
+
+def _arms(run: CapacityRun) -> dict[str, tuple[str, str]]:
+    """Colour and label of each arm of a run: KSM off, then its policies."""
+    labels = {policy: "KSM off" if policy == NO_KSM else policy for policy in (NO_KSM, *run.policies)}
+    return {policy: (colour, labels[policy]) for policy, colour in zip(labels, cycle(COLOURS), strict=False)}
+
+
+def _predicted_lines(
+    axes: Axes,
+    load: Mapping[str, Any],
+    policy: str,
+    colour: str = ON,
+    suffix: str = "",
+    *,
+    alone: bool = True,
+) -> None:
+    """A forecast's curves; ``alone``: those without a policy, too."""
+    curve = load["curve"]
+    guests = curve["guests"]
+    if None not in curve["on_low_bytes"] and None not in curve["on_high_bytes"]:
+        axes.fill_between(
+            guests,
+            [value / GIB for value in curve["on_low_bytes"]],
+            [value / GIB for value in curve["on_high_bytes"]],
+            color=colour,
+            alpha=0.2,
+            linewidth=0,
+            label="95 % prediction interval" if alone else None,
+        )
+    lines = [("on", colour, "-", f"{policy}{suffix}")]
+    if alone:
+        lines.insert(0, ("off", OFF, "-", f"KSM off{suffix}"))
+        lines.append(("safe", LOSS, "--", "all pages diverge (safe need)"))
+    for name, its_colour, dashes, label in lines:
+        values = [value / GIB for value in curve[f"{name}_bytes"]]
+        axes.plot(guests, values, color=its_colour, linestyle=dashes, linewidth=1.6, label=label)
+
+
+def _limits(
+    axes: Axes, loads: Sequence[Mapping[str, Any]], capacity_bytes: float, drawn: float | None = None
+) -> None:
+    capacity = capacity_bytes / GIB
+    axes.axhline(capacity, color=GREY, linewidth=1.4)
+    axes.annotate(
+        f"capacity {capacity:.1f} GiB",
+        (0, capacity),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 4),
+        textcoords="offset points",
+        fontsize=8,
+        color=GREY,
+    )
+    far = [drawn or 0.0]
+    for load in loads:
+        limit = load["limits"]
+        for name, colour, height, label in (("safe", LOSS, 0.16, "safe"), ("on", ON, 0.09, "expected")):
+            if limit[name]:
+                axes.plot([limit[name]] * 2, [0, capacity], color=colour, linewidth=1, linestyle=":")
+                axes.plot(limit[name], capacity, marker="v", color=colour, markersize=7)
+                _mark(axes, limit[name], f"{label} {limit[name]}", colour, height)
+                far.append(limit[name])
+    axes.set_ylim(0, capacity * 1.25)
+    axes.set_xlim(0, max(far) * 1.18 + 1)
+
+
+def _mark(axes: Axes, guests: float, words: str, colour: str, height: float) -> None:
+    left = words.startswith("safe")
+    axes.annotate(
+        words,
+        (guests, height),
+        xycoords=("data", "axes fraction"),
+        xytext=(-3 if left else 3, 0),
+        textcoords="offset points",
+        ha="right" if left else "left",
+        fontsize=8,
+        color=colour,
+    )
