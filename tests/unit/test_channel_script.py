@@ -107,7 +107,7 @@ def test_at_the_barrier_a_restored_guests_clock_is_put_right(guest: Guest) -> No
     }
     assert guest.clock == "4600"
     waited = ["systemctl", "is-system-running", "--wait"]
-    # And no Python, whose start is most of what a restored guest would take to answer.
+    # And no Python, whose code a restored guest would have to translate anew.
     assert guest.commands == ["date", "+%s", "date", "--set=@4600", *waited]
 
 

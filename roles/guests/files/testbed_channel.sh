@@ -9,8 +9,8 @@ answer() { # KEY JSON
   printf '{"id": "%s", "%s": %s}\n' "$id" "$1" "$2" >&3
 }
 
-# Set the clock, wait for the boot's end, switch swap off; say what memory there is. The shell does so by itself: in a
-# restored guest all code is translated anew, which for Python's start alone takes most of a second.
+# Set the clock, wait for the boot's end, switch swap off; say what memory there is. The shell does so by itself: a
+# restored QEMU translates all code anew, and that of Python and systemctl cost each emulated guest 3 s of CPU.
 barrier() { # SECONDS since the epoch, a whole number
   case $1 in
     '' | 0* | *[!0-9]*) answer error '"SECONDS must be the time since the epoch, a whole number"'; return ;;
