@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge, Le, MinLen
 
 from analysis.errors import UserError
 from analysis.plan import data_files
@@ -70,14 +72,17 @@ class Cell:
     ``repetition``: 1 to repetitions within that boot, each restored from the same checkpoint.
     """
 
-    hypervisor: str
-    cell_id: str
-    workload: str
-    policy: str
-    guests: int
-    guest_memory_bytes: int
-    boot: int
-    repetition: int
+    # Strict where a record holds one (analysis/records/models.py)
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid"}
+
+    hypervisor: Annotated[str, MinLen(1)]
+    cell_id: Annotated[str, MinLen(1)]
+    workload: Annotated[str, MinLen(1)]
+    policy: Annotated[str, MinLen(1)]
+    guests: Annotated[int, Ge(1), Le(1 << 32)]
+    guest_memory_bytes: Annotated[int, Ge(1), Le(1 << 64)]
+    boot: Annotated[int, Ge(1), Le(1 << 32)]
+    repetition: Annotated[int, Ge(1), Le(1 << 32)]
 
 
 @dataclass(frozen=True)
