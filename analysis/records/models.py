@@ -1,7 +1,7 @@
 """Every file that is stored, defined once: what is written is checked by it, what is read is an object of it.
 
-Attributes have the names of the JSON; only ``from`` is called ``origin``. Sizes are bytes, counts of pages are of
-the host's ``page_size_bytes``, times are seconds, and a number that a kernel may not tell is None.
+Attributes have the names of the JSON; only ``from`` is called ``origin``. Sizes are bytes, times seconds, and
+pages those of the host's ``page_size_bytes``; what a kernel may not tell is None.
 """
 
 import re
@@ -77,6 +77,10 @@ class Model(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
     )
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is stored."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 # --- shared parts ---------------------------------------------------------------------------------------
@@ -353,10 +357,13 @@ class Phase(Model):
     """What the records of one phase of a cell have in common."""
 
     schema_version: Version
+    kind: str
     run_id: Text
     recorded_at: Timestamp
+    monotonic_seconds: float | None
     cell: Cell
     requested: Requested
+    provenance: Provenance | PartialProvenance
 
 
 class MeasuredPhase(Phase):
@@ -398,7 +405,6 @@ class FailedRecord(Phase):
     """failed.json: why a cell has no result."""
 
     kind: Literal["failed"]
-    monotonic_seconds: float | None
     provenance: PartialProvenance
     observed: FailedObserved
 
@@ -896,15 +902,19 @@ class ForecastRecord(Model):
     assumptions: tuple[str, ...]
 
 
-# By kind, which is the name of the file, too, where it is one of a cell.
-RECORDS: dict[str, type[Model]] = {
-    "plan": PlanRecord,
+# By kind, which is the name of the file
+PHASES: dict[str, type[Phase]] = {
     "off": SnapshotRecord,
     "merge": MergeRecord,
     "on": SnapshotRecord,
     "after": AfterRecord,
     "verify": VerifyRecord,
     "failed": FailedRecord,
+}
+# By kind
+RECORDS: dict[str, type[Model]] = {
+    "plan": PlanRecord,
+    **PHASES,
     "census": CensusRecord,
     "capacity_step": StepRecord,
     "divergence": DivergenceRecord,

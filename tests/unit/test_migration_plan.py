@@ -14,11 +14,8 @@ from analysis.plan.design import (
     Design,
     DesignError,
     cell_directory,
-    is_complete,
-    make_plan,
-    open_run,
-    read_plan,
 )
+from analysis.plan.runs import is_complete, make_plan, open_run, read_plan
 from analysis.records.migration import migrate_plan
 
 REFERENCE = PROJECT / "results" / "reference"

@@ -8,7 +8,8 @@ import pytest
 from synthetic import BOOTED, began, store, synthetic_failure, synthetic_plan
 
 from analysis.plan.design import Cell
-from analysis.records.loading import CellRecords, RecordError, Run, find_run, find_runs, load_run
+from analysis.records.loading import CellRecords, Run, find_run, find_runs, load_run
+from analysis.records.reading import RecordError
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -83,7 +84,7 @@ def test_a_record_of_another_cell_or_kind_is_refused(results: Path) -> None:
             "merge",
             ("observed", "samples", "pswpin"),
             [0],
-            "the columns of the merge samples are empty or of different lengths",
+            "merge.json breaks the schema at $.observed.samples: its columns are of different lengths",
         ),
         (
             "on",
@@ -188,13 +189,13 @@ def test_runs_are_found_oldest_first_and_the_reference_is_never_taken_for_them(r
     store(results / "reference", synthetic_plan(run_id="published"))
     with pytest.raises(RecordError, match="make experiment FOCUS=3"):
         find_runs(results)
-    assert [run.name for run in find_runs(results / "reference")] == ["published"]
+    assert [run.name for run in find_runs(results / "reference").directories] == ["published"]
     store(results, synthetic_plan(run_id="b-first"))
     store(results, synthetic_plan(run_id="a-second"))
     (results / "not-a-run").mkdir()
-    assert [run.name for run in find_runs(results)] == ["b-first", "a-second"]
+    assert [run.name for run in find_runs(results).directories] == ["b-first", "a-second"]
     assert find_run(results, "published") == results / "reference" / "published"
-    assert find_runs(results / "a-second") == [results / "a-second"]
+    assert find_runs(results / "a-second").directories == (results / "a-second",)
 
 
 def test_an_unknown_run_is_refused_naming_those_that_exist(results: Path) -> None:
