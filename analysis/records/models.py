@@ -920,3 +920,9 @@ RECORDS: dict[str, type[Model]] = {
     "divergence": DivergenceRecord,
     "forecast": ForecastRecord,
 }
+
+
+def json_schemas() -> dict[str, dict[str, Any]]:
+    """The JSON Schema of each kind of file, whose version is that of the schema."""
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return {kind: {**dialect, **model.model_json_schema()} for kind, model in RECORDS.items()}

@@ -28,7 +28,7 @@ def write_record(path: Path, content: Mapping[str, Any], model: type[Model]) -> 
         model.model_validate_json(text)
     except ValidationError as error:
         raise WriteError(f"{path.name} is not valid at {breach(error)}.") from None
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise WriteError(f"{path.name} cannot be written as JSON: {error}.") from None
     prepare_folder(path.parent)
     try:
