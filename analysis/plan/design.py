@@ -294,9 +294,10 @@ def whole(low: int, high: int) -> Caster:
     def cast(name: str, value: Any) -> int:
         allowed = f"a whole number from {low} to {high}"
         text = str(value).strip()
-        if isinstance(value, bool) or not re.fullmatch(r"-?[0-9]+", text) or not low <= int(text) <= high:
+        number = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
+        if isinstance(value, bool) or number is None or not low <= number <= high:
             raise _refuse(name, value, allowed)
-        return int(text)
+        return number
 
     return cast
 
@@ -307,7 +308,7 @@ def number(low: float, high: float) -> Caster:
     def cast(name: str, value: Any) -> float:
         try:
             number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not low <= number <= high:
             raise _refuse(name, value, f"a number from {low:g} to {high:g}")
@@ -382,7 +383,7 @@ def _focus(name: str, value: Any) -> tuple[int, ...]:
     texts = _parts(value)
     if texts == ["all"]:
         return tuple(known)
-    numbers = [int(text) for text in texts if text.isdecimal() and int(text) in known]
+    numbers = [int(text) for text in texts if text in map(str, known)]
     if not texts or len(set(numbers)) != len(texts):
         some = "some of them once each with commas between (1,3), or all"
         raise _refuse(name, value, f"{', '.join(map(str, known))}, {some}")
@@ -444,7 +445,7 @@ def _knobs(name: str, value: Any) -> dict[str, int | str]:
     knobs: dict[str, int | str] = {}
     for knob, setting in value.items():
         text = str(setting).strip()
-        if isinstance(setting, bool) or not re.fullmatch(r"[0-9]+|[a-z][a-z0-9-]*", text):
+        if isinstance(setting, bool) or not re.fullmatch(r"[0-9]{1,20}|[a-z][a-z0-9-]*", text):
             raise _refuse(f"{name}.{knob}", setting, "a whole number from 0, or a word such as scan-time")
         if knob == "run" or not _KNOB.fullmatch(str(knob)):
             raise _refuse(f"{name}.{knob}", setting, allowed)

@@ -125,9 +125,9 @@ def migrate_forecast(content: Any) -> Any:
 
 def without_rollup_header(table: Any) -> Any:
     """A guest's smaps_rollup without its first line, the range of its addresses, which was no counter."""
-    if not isinstance(table, Mapping):
+    if not isinstance(table, Mapping) or not _ROLLUP_HEADER.match(str(next(iter(table), ""))):
         return table
-    return {name: value for name, value in table.items() if not _ROLLUP_HEADER.match(str(name))}
+    return dict(list(table.items())[1:])
 
 
 def _cell(cell: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, RootModel, model_validator
 
 from analysis.plan.design import Cell
+from analysis.plan.mix import MixError, guest_workloads
 from analysis.plan.policies import OFF
 from analysis.plan.workloads import in_order
 from analysis.records.migration import without_rollup_header
@@ -19,6 +20,7 @@ from analysis.records.migration import without_rollup_header
 # The kernel's counters have 64 bits: a greater number is damage, and would not fit in a float either.
 _MOST = (1 << 64) - 1
 
+_FLAGS = frozenset({"ksm_merge_any", "ksm_mergeable"})
 # Of a run, which must not lead out of it
 _DIRECTORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _TIME = r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}"
@@ -41,6 +43,14 @@ def _has(*names: str) -> tuple[AfterValidator, Any]:
     return AfterValidator(check), Field(json_schema_extra={"required": list(names)})
 
 
+def _counted(stat: dict[str, Any]) -> dict[str, Any]:
+    """A process' ksm_stat: only its flags are words."""
+    worded = [name for name, value in stat.items() if isinstance(value, str) and name not in _FLAGS]
+    if worded:
+        raise ValueError(f"{', '.join(worded)} is no number")
+    return stat
+
+
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(set(values)) != len(values):
         raise ValueError("it has a value twice")
@@ -60,7 +70,7 @@ Moment = Annotated[
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Load = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*(=[0-9]+(,[a-z][a-z0-9_-]*=[0-9]+)+)?$")]
 Knobs = dict[str, int | str]
-KsmStat = dict[str, int | str]
+KsmStat = Annotated[dict[str, int | str], AfterValidator(_counted)]
 Counters = dict[str, Integer]
 Column = Annotated[tuple[Count, ...], Field(min_length=1)]
 ColumnOrNulls = Annotated[tuple[Count | None, ...], Field(min_length=1)]
@@ -469,16 +479,39 @@ class ContentsTable(Model):
         return self
 
 
+class MergedPages(Model):
+    """What KSM had merged by the flags of the frames, not by its counters.
+
+    ``mapped_pages``: mappings of KSM's frames; ``frames``: these frames; ``zero_pages``: mappings of the zero
+    page by KSM.
+    """
+
+    mapped_pages: Count
+    frames: Count
+    zero_pages: Count
+
+
+class LargestContent(Model):
+    """A content with many copies, and whose it is."""
+
+    copies: Positive
+    guests: Positive
+    kind: Literal["zero", "constant_fill", "other"]
+
+
 class CensusObserved(Model):
     """Equal pages within and between guests, as numbers; no hash, no content.
 
     ``shared_contents``: distinct contents that two guests both hold, rows and columns by the guests' names.
+    ``largest_contents``: those with most copies first.
     """
 
     guests: Annotated[dict[str, CountedGuest], Field(min_length=1)]
     contents: ContentsTable
     shared_contents: tuple[tuple[Count, ...], ...]
     ksm: Annotated[dict[str, Integer | None], *_has("run", "pages_shared", "pages_sharing", "ksm_zero_pages")]
+    merged: MergedPages | None = None
+    largest_contents: Annotated[tuple[LargestContent, ...], Field(max_length=10)] = ()
     pause_seconds: Amount
     read_seconds: Amount
     count_seconds: Amount
@@ -610,9 +643,22 @@ class PlanRecord(Model):
     def _cells_are_apart(self) -> Self:
         if len({(cell.hypervisor, cell.cell_id) for cell in self.cells}) != len(self.cells):
             raise ValueError("it has a cell twice")
-        for name in {name for cell in self.cells for name in (cell.hypervisor, cell.cell_id)}:
-            if not _DIRECTORY.fullmatch(name):
-                raise ValueError(f"{name!r} cannot be the name of a directory")
+        return self
+
+    @model_validator(mode="after")
+    def _cells_are_of_it(self) -> Self:
+        for cell in self.cells:
+            for name in (cell.hypervisor, cell.cell_id):
+                if not _DIRECTORY.fullmatch(name):
+                    raise ValueError(f"{name!r} cannot be the name of a directory")
+            if cell.policy not in self.policies:
+                raise ValueError(f"its cell {cell.cell_id} is of the policy {cell.policy}, which it has not")
+            try:
+                does = set(guest_workloads(cell.workload, map(str, range(cell.guests))).values())
+            except MixError as error:
+                raise ValueError(str(error).rstrip(".")) from None
+            if not does <= self.workloads.keys():
+                raise ValueError(f"its cell {cell.cell_id} does {cell.workload}, which it has not")
         return self
 
     @property
@@ -779,6 +825,10 @@ class DivergenceRecord(CapacityPhase):
         if self.policy == OFF:
             raise ValueError("with the policy off nothing was merged")
         return self
+
+
+class CapacityFile(RootModel[Annotated[StepRecord | DivergenceRecord, Field(discriminator="kind")]]):
+    """A file of a capacity run, whose kind says which of the two it is."""
 
 
 # --- forecast -------------------------------------------------------------------------------------------

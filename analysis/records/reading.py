@@ -5,20 +5,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from analysis.errors import UserError
 from analysis.plan.design import SCHEMA_VERSION
 from analysis.records import migration
 from analysis.records.models import (
+    CapacityFile,
     CapacityPhase,
     CensusRecord,
     ForecastRecord,
-    Model,
     PlanRecord,
 )
 
-R = TypeVar("R", bound=Model)
+R = TypeVar("R", bound=BaseModel)
 
 _LONGEST_MESSAGE = 160
 
@@ -76,11 +76,11 @@ def _second_look(raw: bytes, model: type[R], name: str, error: ValidationError) 
     raise RecordError(f"{name} breaks the schema at {breach(error)}") from None
 
 
-def _migration(model: type[Model]) -> Callable[[Any], Any]:
-    by_model: tuple[tuple[type[Model], Callable[[Any], Any]], ...] = (
+def _migration(model: type[BaseModel]) -> Callable[[Any], Any]:
+    by_model: tuple[tuple[type[BaseModel] | tuple[type[BaseModel], ...], Callable[[Any], Any]], ...] = (
         (PlanRecord, migration.migrate_plan),
         (CensusRecord, migration.migrate_census),
-        (CapacityPhase, migration.migrate_capacity),
+        ((CapacityPhase, CapacityFile), migration.migrate_capacity),
         (ForecastRecord, migration.migrate_forecast),
     )
     return next((old for kind, old in by_model if issubclass(model, kind)), migration.migrate_record)
