@@ -247,5 +247,5 @@ def test_resuming_what_is_no_run_is_refused(monkeypatch: pytest.MonkeyPatch, res
     monkeypatch.setattr("analysis.commands.run.RESULTS", results)
     from analysis.commands.run import run as run_command
 
-    with pytest.raises(UserError, match="is not a run"):
+    with pytest.raises(DesignError, match="is not a run"):
         run_command(parser().parse_args(["run", "--resume", "never-was"]))
