@@ -1,4 +1,4 @@
-"""Command line: `python -m analysis summarize | run | explain | forecast | report | census`."""
+"""Command line: `python -m analysis summarize | run | explain | forecast | report | census | schema`."""
 
 import argparse
 import os
@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from analysis.commands.schema import add_arguments as add_schema
 from analysis.errors import UserError
 from analysis.plan.design import RESULTS
 
@@ -42,6 +43,9 @@ def parser() -> argparse.ArgumentParser:
     _add_forecast(commands)
     _add_report(commands)
     _add_census(commands)
+    schema = commands.add_parser("schema", help="the JSON Schema of every stored file")
+    schema.set_defaults(function="analysis.commands.schema:run")
+    add_schema(schema)
 
     run = commands.add_parser("run", help="measure, and prove that every planned record exists")
     run.set_defaults(function="analysis.commands.run:run")

@@ -21,14 +21,14 @@ from analysis.plan.design import (
     RESULTS,
     VARIABLES,
     DesignError,
-    check_resumable,
     check_run_id,
     check_variable,
     new_run_id,
-    read_plan,
 )
+from analysis.plan.runs import check_resumable, read_plan
 from analysis.progress.matrix import MEASURING_PLAYS, duration
 from analysis.records.loading import COMPLETE, load_run
+from analysis.records.reading import RecordError
 
 CAMPAIGN = Path("playbooks/experiment.yml")
 INTERRUPTED = 130
@@ -59,7 +59,7 @@ def run(arguments: Namespace) -> int:
         raise DesignError(f"--inventory is {str(arguments.inventory)!r}: there is no such file.")
     if arguments.resume:
         run_id = check_run_id(arguments.resume)
-        former = check_resumable(read_plan(RESULTS / run_id)).design
+        former = check_resumable(read_plan(RESULTS / run_id)).design.model_dump(mode="json")
         variables = {**_for_ansible({name: former[name] for name in VARIABLES}), **variables}
     else:
         run_id = new_run_id()
@@ -231,7 +231,7 @@ def _missing(campaign: Campaign) -> list[str] | None:
     """Planned cells that are not complete, and why; None when no cell was planned."""
     try:
         loaded = load_run(campaign.results / campaign.run_id)
-    except DesignError:
+    except RecordError:
         return None
     return [
         f"{records.cell.hypervisor} {records.cell.cell_id}: {records.problem}"

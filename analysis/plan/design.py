@@ -6,23 +6,22 @@ Used on the controller by the Ansible action ``plan`` and by the analysis.
 import hashlib
 import json
 import math
-import os
 import random
 import re
-import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge, Le, MinLen
 
 from analysis.errors import UserError
 from analysis.plan import data_files
 from analysis.plan.mix import mix_text, parse_mix
 from analysis.plan.policies import OFF, THP_MODES, Policy, policy_names, read_policy
 from analysis.plan.workloads import foci, in_order, read_workload, workload_names
-from analysis.records.migration import migrate_plan
 
 SCHEMA_VERSION = 2
 MIB = 1 << 20
@@ -43,9 +42,9 @@ RESULTS = PROJECT / "results"
 HANDLING = frozenset({"boot_wave", "keep_guests", "census", "guest_ssh_port_base", "checkpoint"})
 
 # Ways to say what the guests do: what they come to is compared, not the words.
-_LOADS = frozenset({"focus", "workloads", "mix"})
+LOADS = frozenset({"focus", "workloads", "mix"})
 # Each cell starts from the same checkpoint, so its place in the order changes nothing in it.
-_SEED = "cell_order_seed"
+SEED = "cell_order_seed"
 
 # Takes a variable's name and its value as Ansible has it; raises DesignError.
 Caster = Callable[[str, Any], Any]
@@ -53,7 +52,7 @@ Caster = Callable[[str, Any], Any]
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _KNOB = re.compile(r"[a-z][a-z0-9_]*")
 _SHA512 = re.compile(r"(sha512:)?[0-9a-f]{128}")
 
@@ -70,14 +69,17 @@ class Cell:
     ``repetition``: 1 to repetitions within that boot, each restored from the same checkpoint.
     """
 
-    hypervisor: str
-    cell_id: str
-    workload: str
-    policy: str
-    guests: int
-    guest_memory_bytes: int
-    boot: int
-    repetition: int
+    # Strict where a record holds one (analysis/records/models.py)
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid"}
+
+    hypervisor: Annotated[str, MinLen(1)]
+    cell_id: Annotated[str, MinLen(1)]
+    workload: Annotated[str, MinLen(1)]
+    policy: Annotated[str, MinLen(1)]
+    guests: Annotated[int, Ge(1), Le(1 << 32)]
+    guest_memory_bytes: Annotated[int, Ge(1), Le(1 << 64)]
+    boot: Annotated[int, Ge(1), Le(1 << 32)]
+    repetition: Annotated[int, Ge(1), Le(1 << 32)]
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class Design:
     def to_json(self) -> dict[str, Any]:
         """The variables as they stand in plan.json; they can be given to from_variables again."""
         seed = "" if self.cell_order_seed is None else self.cell_order_seed
-        variables = {**vars(self), _SEED: seed}
+        variables = {**vars(self), SEED: seed}
         return {n: list(value) if isinstance(value, tuple) else value for n, value in variables.items()}
 
     @property
@@ -203,7 +205,7 @@ class Design:
         variables = {
             name: value
             for name, value in self.to_json().items()
-            if name not in HANDLING | _LOADS | {_SEED, "ksm_knobs", "thp_enabled"}
+            if name not in HANDLING | LOADS | {SEED, "ksm_knobs", "thp_enabled"}
         }
         return canonical_digest(
             {
@@ -239,43 +241,6 @@ class Design:
         return cells
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One run: its design and the cells that it owes, in the order of the run.
-
-    ``cell_order_seed``: None for a run of schema version 1, whose order was fixed.
-    ``policies``, ``workloads``: by name, as Design.policies_json and Design.workloads_json have them.
-    """
-
-    run_id: str
-    created_at: str
-    cell_order_seed: int | None
-    design: dict[str, Any]
-    design_digest: str
-    policies: dict[str, dict[str, Any]]
-    workloads: dict[str, dict[str, Any]]
-    cells: tuple[Cell, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of plan.json."""
-        return {
-            **vars(self),
-            "schema_version": SCHEMA_VERSION,
-            "kind": "plan",
-            "cells": [asdict(cell) for cell in self.cells],
-        }
-
-    @property
-    def loads(self) -> list[str]:
-        """What the guests do in some cell."""
-        return in_order(cell.workload for cell in self.cells)
-
-    @property
-    def hypervisors(self) -> list[str]:
-        """The hosts that the cells are on, in the order of the alphabet."""
-        return sorted({cell.hypervisor for cell in self.cells})
-
-
 def check_variable(name: str, value: object) -> Any:
     """One variable, checked and typed as for from_variables. Raises DesignError."""
     if name not in _CASTS:
@@ -292,153 +257,15 @@ def check_run_id(run_id: str) -> str:
     """Return the run id when it can name a directory under results/."""
     if run_id == REFERENCE or not _RUN_ID.fullmatch(run_id):
         raise DesignError(
-            f"run_id is {_shown(run_id)}: allowed are 1 to 64 letters, digits, dots, underscores and "
+            f"run_id is {shown(run_id)}: allowed are 1 to 64 letters, digits, dots, underscores and "
             f"hyphens, a letter or digit first, and not {REFERENCE!r}."
         )
     return run_id
 
 
-def make_plan(design: Design, hypervisors: Sequence[str], run_id: str) -> Plan:
-    """The plan of a run on these hypervisors; the seed of its order is drawn where the design has none.
-
-    Raises DesignError when there is no hypervisor, or one whose name cannot be a directory.
-    """
-    if not hypervisors:
-        raise DesignError("hypervisors is empty: the inventory group hypervisors needs at least one host.")
-    for name in hypervisors:
-        if not _NAME.fullmatch(name):
-            raise DesignError(
-                f"hypervisors has the host {_shown(name)}: allowed are letters, digits, dots, underscores "
-                "and hyphens."
-            )
-    seed = secrets.randbelow(SEEDS) if design.cell_order_seed is None else design.cell_order_seed
-    return Plan(
-        run_id=check_run_id(run_id),
-        created_at=datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
-        cell_order_seed=seed,
-        design=design.to_json(),
-        design_digest=design.digest,
-        policies=design.policies_json(),
-        workloads=design.workloads_json(),
-        cells=tuple(design.cells(hypervisors, seed)),
-    )
-
-
-def read_plan(run_directory: Path) -> Plan:
-    """Read plan.json of a run, of this version or of version 1.
-
-    Raises DesignError when it is absent or is no such plan.
-    """
-    path = run_directory / PLAN_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DesignError(f"{path} is missing: {run_directory} is not a run.") from None
-    except (OSError, ValueError) as error:
-        raise DesignError(f"{path} cannot be read: {error}.") from None
-    try:
-        if content["kind"] != "plan" or content["schema_version"] not in (1, SCHEMA_VERSION):
-            raise DesignError(f"{path} is not a plan of schema version 1 or {SCHEMA_VERSION}.")
-        content = migrate_plan(content)
-        return Plan(
-            **{field.name: content[field.name] for field in fields(Plan) if field.name != "cells"},
-            cells=tuple(Cell(**cell) for cell in content["cells"]),
-        )
-    except (KeyError, TypeError) as error:
-        raise DesignError(f"{path} is not a plan: {error}.") from None
-
-
-def open_run(results: Path, plan: Plan, *, write: bool = True) -> Plan:
-    """Start the run of a plan under results, or go on with the one that is there.
-
-    Writes plan.json (0600, directories 0700) only when there is none and ``write`` is true. A run that is
-    there keeps its own order of cells.
-    Raises DesignError when the run exists and its design or its hypervisors differ, saying in what.
-    """
-    run_directory = results / plan.run_id
-    path = run_directory / PLAN_FILE
-    if path.exists():
-        former = check_resumable(read_plan(run_directory))
-        differences = design_differences(former, plan)
-        if differences:
-            raise DesignError(
-                f"run_id {plan.run_id} exists with another design ({'; '.join(differences)}): "
-                "give the same values to go on with it, or another run_id."
-            )
-        return former
-    if write:
-        make_private_directory(run_directory)
-        write_private(path, json.dumps(plan.to_json(), indent=2, sort_keys=True) + "\n")
-    return plan
-
-
-def check_resumable(plan: Plan) -> Plan:
-    """Return the plan of a run that can be gone on with. Raises DesignError."""
-    if plan.cell_order_seed is None:
-        raise DesignError(
-            f"run_id {plan.run_id} is of an earlier version, whose cells were not restored from a "
-            "checkpoint: it can be summarised but not gone on with, so give another run_id."
-        )
-    return plan
-
-
-def design_differences(former: Plan, new: Plan) -> list[str]:
-    """What the new plan would measure otherwise, as "name: former value, now new value"."""
-    pairs = {
-        name: (former.design.get(name), value)
-        for name, value in new.design.items()
-        if name not in HANDLING | _LOADS | {_SEED}
-    }
-    pairs["workloads"] = (former.loads, new.loads)
-    pairs["hypervisors"] = (former.hypervisors, new.hypervisors)
-    if new.design[_SEED] != "":
-        pairs[_SEED] = (former.cell_order_seed, new.cell_order_seed)
-    differences = [
-        f"{name}: {_listed(before)}, now {_listed(now)}"
-        for name, (before, now) in pairs.items()
-        if before != now
-    ]
-    # Other variables make other policies, too; where there are none it is the files that changed.
-    return differences or [
-        f"{what} {name} is not what it was: its file has changed"
-        for what, before, now in (
-            ("policy", former.policies, new.policies),
-            ("workload", former.workloads, new.workloads),
-        )
-        for name in now
-        if before.get(name) != now[name]
-    ]
-
-
 def cell_directory(run_directory: Path, cell: Cell) -> Path:
     """Where the records of a cell are."""
     return run_directory / cell.hypervisor / cell.cell_id
-
-
-def is_complete(directory: Path) -> bool:
-    """Whether a cell's directory has all of its records and no failure."""
-    return (
-        all((directory / f"{kind}.json").is_file() for kind in RECORD_KINDS)
-        and not (directory / "failed.json").exists()
-    )
-
-
-def pending_cells(plan: Plan, run_directory: Path) -> list[Cell]:
-    """The planned cells of a run that are not complete, in the order of the plan."""
-    return [cell for cell in plan.cells if not is_complete(cell_directory(run_directory, cell))]
-
-
-def set_aside_attempt(directory: Path) -> Path | None:
-    """Move what an unfinished attempt at a cell left to ``<cell>.attempt<n>``: nothing is overwritten.
-
-    Returns the new place, or None when there was nothing.
-    """
-    if not directory.is_dir() or not any(directory.iterdir()):
-        return None
-    number = 1
-    while (place := directory.with_name(f"{directory.name}.attempt{number}")).exists():
-        number += 1
-    return directory.rename(place)
 
 
 def canonical_digest(content: Any) -> str:
@@ -447,38 +274,18 @@ def canonical_digest(content: Any) -> str:
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner reads, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    partial.replace(path)
-
-
-def make_private_directory(path: Path) -> None:
-    """Make a directory, and those above it, that only their owner enters."""
-    # parents=True would give the parents the default mode.
-    for directory in (*reversed(path.parents), path):
-        if not directory.exists():
-            directory.mkdir(mode=0o700)
-
-
 def _file_name(load: str) -> str:
     """A load within the name of a directory."""
     return "mix-" + load.replace("=", "").replace(",", "-") if "=" in load else load
 
 
-def _listed(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else json.dumps(value)
-
-
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value as it stands in a refusal."""
     return repr(str(value)) if isinstance(value, str) else str(value)
 
 
 def _refuse(name: str, value: object, allowed: str) -> DesignError:
-    return DesignError(f"{name} is {_shown(value)}: allowed is {allowed}.")
+    return DesignError(f"{name} is {shown(value)}: allowed is {allowed}.")
 
 
 def whole(low: int, high: int) -> Caster:
@@ -487,9 +294,10 @@ def whole(low: int, high: int) -> Caster:
     def cast(name: str, value: Any) -> int:
         allowed = f"a whole number from {low} to {high}"
         text = str(value).strip()
-        if isinstance(value, bool) or not re.fullmatch(r"-?[0-9]+", text) or not low <= int(text) <= high:
+        number = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
+        if isinstance(value, bool) or number is None or not low <= number <= high:
             raise _refuse(name, value, allowed)
-        return int(text)
+        return number
 
     return cast
 
@@ -500,7 +308,7 @@ def number(low: float, high: float) -> Caster:
     def cast(name: str, value: Any) -> float:
         try:
             number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not low <= number <= high:
             raise _refuse(name, value, f"a number from {low:g} to {high:g}")
@@ -575,7 +383,7 @@ def _focus(name: str, value: Any) -> tuple[int, ...]:
     texts = _parts(value)
     if texts == ["all"]:
         return tuple(known)
-    numbers = [int(text) for text in texts if text.isdecimal() and int(text) in known]
+    numbers = [int(text) for text in texts if text in map(str, known)]
     if not texts or len(set(numbers)) != len(texts):
         some = "some of them once each with commas between (1,3), or all"
         raise _refuse(name, value, f"{', '.join(map(str, known))}, {some}")
@@ -637,7 +445,7 @@ def _knobs(name: str, value: Any) -> dict[str, int | str]:
     knobs: dict[str, int | str] = {}
     for knob, setting in value.items():
         text = str(setting).strip()
-        if isinstance(setting, bool) or not re.fullmatch(r"[0-9]+|[a-z][a-z0-9-]*", text):
+        if isinstance(setting, bool) or not re.fullmatch(r"[0-9]{1,20}|[a-z][a-z0-9-]*", text):
             raise _refuse(f"{name}.{knob}", setting, "a whole number from 0, or a word such as scan-time")
         if knob == "run" or not _KNOB.fullmatch(str(knob)):
             raise _refuse(f"{name}.{knob}", setting, allowed)

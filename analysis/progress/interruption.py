@@ -1,24 +1,15 @@
 """What a run that was interrupted leaves in its records: the cell that it hit says so."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from analysis.plan.design import (
-    SCHEMA_VERSION,
-    Cell,
-    DesignError,
-    Plan,
-    cell_directory,
-    is_complete,
-    make_private_directory,
-    read_plan,
-    write_private,
-)
+from analysis.plan.design import SCHEMA_VERSION, Cell, DesignError, cell_directory
+from analysis.plan.runs import is_complete, read_plan
+from analysis.records.models import FailedRecord, PartialProvenance, PlanRecord
+from analysis.records.writing import write_record
 
 MESSAGE = "interrupted by the user"
 
@@ -34,7 +25,7 @@ def record_interruption(
             the task that ran. Nothing is written for a hypervisor that is not in it, nor in a cell that has
             all of its records or has failed already.
 
-    Returns the files written. Raises DesignError when the directory is not a run or the run has no such cell.
+    Returns the files written. Raises UserError when the directory is not a run or the run has no such cell.
     """
     plan = read_plan(run_directory)
     cells = {(cell.hypervisor, cell.cell_id): cell for cell in plan.cells}
@@ -47,15 +38,12 @@ def record_interruption(
         path = place / "failed.json"
         if is_complete(place) or path.exists():
             continue
-        make_private_directory(place)
-        write_private(path, json.dumps(_record(plan, cell, phase, task), indent=1) + "\n")
+        write_record(path, _record(plan, cell, phase, task), FailedRecord)
         written.append(path)
     return written
 
 
-def _record(plan: Plan, cell: Cell, phase: str, task: str) -> dict[str, Any]:
-    path = files("analysis.records").joinpath("schema/record.schema.json")
-    schema = json.loads(path.read_text(encoding="utf-8"))
+def _record(plan: PlanRecord, cell: Cell, phase: str, task: str) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": "failed",
@@ -63,10 +51,10 @@ def _record(plan: Plan, cell: Cell, phase: str, task: str) -> dict[str, Any]:
         "recorded_at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}",
         "monotonic_seconds": None,
         "cell": asdict(cell),
-        "requested": plan.policies[cell.policy]["requested"],
+        "requested": plan.policies[cell.policy].requested.to_json(),
         # Nothing of the host, nor of how the guests came to be, is known here.
         "provenance": {
-            **dict.fromkeys(schema["properties"]["provenance"]["required"]),
+            **dict.fromkeys(PartialProvenance.model_fields),
             "design_digest": plan.design_digest,
             "guest_memory_bytes": cell.guest_memory_bytes,
         },

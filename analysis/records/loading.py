@@ -1,50 +1,37 @@
-"""Raw records from results/: found, read, checked against the JSON Schema, never changed."""
+"""What results/ holds: runs found, read, and checked, never changed.
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from functools import cache
+A file that is damaged, foreign or newer is named among the problems and left out; only where one run is asked
+for by name, and that one cannot be used, is there an error.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from jsonschema.exceptions import best_match
-from jsonschema.protocols import Validator
-from jsonschema.validators import validator_for
-
-from analysis.errors import UserError
-from analysis.plan.design import (
-    PLAN_FILE,
-    RECORD_KINDS,
-    REFERENCE,
-    RESULTS,
-    Cell,
-    Plan,
-    cell_directory,
-    read_plan,
+from analysis.plan.design import PLAN_FILE, RECORD_KINDS, REFERENCE, RESULTS, Cell, cell_directory
+from analysis.plan.runs import read_plan
+from analysis.records.checks import Measured, cell_problem, identity_problem
+from analysis.records.models import (
+    PHASES,
+    AfterRecord,
+    CensusRecord,
+    FailedRecord,
+    MergeRecord,
+    Phase,
+    PlanRecord,
+    Provenance,
+    SnapshotRecord,
+    Start,
+    VerifyRecord,
 )
-from analysis.records.migration import migrate_record
-
-SCHEMA = Path(__file__).resolve().parent / "schema" / "record.schema.json"
+from analysis.records.reading import RecordError, read_record
 
 COMPLETE, FAILED, INVALID, MISSING = "complete", "failed", "invalid", "missing"
 
-# What a service that tunes KSM, such as ksmtuned, sets by itself.
-_SERVICE_KNOBS = frozenset({"run", "pages_to_scan", "sleep_millisecs"})
-
-# Constant from one arm to the other. Not so the knobs: with KSM off they say nothing.
-_SAME_IN_BOTH_ARMS = (
-    "kernel_release",
-    "page_size_bytes",
-    "qemu_version",
-    "accelerator",
-    "image_digest",
-    "guest_memory_bytes",
-    "thp",
-)
-
-
-class RecordError(UserError):
-    """Results that cannot be used."""
+P = TypeVar("P", bound=Phase)
+B = TypeVar("B", CensusRecord, AfterRecord)
 
 
 @dataclass(frozen=True)
@@ -52,30 +39,63 @@ class CellRecords:
     """What is stored for one planned cell.
 
     ``status`` is complete, failed (a failed.json), invalid (a record that cannot be used) or missing;
-    ``problem`` says why in one sentence when it is not complete.
+    ``problem`` says why in one sentence when it is not complete. ``stored``: the records that can be read, by
+    kind. ``off``, ``merge``, ``on`` and ``verify`` are there in a complete cell; else they raise RecordError
+    where that record cannot be used.
     """
 
     cell: Cell
     directory: Path
+    run_id: str
     status: str
     problem: str
-    records: dict[str, dict[str, Any]]
-
-    def observed(self, kind: str) -> dict[str, Any]:
-        """What a record of this cell observed."""
-        observed: dict[str, Any] = self.records[kind]["observed"]
-        return observed
+    stored: Mapping[str, Phase]
 
     @property
-    def provenance(self) -> dict[str, Any]:
+    def off(self) -> SnapshotRecord:
+        """Host and guests before KSM merged."""
+        return self._record("off", SnapshotRecord)
+
+    @property
+    def merge(self) -> MergeRecord:
+        """KSM at work."""
+        return self._record("merge", MergeRecord)
+
+    @property
+    def on(self) -> SnapshotRecord:
+        """Host and guests after KSM merged."""
+        return self._record("on", SnapshotRecord)
+
+    @property
+    def verify(self) -> VerifyRecord:
+        """Whether the guests' memory is what it was."""
+        return self._record("verify", VerifyRecord)
+
+    @property
+    def failed(self) -> FailedRecord | None:
+        """Why the cell failed; None where it did not."""
+        record = self.stored.get("failed")
+        return record if isinstance(record, FailedRecord) else None
+
+    @cached_property
+    def census(self) -> CensusRecord | None:
+        """The page census, read when it is asked for; None where none was taken. Raises RecordError."""
+        return self._beside("census", CensusRecord)
+
+    @cached_property
+    def after(self) -> AfterRecord | None:
+        """The series after the on record, read when it is asked for; None without. Raises RecordError."""
+        return self._beside("after", AfterRecord)
+
+    @property
+    def provenance(self) -> Provenance:
         """Host, kernel, image and knobs as the on arm was measured with them."""
-        provenance: dict[str, Any] = self.records["on"]["provenance"]
-        return provenance
+        return self.on.provenance
 
     @property
-    def start(self) -> dict[str, Any] | None:
+    def start(self) -> Start | None:
         """What the cell's guests began from; None while no record says it."""
-        starts = (record["provenance"]["start"] for record in self.records.values())
+        starts = (record.provenance.start for record in self.stored.values())
         return next((start for start in starts if start is not None), None)
 
     @property
@@ -85,78 +105,154 @@ class CellRecords:
         The time of the boot, which each checkpoint of it has; where it is not known, the boot by its number
         in its run. Needs a complete cell.
         """
-        booted_at = self.provenance["start"]["booted_at"]
-        if booted_at is None:
-            return f"{self.records['on']['run_id']} boot {self.cell.boot}"
-        return str(booted_at)
+        return self.provenance.start.booted_at or f"{self.run_id} boot {self.cell.boot}"
 
     @property
     def page_size_bytes(self) -> int:
-        """Page size of the host."""
-        return int(self.provenance["page_size_bytes"])
+        """Page size of the host. Needs a complete cell."""
+        return self.provenance.page_size_bytes
+
+    def _record(self, kind: str, model: type[P]) -> P:
+        record = self.stored.get(kind)
+        if not isinstance(record, model):
+            raise RecordError(f"{self.directory} has no {kind} record that can be used.")
+        return record
+
+    def _beside(self, kind: str, model: type[B]) -> B | None:
+        path = self.directory / f"{kind}.json"
+        if not path.exists():
+            return None
+        try:
+            record = read_record(path, model)
+        except RecordError as error:
+            raise RecordError(f"{self.directory}: {error}.") from None
+        problem = identity_problem(record, self.run_id, self.cell)
+        if problem:
+            raise RecordError(f"{path} {problem}.")
+        return record
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run: its plan, and each planned cell with what is stored for it."""
+    """A run: its plan, and each planned cell with what is stored for it.
+
+    ``problems``: a sentence for each cell that is invalid.
+    """
 
     directory: Path
-    plan: Plan
+    plan: PlanRecord
     cells: tuple[CellRecords, ...]
+    problems: tuple[str, ...]
 
 
-def load_run(directory: Path) -> Run:
-    """Read a run. Raises DesignError when its plan cannot be read."""
-    plan = read_plan(directory)
-    return Run(directory, plan, tuple(_load_cell(plan, directory, cell) for cell in plan.cells))
+@dataclass(frozen=True)
+class RunsFound:
+    """The directories of runs, oldest first, and a sentence for each that was left out."""
+
+    directories: tuple[Path, ...]
+    problems: tuple[str, ...]
 
 
-def find_runs(results: Path) -> list[Path]:
-    """Directories of the runs under ``results``, oldest first.
+@dataclass(frozen=True)
+class RunsLoaded:
+    """Runs in the order in which they were asked for, and a sentence for each that was left out."""
 
-    ``results`` may be a run itself. The published reference is never taken for the user's own results.
+    runs: tuple[Run, ...]
+    problems: tuple[str, ...]
+
+
+def find_runs(results: Path) -> RunsFound:
+    """The runs under ``results``, which may be a run itself.
+
+    The published reference is never taken for the user's own results. Of two directories with the same run
+    the second, which is not named like it, is left out as a copy.
     Raises RecordError when there is none, saying what to run.
     """
-    found = list(_run_directories(results))
-    if not found:
+    plans, problems = _plans(results)
+    found: dict[str, Path] = {}
+    ordered = sorted(plans.items(), key=lambda item: (item[1].run_id != item[0].name, item[0].name))
+    for directory, plan in ordered:
+        first = found.setdefault(plan.run_id, directory)
+        if first != directory:
+            problems.append(f"{directory} holds the run {plan.run_id}, as {first} does: a copy is left out.")
+    if not found and not problems:
         raise RecordError(
             f"{results} holds no results: run `make experiment FOCUS=3`, or "
             "`ansible-playbook playbooks/experiment.yml -e focus=3`; the published reference campaign "
             f"is shown with `--results {RESULTS.name}/{REFERENCE}`."
         )
-    return sorted(found, key=lambda directory: (read_plan(directory).created_at, directory.name))
+    if not found:
+        raise RecordError(f"{results} holds no run that can be read: {' '.join(problems)}")
+    directories = sorted(found.values(), key=lambda place: (plans[place].created_at, place.name))
+    return RunsFound(tuple(directories), tuple(problems))
 
 
 def find_run(results: Path, run_id: str) -> Path:
-    """Directory of one run by its id. Raises RecordError naming the runs that exist."""
-    candidates = [*_run_directories(results), *_run_directories(results / REFERENCE)]
-    for directory in candidates:
-        if run_id in (directory.name, read_plan(directory).run_id):
+    """Directory of one run by its id or its name. Raises RecordError naming the runs that exist."""
+    plans, problems = _plans(results)
+    more, others = _plans(results / REFERENCE)
+    for directory, plan in (plans | more).items():
+        if run_id in (directory.name, plan.run_id):
             return directory
-    known = ", ".join(read_plan(directory).run_id for directory in candidates) or "none"
-    raise RecordError(f"run {run_id!r} is not under {results}: there are {known}.")
+    known = ", ".join(plan.run_id for plan in (plans | more).values()) or "none"
+    unread = "".join(f" {problem}" for problem in problems + others)
+    raise RecordError(f"run {run_id!r} is not under {results}: there are {known}.{unread}")
 
 
-def flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def load_runs(directories: Iterable[Path]) -> RunsLoaded:
+    """Read runs. One that cannot be read, or whose records are those of an earlier one, is left out."""
+    runs: list[Run] = []
+    problems: list[str] = []
+    moments: dict[tuple[str, str], Run] = {}
+    for directory in directories:
+        try:
+            run = load_run(directory)
+        except RecordError as error:
+            problems.append(str(error))
+            continue
+        mine = {(cell.cell.hypervisor, on.recorded_at) for cell in run.cells if (on := cell.stored.get("on"))}
+        original = next((moments[one] for one in sorted(mine) if one in moments), None)
+        if original is not None:
+            problems.append(
+                f"{directory} has records that were taken at the same moment as those of "
+                f"{original.directory}: a copy is left out."
+            )
+            continue
+        moments |= dict.fromkeys(mine, run)
+        runs.append(run)
+    return RunsLoaded(tuple(runs), tuple(problems))
+
+
+def load_run(directory: Path) -> Run:
+    """Read a run. Raises RecordError when its plan cannot be read."""
+    plan = read_plan(directory)
+    cells = tuple(_load_cell(plan, directory, cell) for cell in plan.cells)
+    problems = tuple(
+        f"{cell.directory.relative_to(directory)}: {cell.problem}" for cell in cells if cell.status == INVALID
+    )
+    return Run(directory, plan, cells, problems)
+
+
+def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested mapping with dotted names."""
     items: dict[str, Any] = {}
     for name, value in mapping.items():
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             items.update(flat(value, f"{prefix}{name}."))
         else:
             items[f"{prefix}{name}"] = value
     return items
 
 
-def self_tuned(knobs: Mapping[str, Any], service: str) -> frozenset[str]:
-    """The knobs that KSM or a tuner sets by itself, so that their values are no condition of a measurement.
-
-    run is the protocol's own; the advisor sets pages_to_scan anew at each scan.
-    """
-    if service:
-        return _SERVICE_KNOBS
-    adaptive = str(knobs.get("advisor_mode", "none")).strip() not in ("none", "")
-    return frozenset({"run", "pages_to_scan"} if adaptive else {"run"})
+def _plans(results: Path) -> tuple[dict[Path, PlanRecord], list[str]]:
+    plans: dict[Path, PlanRecord] = {}
+    problems = []
+    for directory in _run_directories(results):
+        try:
+            plans[directory] = read_plan(directory)
+        except RecordError as error:
+            problems.append(str(error))
+    return plans, problems
 
 
 def _run_directories(results: Path) -> Iterator[Path]:
@@ -168,109 +264,48 @@ def _run_directories(results: Path) -> Iterator[Path]:
                 yield directory
 
 
-def _load_cell(plan: Plan, run_directory: Path, cell: Cell) -> CellRecords:
+def _load_cell(plan: PlanRecord, run_directory: Path, cell: Cell) -> CellRecords:
     directory = cell_directory(run_directory, cell)
-    records: dict[str, dict[str, Any]] = {}
+    stored: dict[str, Phase] = {}
     problem = ""
     for kind in (*RECORD_KINDS, "failed"):
         path = directory / f"{kind}.json"
         if not path.exists():
             continue
         try:
-            records[kind] = _read_record(path, kind, plan.run_id, cell)
+            stored[kind] = _read_phase(path, kind, plan.run_id, cell)
         except RecordError as error:
             problem = problem or str(error)
-    missing = [kind for kind in RECORD_KINDS if kind not in records]
-    if "failed" in records:
-        failure = records["failed"]["observed"]
-        status = FAILED
-        problem = f"failed in {failure['phase']}, task {failure['task']!r}: {failure['message']}"
-    elif problem:
-        status = INVALID
-    elif missing:
-        status = MISSING
-        problem = f"not measured: no {', '.join(missing)} record" + ("s" if len(missing) > 1 else "")
-    else:
-        problem = _inconsistency(cell, records)
-        status = INVALID if problem else COMPLETE
-    return CellRecords(cell, directory, status, problem, records)
+    status, problem = _judged(cell, stored, problem)
+    return CellRecords(cell, directory, plan.run_id, status, problem, stored)
 
 
-def _read_record(path: Path, kind: str, run_id: str, cell: Cell) -> dict[str, Any]:
-    try:
-        record = migrate_record(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path.name} cannot be read: {error}") from None
-    breach = best_match(_validator().iter_errors(record))
-    if breach is not None:
-        raise RecordError(
-            f"{path.name} breaks the schema at {breach.json_path}: {_first_line(breach.message)}"
-        )
-    if record["kind"] != kind:
-        raise RecordError(f"{path.name} holds a record of kind {record['kind']}")
-    if record["run_id"] != run_id or record["cell"] != asdict(cell):
-        raise RecordError(f"{path.name} is the record of another cell or run")
-    return dict(record)
+def _judged(cell: Cell, stored: Mapping[str, Phase], problem: str) -> tuple[str, str]:
+    """Status and problem of a cell of which these records can be read."""
+    failed = stored.get("failed")
+    if isinstance(failed, FailedRecord):
+        seen = failed.observed
+        return FAILED, f"failed in {seen.phase}, task {seen.task!r}: {seen.message}"
+    if problem:
+        return INVALID, problem
+    off, merge, on, verify = (stored.get(kind) for kind in RECORD_KINDS)
+    if (
+        isinstance(off, SnapshotRecord)
+        and isinstance(merge, MergeRecord)
+        and isinstance(on, SnapshotRecord)
+        and isinstance(verify, VerifyRecord)
+    ):
+        problem = cell_problem(cell, Measured(off, merge, on, verify))
+        return (INVALID, problem) if problem else (COMPLETE, "")
+    missing = [kind for kind in RECORD_KINDS if kind not in stored]
+    return MISSING, f"not measured: no {', '.join(missing)} record" + ("s" if len(missing) > 1 else "")
 
 
-def _first_line(message: str) -> str:
-    line = message.splitlines()[0]
-    return line if len(line) <= 160 else f"{line[:80]} ... {line[-76:]}"
-
-
-@cache
-def _validator() -> Validator:
-    try:
-        schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecordError(f"the record schema cannot be read: {error}") from None
-    return validator_for(schema)(schema)
-
-
-def _inconsistency(cell: Cell, records: dict[str, dict[str, Any]]) -> str:
-    """Why the records of a cell do not belong together, "" when they do."""
-    checks = (_guests_differ, _conditions_differ, _treatments_differ)
-    found = next((problem for check in checks if (problem := check(cell, records))), "")
-    samples = records["merge"]["observed"]["samples"]
-    if not found and (len({len(column) for column in samples.values()}) != 1 or not samples["seconds"]):
-        return "the columns of the merge samples are empty or of different lengths"
-    return found
-
-
-def _guests_differ(cell: Cell, records: dict[str, dict[str, Any]]) -> str:
-    guests = {kind: records[kind]["observed"]["guests"] for kind in ("off", "on")}
-    for kind, seen in guests.items():
-        if len(seen) != cell.guests:
-            return f"{kind} saw {len(seen)} guests of {cell.guests}"
-        apart = sorted(n for n, guest in seen.items() if guest["mergeable_bytes"] < cell.guest_memory_bytes)
-        if apart:
-            return f"KSM could not merge all memory of {', '.join(apart)}: it is not private, or not advised"
-    changed = sorted(
-        name for name, seen in guests["off"].items() if guests["on"].get(name, {}).get("pid") != seen["pid"]
-    )
-    return f"off and on saw different processes for {', '.join(changed)}" if changed else ""
-
-
-def _conditions_differ(_cell: Cell, records: dict[str, dict[str, Any]]) -> str:
-    off, merge, on = (records[kind]["provenance"] for kind in ("off", "merge", "on"))
-    differing = [name for name in _SAME_IN_BOTH_ARMS if off.get(name) != on.get(name)]
-    if differing:
-        return f"off and on were measured with different {', '.join(differing)}"
-    knobs = [seen["ksm_knobs"] for seen in (merge, on)]
-    tuned = self_tuned(knobs[1], records["on"]["requested"]["service"])
-    differing = [
-        f"ksm_knobs.{name}"
-        for name in sorted(knobs[0].keys() | knobs[1].keys())
-        if name not in tuned and knobs[0].get(name) != knobs[1].get(name)
-    ]
-    return f"merge and on were measured with different {', '.join(differing)}" if differing else ""
-
-
-def _treatments_differ(cell: Cell, records: dict[str, dict[str, Any]]) -> str:
-    asked = [records[kind]["requested"] for kind in RECORD_KINDS]
-    if any(one != asked[0] for one in asked):
-        return "its records were asked for with different values"
-    if asked[0]["policy"] != cell.policy:
-        return f"its records are of the policy {asked[0]['policy']}"
-    starts = [records[kind]["provenance"]["start"] for kind in RECORD_KINDS]
-    return "its records began from different starts" if any(one != starts[0] for one in starts) else ""
+def _read_phase(path: Path, kind: str, run_id: str, cell: Cell) -> Phase:
+    record = read_record(path, PHASES[kind])
+    if record.kind != kind:
+        raise RecordError(f"{path.name} holds a record of kind {record.kind}")
+    problem = identity_problem(record, run_id, cell)
+    if problem:
+        raise RecordError(f"{path.name} {problem}")
+    return record

@@ -1,11 +1,15 @@
 """What earlier versions wrote, as this version reads it: pure functions, in and out as JSON has it."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 VERSION = 2
 
 _MIB = 1 << 20
+
+# /proc/PID/smaps_rollup begins with "55d0c5a00000-7ffd0b3ff000 ---p 00000000 00:00 0 [rollup]".
+_ROLLUP_HEADER = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
 
 # What plans of version 1 lack that were made before these variables, with what was measured then
 _SINCE = {"mix": "", "census": False, "guest_ssh_port_base": 22200}
@@ -117,6 +121,13 @@ def migrate_forecast(content: Any) -> Any:
         "policy": _POLICY,
         "calibration": {**calibration, "conditions": conditions},
     }
+
+
+def without_rollup_header(table: Any) -> Any:
+    """A guest's smaps_rollup without its first line, the range of its addresses, which was no counter."""
+    if not isinstance(table, Mapping) or not _ROLLUP_HEADER.match(str(next(iter(table), ""))):
+        return table
+    return dict(list(table.items())[1:])
 
 
 def _cell(cell: dict[str, Any]) -> dict[str, Any]:

@@ -29,13 +29,15 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from analysis.model.capacity import PROBES, breach, used_bytes
+from analysis.errors import UserError
+from analysis.model.capacity import PROBES, used_bytes
 from analysis.plan.capacity_design import CapacityDesign, fitting, next_guests, stop
-from analysis.plan.design import MIB, make_private_directory, write_private
+from analysis.plan.design import MIB, SCHEMA_VERSION
 from analysis.plan.policies import OFF
 from analysis.progress.module import run_workload
+from analysis.records.models import RECORDS
+from analysis.records.writing import write_record
 
-SCHEMA_VERSION = 2
 POLL_SECONDS = 2
 PROVENANCE_GIVEN = ("image_digest", "accelerator", "testbed_version", "start")
 VMSTAT = ("pgfault", "pgmajfault", "cow_ksm", "pswpin", "pswpout", "oom_kill")
@@ -63,16 +65,12 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 record = self._divergence(args, hypervisor, variables)
         except _ModuleFailed as failed:
             return {**result, **failed.result}
-        wrong = breach(record, "capacity")
-        if wrong:
-            raise AnsibleActionFail(f"capacity_record: the {record['kind']} record is not valid at {wrong}")
         folder = Path(args["plan"]["directory"]) / hypervisor
         path = folder / file_name(record)
         try:
-            make_private_directory(folder)
-            write_private(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
-        except OSError as error:
-            raise AnsibleActionFail(f"capacity_record: cannot write {path}: {error.strerror}.") from None
+            write_record(path, record, RECORDS[record["kind"]])
+        except UserError as error:
+            raise AnsibleActionFail(f"capacity_record: {error}") from None
         if args["phase"] == "divergence":
             alive = record["observed"]["guests_alive"]
             outcome: dict[str, Any] = {"msg": f"{alive} of {record['guests']} guests hold what they wrote"}

@@ -1,7 +1,7 @@
 """Take a census on a hypervisor and write its record on the controller.
 
 Arguments:
-    run_id, cell: as in the record (census.schema.json); cell is empty outside an experiment.
+    run_id, cell: as in the record (analysis/records/models.py); cell is empty outside an experiment.
     provenance: design_digest, image_digest, accelerator and testbed_version; the rest is read from the host.
     directory: the record's folder on the controller, absolute; created with mode 0700.
     domains: guest name to libvirt domain name; empty: every running guest of this testbed.
@@ -16,19 +16,18 @@ from __future__ import annotations
 
 import json
 import secrets
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
 
-from analysis.plan.design import make_private_directory, write_private
+from analysis.errors import UserError
+from analysis.plan.design import SCHEMA_VERSION
 from analysis.progress.module import run_with_progress
+from analysis.records.models import CensusRecord
+from analysis.records.writing import prepare_folder, write_record
 
-SCHEMA_VERSION = 2
 FILE = "census.json"
 PROVENANCE_GIVEN = ("design_digest", "image_digest", "accelerator", "testbed_version")
 MIB = 1 << 20
@@ -69,11 +68,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         if taken.get("failed") or taken.get("unreachable"):
             return {**result, **taken}
         record = assemble(args, taken)
-        check(record)
         try:
-            write_private(path, json.dumps(record, allow_nan=False) + "\n")
-        except OSError as error:
-            raise AnsibleActionFail(f"census_record: cannot write {path}: {error.strerror}.") from None
+            write_record(path, record, CensusRecord)
+        except UserError as error:
+            raise AnsibleActionFail(f"census_record: {error}") from None
         return {**result, "changed": False, "record": str(path), "msg": summary(record)}
 
     def _arguments(self) -> dict[str, Any]:
@@ -116,24 +114,14 @@ def assemble(args: dict[str, Any], taken: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def check(record: dict[str, Any]) -> None:
-    """AnsibleActionFail with one sentence unless the record fits the schema."""
-    path = files("analysis.records").joinpath("schema/census.schema.json")
-    schema = json.loads(path.read_text(encoding="utf-8"))
-    error = best_match(Draft202012Validator(schema).iter_errors(record))
-    if error is not None:
-        where = error.json_path.removeprefix("$.")
-        raise AnsibleActionFail(f"census_record: the record is not valid at {where}: {error.message}")
-
-
 def prepare(path: Path) -> None:
     """Create the folder before any guest is paused, and refuse to lose a record."""
     if path.exists():
         raise AnsibleActionFail(f"census_record: {path} exists and is kept; choose another run_id.")
     try:
-        make_private_directory(path.parent)
-    except OSError as error:
-        raise AnsibleActionFail(f"census_record: cannot write in {path.parent}: {error.strerror}.") from None
+        prepare_folder(path.parent)
+    except UserError as error:
+        raise AnsibleActionFail(f"census_record: {error}") from None
 
 
 def summary(record: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 Arguments:
     phase: off, merge, on, verify or failed.
-    run_id, cell, requested: as in the record (analysis/records/schema/record.schema.json).
+    run_id, cell, requested: as in the record (analysis/records/models.py).
     provenance: design_digest, image_digest, accelerator, testbed_version and start; the rest is read from the
         host.
     directory: the cell's folder on the controller, absolute; created with mode 0700.
@@ -24,22 +24,19 @@ Returns: record (path), msg (one line), cell_id, changed (by starting KSM or dro
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
 
-from analysis.plan.design import make_private_directory
+from analysis.errors import UserError
+from analysis.plan.design import SCHEMA_VERSION
 from analysis.progress.module import run_series, run_workload, show_begin
+from analysis.records.models import PHASES as RECORDS
+from analysis.records.writing import prepare_folder, write_record
 
-SCHEMA_VERSION = 2
 PHASES = ("off", "merge", "on", "verify", "failed")
 # YAML 1.1 reads an unquoted off or on as a truth value.
 YAML_TRUTH = {False: "off", True: "on"}
@@ -98,8 +95,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         if measured.get("failed") or measured.get("unreachable"):
             return {**result, **measured}
         record = assemble(args, measured, observed(args, measured))
-        check(record)
-        write(path, record)
+        try:
+            write_record(path, record, RECORDS[phase])
+        except UserError as error:
+            raise AnsibleActionFail(f"measure_record: {error}") from None
         changed = (phase == "merge" and args["start_ksm"]) or args["drop_caches"]
         return {
             **result,
@@ -257,54 +256,16 @@ def failure(given: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def check(record: dict[str, Any]) -> None:
-    """AnsibleActionFail with one sentence unless the record fits the schema."""
-    path = files("analysis.records").joinpath("schema/record.schema.json")
-    schema = json.loads(path.read_text(encoding="utf-8"))
-    error = best_match(Draft202012Validator(schema).iter_errors(record))
-    if error is not None:
-        where = error.json_path.removeprefix("$.")
-        raise AnsibleActionFail(
-            f"measure_record: the {record['kind']} record is not valid at {where}: {error.message}"
-        )
-
-
 def prepare(path: Path, *, replace: bool) -> None:
     """Create the cell's folder before hours of machine time depend on it, and refuse to lose a record."""
     try:
-        make_private_directory(path.parent)
-        if path.exists() and not replace:
-            raise AnsibleActionFail(
-                f"measure_record: {path} exists and is kept; choose another run_id or set replace."
-            )
-        probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        probe.unlink()
-    except OSError as error:
-        raise AnsibleActionFail(f"measure_record: cannot write in {path.parent}: {error.strerror}.") from None
-
-
-def write(path: Path, record: dict[str, Any]) -> None:
-    """Write all of a record or nothing: a temporary file, synced, then renamed; mode 0600."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                json.dump(record, stream, indent=1, allow_nan=False)
-                stream.write("\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise AnsibleActionFail(f"measure_record: cannot write {path}: {error.strerror}.") from None
+        prepare_folder(path.parent)
+    except UserError as error:
+        raise AnsibleActionFail(f"measure_record: {error}") from None
+    if path.exists() and not replace:
+        raise AnsibleActionFail(
+            f"measure_record: {path} exists and is kept; choose another run_id or set replace."
+        )
 
 
 def summary(record: dict[str, Any]) -> str:

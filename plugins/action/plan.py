@@ -11,6 +11,7 @@ from ansible.plugins.action import ActionBase
 
 from analysis.errors import UserError
 from analysis.plan import design as matrix
+from analysis.plan import runs
 from analysis.plan.variables import play_variables
 
 DOCUMENTATION = r"""
@@ -124,18 +125,19 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             results = Path(directory).expanduser().absolute()
             run_id = str(arguments["run_id"] or given.get("run_id") or matrix.new_run_id())
             run_directory = results / run_id
-            new = matrix.make_plan(design, [str(name) for name in hypervisors], run_id)
+            new = runs.make_plan(design, [str(name) for name in hypervisors], run_id)
             started = (run_directory / matrix.PLAN_FILE).exists()
-            plan = matrix.open_run(results, new, write=write)
-            pending = matrix.pending_cells(plan, run_directory)
+            plan = runs.open_run(results, new, write=write)
+            pending = runs.pending_cells(plan, run_directory)
             places = [matrix.cell_directory(run_directory, cell) for cell in pending]
-            set_aside = [matrix.set_aside_attempt(place) for place in places] if write else []
+            set_aside = [runs.set_aside_attempt(place) for place in places] if write else []
         except UserError as error:
             result.update(failed=True, msg=str(error))
             return result
         except OSError as error:
             result.update(failed=True, msg=f"directory cannot hold the run: {error}.")
             return result
+        stored = plan.to_json()
         result.update(
             changed=not started or any(set_aside),
             run_id=plan.run_id,
@@ -147,8 +149,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 hypervisor: [cell.cell_id for cell in pending if cell.hypervisor == hypervisor]
                 for hypervisor in plan.hypervisors
             },
-            policies=plan.policies,
-            workloads=plan.workloads,
+            policies=stored["policies"],
+            workloads=stored["workloads"],
             design=design.to_json(),
             design_digest=plan.design_digest,
         )

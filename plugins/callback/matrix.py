@@ -12,8 +12,8 @@ from typing import Any
 from ansible import context
 from ansible.plugins.callback import CallbackBase
 
-from analysis.plan.design import make_private_directory
 from analysis.progress.matrix import BEGINS, MEASURING_PLAYS, MODULE_LINE, MatrixProgress, place_of
+from analysis.records.writing import make_private_directory
 
 DOCUMENTATION = """
 name: matrix

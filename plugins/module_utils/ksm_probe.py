@@ -6,11 +6,13 @@ optional one is None. Sources: Documentation/admin-guide/mm/ksm.rst, Documentati
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
 import subprocess
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,12 +83,32 @@ def to_int(text: str, path: Path) -> int:
         raise ProbeError(f"{path} holds {text.strip()!r}; expected an integer") from None
 
 
+@contextmanager
+def understood(what: object) -> Iterator[None]:
+    """ProbeError that names what cannot be read as the kernel writes it."""
+    try:
+        yield
+    except (ValueError, IndexError, KeyError, OverflowError):
+        raise ProbeError(f"{what} is not as the kernel writes it") from None
+
+
+def finite(text: str) -> float:
+    """A number that is one; ValueError otherwise."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
 def parse_kib_table(text: str, path: Path) -> dict[str, int]:
-    """Lines `Name:  123 kB` as {Name_bytes: 125952}; lines without a unit keep their bare name."""
+    """Lines `Name:  123 kB` as {Name_bytes: 125952}; lines without a unit keep their bare name.
+
+    The first line of smaps_rollup, a range of addresses, is none of them: no name has a blank.
+    """
     table: dict[str, int] = {}
     for line in text.splitlines():
         name, colon, value = line.partition(":")
-        if not colon:
+        if not colon or " " in name:
             continue
         amount, _, unit = value.strip().partition(" ")
         if unit.strip() == "kB":
@@ -181,21 +203,25 @@ def pressure(roots: Roots) -> dict[str, dict[str, dict[str, float | int]]] | Non
 def parse_pressure(text: str) -> dict[str, dict[str, float | int]]:
     """One file of pressure stall information, the host's or a cgroup's, by kind (some, full)."""
     kinds: dict[str, dict[str, float | int]] = {}
-    for line in text.splitlines():
-        kind, *pairs = line.split()
-        fields = dict(pair.split("=", 1) for pair in pairs)
-        kinds[kind] = {name: float(fields[name]) for name in ("avg10", "avg60", "avg300")}
-        kinds[kind]["total_microseconds"] = int(fields["total"])
+    with understood("a file of pressure stall information"):
+        for line in text.splitlines():
+            kind, *pairs = line.split()
+            fields = dict(pair.split("=", 1) for pair in pairs)
+            kinds[kind] = {name: finite(fields[name]) for name in ("avg10", "avg60", "avg300")}
+            kinds[kind]["total_microseconds"] = int(fields["total"])
     return kinds
 
 
 def host_cpu_seconds(roots: Roots) -> dict[str, float]:
     """The host's CPU time by kind since boot, all CPUs together."""
     path = roots.proc / "stat"
-    first = read_required(path).splitlines()[0].split()
-    return {
-        name: int(ticks) / CLOCK_TICKS_PER_SECOND for name, ticks in zip(CPU_FIELDS, first[1:], strict=False)
-    }
+    text = read_required(path)
+    with understood(path):
+        first = text.splitlines()[0].split()
+        return {
+            name: int(ticks) / CLOCK_TICKS_PER_SECOND
+            for name, ticks in zip(CPU_FIELDS, first[1:], strict=False)
+        }
 
 
 class ProcessStat(NamedTuple):
@@ -210,15 +236,16 @@ class ProcessStat(NamedTuple):
 
 def parse_stat(text: str) -> ProcessStat:
     """One /proc/PID/stat; the command may hold blanks and brackets, so fields count from its last bracket."""
-    command = text[text.index("(") + 1 : text.rindex(")")]
-    fields = text[text.rindex(")") + 2 :].split()
-    return ProcessStat(
-        command=command,
-        parent_pid=int(fields[1]),
-        minor_faults=int(fields[7]),
-        major_faults=int(fields[9]),
-        cpu_seconds=(int(fields[11]) + int(fields[12])) / CLOCK_TICKS_PER_SECOND,
-    )
+    with understood("a process' stat"):
+        command = text[text.index("(") + 1 : text.rindex(")")]
+        fields = text[text.rindex(")") + 2 :].split()
+        return ProcessStat(
+            command=command,
+            parent_pid=int(fields[1]),
+            minor_faults=int(fields[7]),
+            major_faults=int(fields[9]),
+            cpu_seconds=(int(fields[11]) + int(fields[12])) / CLOCK_TICKS_PER_SECOND,
+        )
 
 
 def pids(roots: Roots) -> Iterator[int]:
@@ -241,20 +268,23 @@ def find_ksmd(roots: Roots) -> Path:
 def parse_ksm_stat(text: str) -> dict[str, int | str]:
     """One /proc/PID/ksm_stat: counters as int, the flags ksm_merge_any and ksm_mergeable as yes or no."""
     fields: dict[str, int | str] = {}
-    for line in text.splitlines():
-        name, value = line.split(maxsplit=1)
-        fields[name.rstrip(":")] = int(value) if re.fullmatch(r"-?\d+", value.strip()) else value.strip()
+    with understood("a process' ksm_stat"):
+        for line in text.splitlines():
+            name, value = line.split(maxsplit=1)
+            value = value.strip()
+            fields[name.rstrip(":")] = int(value) if re.fullmatch(r"-?[0-9]+", value) else value
     return fields
 
 
 def mergeable_bytes(smaps: str) -> int:
     """Address space that is marked for KSM (VmFlags mg: private, neither memfd nor hugetlbfs), bytes."""
     total = size = 0
-    for line in smaps.splitlines():
-        if line.startswith("Size:"):
-            size = int(line.split()[1]) * KIB
-        elif line.startswith("VmFlags:") and "mg" in line.split():
-            total += size
+    with understood("a process' smaps"):
+        for line in smaps.splitlines():
+            if line.startswith("Size:"):
+                size = int(line.split()[1]) * KIB
+            elif line.startswith("VmFlags:") and "mg" in line.split():
+                total += size
     return total
 
 

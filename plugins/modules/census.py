@@ -55,7 +55,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 observed:
-  description: The census as in analysis/records/schema/census.schema.json.
+  description: The census as in analysis/records/models.py, CensusObserved.
   type: dict
   returned: success
 provenance:

@@ -14,11 +14,10 @@ from analysis.plan.design import (
     RECORD_KINDS,
     Cell,
     Design,
-    Plan,
     cell_directory,
-    make_plan,
-    open_run,
 )
+from analysis.plan.runs import make_plan, open_run
+from analysis.records.models import PlanRecord
 
 RUN_ID = "planned"
 
@@ -30,7 +29,7 @@ def variables(**changes: Any) -> dict[str, Any]:
     return {**given, **changes}
 
 
-def planned(*, hosts: tuple[str, ...] = ("host1",), **changes: Any) -> Plan:
+def planned(*, hosts: tuple[str, ...] = ("host1",), **changes: Any) -> PlanRecord:
     """A plan; the order of its cells is always the same unless a seed is given."""
     return make_plan(Design.from_variables(variables(**{"cell_order_seed": 7, **changes})), hosts, RUN_ID)
 
@@ -44,7 +43,7 @@ def complete(run_directory: Path, cell: Cell) -> Path:
     return place
 
 
-def measured(results: Path, plan: Plan) -> Path:
+def measured(results: Path, plan: PlanRecord) -> Path:
     """A run all of whose cells are complete."""
     open_run(results, plan)
     for cell in plan.cells:

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
-from analysis.plan.design import Cell, Design, Plan, cell_directory, make_plan, open_run
+from analysis.plan.design import Cell, Design, cell_directory
+from analysis.plan.runs import make_plan, open_run
+from analysis.records.models import PlanRecord
 
 MIB = 1 << 20
 PAGE = 4096
@@ -45,7 +48,9 @@ def variables(**changes: Any) -> dict[str, Any]:
     }
 
 
-def synthetic_plan(run_id: str = "synthetic", hosts: tuple[str, ...] = ("host1",), **changes: Any) -> Plan:
+def synthetic_plan(
+    run_id: str = "synthetic", hosts: tuple[str, ...] = ("host1",), **changes: Any
+) -> PlanRecord:
     return make_plan(Design.from_variables(variables(**changes)), hosts, run_id)
 
 
@@ -188,7 +193,15 @@ def synthetic_samples(saved_pages: list[int], full_scans: list[int]) -> dict[str
     }
 
 
-def synthetic_records(plan: Plan, cell: Cell, saved_mib_per_vm: float = 100) -> dict[str, dict[str, Any]]:
+def synthetic_moment(plan: PlanRecord, cell: Cell) -> str:
+    """When a cell was measured: another moment for each."""
+    microseconds = crc32(f"{plan.run_id} {cell.hypervisor} {cell.cell_id}".encode()) % 1_000_000
+    return f"2026-11-23T19:00:00.{microseconds:06d}Z"
+
+
+def synthetic_records(
+    plan: PlanRecord, cell: Cell, saved_mib_per_vm: float = 100
+) -> dict[str, dict[str, Any]]:
     """Records of a settled cell in which each of the four measures says about ``saved_mib_per_vm``.
 
     Gross is exact; MemAvailable and general_profit are less by 8 MiB a guest, the rmap_items.
@@ -198,10 +211,10 @@ def synthetic_records(plan: Plan, cell: Cell, saved_mib_per_vm: float = 100) -> 
     common = {
         "schema_version": 2,
         "run_id": plan.run_id,
-        "recorded_at": "2026-11-23T19:00:00.123456Z",
+        "recorded_at": synthetic_moment(plan, cell),
         "monotonic_seconds": 1000.0,
         "cell": asdict(cell),
-        "requested": copy.deepcopy(plan.policies[cell.policy]["requested"]),
+        "requested": plan.policies[cell.policy].requested.to_json(),
         "provenance": {
             "design_digest": plan.design_digest,
             "kernel_release": "6.18.0-synthetic",
@@ -225,7 +238,7 @@ def synthetic_records(plan: Plan, cell: Cell, saved_mib_per_vm: float = 100) -> 
                 "use_zero_pages": 0,
                 "max_page_sharing": 256,
                 "advisor_mode": "none",
-                **plan.policies[cell.policy]["knobs"],
+                **plan.policies[cell.policy].knobs,
             },
             "swap_total_bytes": 0,
             "testbed_version": "0.1.0",
@@ -294,7 +307,7 @@ def synthetic_failure(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def store(
     results: Path,
-    plan: Plan,
+    plan: PlanRecord,
     change: Callable[[Cell, dict[str, dict[str, Any]]], None] | None = None,
     saved_mib_per_vm: Callable[[Cell], float] = lambda _cell: 100,
 ) -> Path:

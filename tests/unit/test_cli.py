@@ -23,7 +23,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from analysis.__main__ import parser; parser().format_help();"
-        "print(sorted({'pandas', 'matplotlib', 'scipy', 'ansible_runner', 'jsonschema'} & set(sys.modules)))"
+        "print(sorted({'pandas', 'matplotlib', 'scipy', 'ansible_runner', 'pydantic'} & set(sys.modules)))"
     )
     seen = subprocess.run(
         [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True

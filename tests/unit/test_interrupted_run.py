@@ -18,7 +18,8 @@ from plugin_files import load
 from small_project import HEED_SIGNALS, SmallProject
 from waiting import FOREVER_SECONDS, wait_until
 
-from analysis.plan.design import cell_directory, open_run
+from analysis.plan.design import cell_directory
+from analysis.plan.runs import open_run
 
 PLAN = planned(hosts=("host1", "host2"), focus="1")
 (CELL_ID,) = {cell.cell_id for cell in PLAN.cells}

@@ -122,6 +122,7 @@ def test_a_guest_is_its_process(tree: Path) -> None:
     assert guest["smaps_rollup"]["Rss_bytes"] == 24928 * 1024
     assert guest["smaps_rollup"]["Pss_bytes"] == 19923 * 1024
     assert guest["smaps_rollup"]["KSM_bytes"] == 0
+    assert all(name.endswith("_bytes") for name in guest["smaps_rollup"])
     assert guest["page_tables_bytes"] == 96 * 1024
     # Fields 10, 12, 14 and 15 of its stat: 9173 0 0 0 0 2.
     assert (guest["minor_faults"], guest["major_faults"], guest["cpu_seconds"]) == (9173, 0, 0.02)

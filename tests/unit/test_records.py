@@ -1,6 +1,7 @@
 """Reading results: what is found, what is complete, what is refused and why."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 from synthetic import BOOTED, began, store, synthetic_failure, synthetic_plan
 
 from analysis.plan.design import Cell
-from analysis.records.loading import CellRecords, RecordError, Run, find_run, find_runs, load_run
+from analysis.records.loading import CellRecords, Run, find_run, find_runs, load_run, load_runs
+from analysis.records.reading import RecordError
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -83,7 +85,7 @@ def test_a_record_of_another_cell_or_kind_is_refused(results: Path) -> None:
             "merge",
             ("observed", "samples", "pswpin"),
             [0],
-            "the columns of the merge samples are empty or of different lengths",
+            "merge.json breaks the schema at $.observed.samples: its columns are of different lengths",
         ),
         (
             "on",
@@ -188,16 +190,181 @@ def test_runs_are_found_oldest_first_and_the_reference_is_never_taken_for_them(r
     store(results / "reference", synthetic_plan(run_id="published"))
     with pytest.raises(RecordError, match="make experiment FOCUS=3"):
         find_runs(results)
-    assert [run.name for run in find_runs(results / "reference")] == ["published"]
+    assert [run.name for run in find_runs(results / "reference").directories] == ["published"]
     store(results, synthetic_plan(run_id="b-first"))
     store(results, synthetic_plan(run_id="a-second"))
     (results / "not-a-run").mkdir()
-    assert [run.name for run in find_runs(results)] == ["b-first", "a-second"]
+    assert [run.name for run in find_runs(results).directories] == ["b-first", "a-second"]
     assert find_run(results, "published") == results / "reference" / "published"
-    assert find_runs(results / "a-second") == [results / "a-second"]
+    assert find_runs(results / "a-second").directories == (results / "a-second",)
 
 
 def test_an_unknown_run_is_refused_naming_those_that_exist(results: Path) -> None:
     store(results, synthetic_plan(run_id="here"))
     with pytest.raises(RecordError, match=r"run 'there' is not under .*: there are here\."):
         find_run(results, "there")
+
+
+Place = tuple[str | int, ...]
+
+
+def changed(*changes: tuple[str, Place, Any]) -> Any:
+    """A change for ``store``: values at places in records, by kind."""
+
+    def change(_cell: Cell, records: dict[str, dict[str, Any]]) -> None:
+        for kind, (*way, last), value in changes:
+            inner: Any = records[kind]
+            for name in way:
+                inner = inner[name]
+            inner[last] = value
+
+    return change
+
+
+VERDICT = ("observed", "guests", "guest03")
+OTHER = {"pid": 77, "command": "qemu-system-x86", "merging_pages": 12}
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            ("verify", (*VERDICT, "digest_after"), "e"),
+            "verify calls guest03 intact, and its digests are different",
+        ),
+        (
+            ("verify", (*VERDICT, "digest_after"), ""),
+            "verify calls guest03 intact, and its digests are empty",
+        ),
+        (("verify", (*VERDICT, "intact"), False), "verify calls guest03 damaged, and its digests are equal"),
+        (
+            ("off", ("observed", "workload", "guest03", "digest"), "other"),
+            "verify compared guest03 with another digest than that of what it filled",
+        ),
+        (
+            ("off", ("observed", "host", "ksm", "pages_sharing"), 7),
+            "KSM had 7 pages merged already in the off record",
+        ),
+        (
+            ("off", ("observed", "host", "ksm", "ksm_zero_pages"), 9),
+            "KSM had 9 pages merged already in the off record",
+        ),
+        (("off", ("observed", "host", "ksm", "run"), 1), "KSM was running in the off record"),
+        (
+            ("merge", ("observed", "samples", "pswpout", -1), 5),
+            "the host swapped 5 pages during the merge",
+        ),
+        (("merge", ("observed", "samples", "pswpin", -1), 4), "the host swapped 4 pages during the merge"),
+        (
+            ("on", ("observed", "other_mergeable"), [OTHER]),
+            "12 pages of processes that are no guests were merged in the on record: qemu-system-x86 (77)",
+        ),
+    ],
+)
+def test_what_no_record_can_tell_alone_is_noticed(
+    results: Path, change: tuple[str, Place, Any], problem: str
+) -> None:
+    run = load_run(store(results, synthetic_plan(focus=2), changed(change)))
+    (cell,) = run.cells
+    assert (cell.status, cell.problem) == ("invalid", problem)
+    assert run.problems == (f"host1/{cell.cell.cell_id}: {problem}",)
+
+
+def test_a_guest_whose_memory_was_not_verified_is_noticed(results: Path) -> None:
+    def change(_cell: Cell, records: dict[str, dict[str, Any]]) -> None:
+        del records["verify"]["observed"]["guests"]["guest03"]
+
+    cell = load_run(store(results, synthetic_plan(focus=2), change)).cells[0]
+    assert cell.problem == "the memory of guest03 was filled and not verified"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("on", ("observed", "other_mergeable"), [{**OTHER, "merging_pages": 0}]),
+        ("off", ("observed", "host", "ksm", "run"), 2),
+        # Before the merge began
+        ("merge", ("observed", "samples", "pswpout"), [5] * 13),
+    ],
+)
+def test_what_looks_like_it_and_is_nothing_wrong_is_let_pass(
+    results: Path, change: tuple[str, Place, Any]
+) -> None:
+    assert load_run(store(results, synthetic_plan(focus=2), changed(change))).cells[0].status == "complete"
+
+
+def test_damaged_memory_is_a_result_and_no_contradiction(results: Path) -> None:
+    damage = (("verify", (*VERDICT, "intact"), False), ("verify", (*VERDICT, "digest_after"), "e"))
+    (cell,) = load_run(store(results, synthetic_plan(focus=2), changed(*damage))).cells
+    assert (cell.status, cell.verify.observed.guests["guest03"].intact) == ("complete", False)
+
+
+def test_a_record_that_a_cell_has_not_is_asked_for_in_vain(results: Path) -> None:
+    run = store(results, synthetic_plan())
+    broken(run, "on").unlink()
+    (cell,) = load_run(run).cells
+    assert cell.off.kind == "off"
+    assert (cell.failed, cell.census, cell.after) == (None, None, None)
+    with pytest.raises(RecordError, match="has no on record that can be used"):
+        _ = cell.on
+
+
+def test_a_plan_without_cells_is_named_and_the_other_runs_are_found(results: Path) -> None:
+    store(results, synthetic_plan(run_id="good"))
+    run = store(results, synthetic_plan(run_id="empty"))
+    edit(run / "plan.json", cells=[])
+    found = find_runs(results)
+    assert [directory.name for directory in found.directories] == ["good"]
+    (problem,) = found.problems
+    assert problem.startswith(f"{run}: plan.json breaks the schema at $.cells: ")
+    with pytest.raises(RecordError, match=r"plan\.json"):
+        load_run(run)
+
+
+def test_a_file_of_a_later_version_is_named_with_what_can_be_done(results: Path) -> None:
+    run = store(results, synthetic_plan(run_id="now"))
+    later = store(results, synthetic_plan(run_id="later"))
+    edit(later / "plan.json", schema_version=9, surprise=1)
+    edit(broken(run, "on"), schema_version=3)
+    said = (
+        "is of schema version {}, and this testbed knows up to 2: read it with the one that wrote it".format
+    )
+    assert find_runs(results).problems == (f"{later}: plan.json {said(9)}.",)
+    assert load_run(run).cells[0].problem == f"on.json {said(3)}"
+
+
+def test_results_of_which_no_run_can_be_read_say_why(results: Path) -> None:
+    run = store(results, synthetic_plan())
+    (run / "plan.json").write_text("{")
+    with pytest.raises(RecordError, match=r"holds no run that can be read: .*plan\.json cannot be read"):
+        find_runs(results)
+
+
+def test_a_copied_run_is_left_out_and_named(results: Path) -> None:
+    run = store(results, synthetic_plan(run_id="once"))
+    copy = results / "a-copy"
+    shutil.copytree(run, copy)
+    found = find_runs(results)
+    assert found.directories == (run,)
+    assert found.problems == (f"{copy} holds the run once, as {run} does: a copy is left out.",)
+
+
+def test_a_copied_run_under_another_name_is_left_out_and_named(results: Path) -> None:
+    run = store(results, synthetic_plan(run_id="once"))
+    copy = results / "twice"
+    shutil.copytree(run, copy)
+    for path in copy.rglob("*.json"):
+        edit(path, run_id="twice")
+    other = store(results, synthetic_plan(run_id="other"))
+    loaded = load_runs(find_runs(results).directories)
+    assert [one.directory for one in loaded.runs] == [run, other]
+    assert loaded.problems == (
+        f"{copy} has records that were taken at the same moment as those of {run}: a copy is left out.",
+    )
+
+
+def test_cells_copied_from_another_run_are_invalid(results: Path) -> None:
+    run = store(results, synthetic_plan(run_id="once"))
+    later = store(results, synthetic_plan(run_id="later"))
+    shutil.copy(broken(run, "on"), broken(later, "on"))
+    assert load_run(later).cells[0].problem == "on.json is the record of another cell or run"

@@ -15,7 +15,8 @@ from synthetic import store, synthetic_failure, synthetic_plan
 from analysis.__main__ import parser
 from analysis.commands.run import Campaign, Progress, _variables, drive
 from analysis.errors import UserError
-from analysis.plan.design import DesignError, open_run
+from analysis.plan.design import DesignError
+from analysis.plan.runs import open_run
 
 RUN_ID = "synthetic"
 PLAYBOOK = """

@@ -1,4 +1,4 @@
-"""The schemas: what fits, and that each thing they are there to catch is caught."""
+"""The models of what is stored: what fits, and that each thing they are there to catch is caught."""
 
 import copy
 import json
@@ -7,17 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator
+from pydantic import ValidationError
 from synthetic import BOOTED, synthetic_failure, synthetic_plan, synthetic_records, synthetic_start
 
-SCHEMAS = Path(__file__).parents[2] / "analysis/records/schema"
+from analysis.plan.design import REFERENCE, RESULTS
+from analysis.records import migration
+from analysis.records.models import RECORDS, Guest, PlanRecord, SnapshotRecord, json_schemas
+
+MIGRATIONS = {
+    "plan": migration.migrate_plan,
+    "census": migration.migrate_census,
+    "capacity_step": migration.migrate_capacity,
+    "divergence": migration.migrate_capacity,
+    "forecast": migration.migrate_forecast,
+}
+PUBLISHED = sorted((RESULTS / REFERENCE).rglob("*.json"))
 KINDS = ("off", "merge", "on", "verify")
 
 
-def validator(name: str) -> Draft202012Validator:
-    schema = json.loads((SCHEMAS / f"{name}.schema.json").read_text())
-    Draft202012Validator.check_schema(schema)
-    return Draft202012Validator(schema)
+def fault(kind: str, content: Any) -> str:
+    """What is wrong with a record of this kind, "" where nothing is."""
+    try:
+        RECORDS[kind].model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        return str(error)
+    return ""
 
 
 def record(kind: str, focus: int = 2) -> dict[str, Any]:
@@ -30,12 +44,12 @@ def record(kind: str, focus: int = 2) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", [*KINDS, "failed"])
 @pytest.mark.parametrize("focus", [0, 1, 2, 3])
 def test_a_record_of_every_kind_fits(kind: str, focus: int) -> None:
-    assert [error.message for error in validator("record").iter_errors(record(kind, focus))] == []
+    assert fault(kind, record(kind, focus)) == ""
 
 
 def test_a_plan_fits() -> None:
-    plan = json.loads(json.dumps(synthetic_plan(focus="all", boots=2, repetitions=2).to_json()))
-    assert [error.message for error in validator("plan").iter_errors(plan)] == []
+    plan = synthetic_plan(focus="all", boots=2, repetitions=2).to_json()
+    assert fault("plan", plan) == ""
 
 
 def put(*keys: str | int, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -121,7 +135,7 @@ def test_a_record_with_one_fault_is_refused(number: int) -> None:
     kind, change = BAD_RECORDS[number]
     content = record(kind)
     change(content)
-    assert not validator("record").is_valid(content)
+    assert fault(kind, content)
 
 
 ALLOWED_RECORDS = [
@@ -149,7 +163,7 @@ def test_null_is_allowed_where_a_host_may_lack_it(number: int) -> None:
     kind, change = ALLOWED_RECORDS[number]
     content = record(kind)
     change(content)
-    assert [error.message for error in validator("record").iter_errors(content)] == []
+    assert fault(kind, content) == ""
 
 
 @pytest.mark.parametrize(
@@ -168,6 +182,84 @@ def test_null_is_allowed_where_a_host_may_lack_it(number: int) -> None:
     ],
 )
 def test_a_plan_with_one_fault_is_refused(change: Callable[[dict[str, Any]], None]) -> None:
-    plan = json.loads(json.dumps(synthetic_plan().to_json()))
+    plan = synthetic_plan().to_json()
     change(plan)
-    assert not validator("plan").is_valid(plan)
+    assert fault("plan", plan)
+
+
+def migrated(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text())
+    result: dict[str, Any] = MIGRATIONS.get(content["kind"], migration.migrate_record)(content)
+    return result
+
+
+def test_every_published_record_is_one_of_the_models() -> None:
+    kinds = set()
+    for path in PUBLISHED:
+        content = migrated(path)
+        RECORDS[content["kind"]].model_validate_json(json.dumps(content))
+        kinds.add(content["kind"])
+    assert len(PUBLISHED) > 200
+    assert kinds == RECORDS.keys() - {"after"}
+
+
+@pytest.fixture
+def off() -> dict[str, Any]:
+    return migrated(next(path for path in PUBLISHED if path.name == "off.json"))
+
+
+def test_a_records_attributes_are_its_json(off: dict[str, Any]) -> None:
+    record = SnapshotRecord.model_validate_json(json.dumps(off))
+    assert record.observed.host.ksm.full_scans == off["observed"]["host"]["ksm"]["full_scans"]
+    assert record.provenance.start.origin == off["provenance"]["start"]["from"] == "boot"
+    assert record.cell.guests == len(record.observed.guests)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("schema_version",), 3),
+        (("kind",), "merge"),
+        (("recorded_at",), "2026-99-01T00:00:00.000000Z"),
+        (("cell", "guests"), "15"),
+        (("cell", "more"), 1),
+        (("observed", "host", "ksm", "pages_sharing"), True),
+        (("observed", "host", "ksm", "pages_sharing"), 1.0),
+        (("observed", "host", "ksm", "pages_sharing"), -1),
+        (("observed", "host", "ksm", "pages_sharing"), 1 << 64),
+        (("observed", "host", "ksm", "more"), 1),
+        (("observed", "host", "meminfo"), {}),
+        (("provenance", "page_size_bytes"), None),
+        (("provenance", "start"), None),
+    ],
+)
+def test_what_is_none_is_refused(off: dict[str, Any], place: tuple[str, ...], value: object) -> None:
+    node = off
+    for name in place[:-1]:
+        node = node[name]
+    node[place[-1]] = value
+    with pytest.raises(ValidationError):
+        SnapshotRecord.model_validate_json(json.dumps(off))
+
+
+def test_the_addresses_of_a_guest_are_no_counter(off: dict[str, Any]) -> None:
+    guest = next(iter(off["observed"]["guests"].values()))
+    table = {"55d0c5a00000-7ffd0b3ff000 ---p 00000000 00": 0, "Rss_bytes": 8192, "Pss_bytes": 4096}
+    read = Guest.model_validate_json(json.dumps({**guest, "smaps_rollup": table}))
+    assert read.smaps_rollup == {"Rss_bytes": 8192, "Pss_bytes": 4096}
+
+
+def test_a_plans_cells_stay_within_its_run() -> None:
+    content = migrated(next(path for path in PUBLISHED if path.name == "plan.json"))
+    content["cells"][0]["cell_id"] = "../another"
+    with pytest.raises(ValidationError, match="cannot be the name of a directory"):
+        PlanRecord.model_validate_json(json.dumps(content))
+
+
+def test_the_schema_of_every_kind_says_what_the_models_check() -> None:
+    schemas = json_schemas()
+    assert schemas.keys() == RECORDS.keys()
+    off = schemas["off"]["$defs"]
+    assert schemas["off"]["additionalProperties"] is off["Cell"]["additionalProperties"] is False
+    assert off["Host"]["properties"]["vmstat"]["required"] == ["pswpin", "pswpout"]
+    assert "from" in off["Start"]["required"]

@@ -1,0 +1,162 @@
+"""A run on disk: its plan, made, opened and read, and which of its cells are still owed."""
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from analysis.plan.design import (
+    HANDLING,
+    HOST_NAME,
+    LOADS,
+    PLAN_FILE,
+    RECORD_KINDS,
+    SCHEMA_VERSION,
+    SEED,
+    SEEDS,
+    Cell,
+    Design,
+    DesignError,
+    cell_directory,
+    check_run_id,
+    shown,
+)
+from analysis.records.models import PlanRecord
+from analysis.records.reading import RecordError, read_record
+from analysis.records.writing import write_record
+
+_ONE_OF = {"policies": "policy", "workloads": "workload"}
+
+
+def make_plan(design: Design, hypervisors: Sequence[str], run_id: str) -> PlanRecord:
+    """The plan of a run on these hypervisors; the seed of its order is drawn where the design has none.
+
+    Raises DesignError when there is no hypervisor, or one whose name cannot be a directory.
+    """
+    if not hypervisors:
+        raise DesignError("hypervisors is empty: the inventory group hypervisors needs at least one host.")
+    for name in hypervisors:
+        if not HOST_NAME.fullmatch(name):
+            raise DesignError(
+                f"hypervisors has the host {shown(name)}: allowed are letters, digits, dots, underscores "
+                "and hyphens."
+            )
+    seed = secrets.randbelow(SEEDS) if design.cell_order_seed is None else design.cell_order_seed
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "plan",
+        "run_id": check_run_id(run_id),
+        "created_at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}",
+        "cell_order_seed": seed,
+        "design": design.to_json(),
+        "design_digest": design.digest,
+        "policies": design.policies_json(),
+        "workloads": design.workloads_json(),
+        "cells": [asdict(cell) for cell in design.cells(hypervisors, seed)],
+    }
+    return PlanRecord.model_validate_json(json.dumps(content))
+
+
+def read_plan(run_directory: Path) -> PlanRecord:
+    """Read plan.json of a run, of this version or of version 1.
+
+    Raises RecordError when it is absent or is no such plan.
+    """
+    path = run_directory / PLAN_FILE
+    if not path.exists():
+        raise RecordError(f"{path} is missing: {run_directory} is not a run.")
+    try:
+        return read_record(path, PlanRecord)
+    except RecordError as error:
+        raise RecordError(f"{run_directory}: {error}.") from None
+
+
+def open_run(results: Path, plan: PlanRecord, *, write: bool = True) -> PlanRecord:
+    """Start the run of a plan under results, or go on with the one that is there.
+
+    Writes plan.json (0600, directories 0700) only when there is none and ``write`` is true. A run that is
+    there keeps its own order of cells.
+    Raises DesignError when the run exists and its design or its hypervisors differ, saying in what.
+    """
+    run_directory = results / plan.run_id
+    path = run_directory / PLAN_FILE
+    if path.exists():
+        former = check_resumable(read_plan(run_directory))
+        differences = design_differences(former, plan)
+        if differences:
+            raise DesignError(
+                f"run_id {plan.run_id} exists with another design ({'; '.join(differences)}): "
+                "give the same values to go on with it, or another run_id."
+            )
+        return former
+    if write:
+        write_record(path, plan.to_json(), PlanRecord)
+    return plan
+
+
+def check_resumable(plan: PlanRecord) -> PlanRecord:
+    """Return the plan of a run that can be gone on with. Raises DesignError."""
+    if plan.cell_order_seed is None:
+        raise DesignError(
+            f"run_id {plan.run_id} is of an earlier version, whose cells were not restored from a "
+            "checkpoint: it can be summarised but not gone on with, so give another run_id."
+        )
+    return plan
+
+
+def design_differences(former: PlanRecord, new: PlanRecord) -> list[str]:
+    """What the new plan would measure otherwise, as "name: former value, now new value"."""
+    before, now = former.to_json(), new.to_json()
+    pairs = {
+        name: (before["design"].get(name), value)
+        for name, value in now["design"].items()
+        if name not in HANDLING | LOADS | {SEED}
+    }
+    pairs["workloads"] = (former.loads, new.loads)
+    pairs["hypervisors"] = (former.hypervisors, new.hypervisors)
+    if new.design.cell_order_seed != "":
+        pairs[SEED] = (former.cell_order_seed, new.cell_order_seed)
+    differences = [
+        f"{name}: {_listed(was)}, now {_listed(asked)}"
+        for name, (was, asked) in pairs.items()
+        if was != asked
+    ]
+    # Other variables make other policies, too; where there are none it is the files that changed.
+    return differences or [
+        f"{_ONE_OF[what]} {name} is not what it was: its file has changed"
+        for what in ("policies", "workloads")
+        for name in now[what]
+        if before[what].get(name) != now[what][name]
+    ]
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether a cell's directory has all of its records and no failure."""
+    return (
+        all((directory / f"{kind}.json").is_file() for kind in RECORD_KINDS)
+        and not (directory / "failed.json").exists()
+    )
+
+
+def pending_cells(plan: PlanRecord, run_directory: Path) -> list[Cell]:
+    """The planned cells of a run that are not complete, in the order of the plan."""
+    return [cell for cell in plan.cells if not is_complete(cell_directory(run_directory, cell))]
+
+
+def set_aside_attempt(directory: Path) -> Path | None:
+    """Move what an unfinished attempt at a cell left to ``<cell>.attempt<n>``: nothing is overwritten.
+
+    Returns the new place, or None when there was nothing.
+    """
+    if not directory.is_dir() or not any(directory.iterdir()):
+        return None
+    number = 1
+    while (place := directory.with_name(f"{directory.name}.attempt{number}")).exists():
+        number += 1
+    return directory.rename(place)
+
+
+def _listed(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else json.dumps(value)

@@ -1,0 +1,148 @@
+"""What no record can tell alone: whether those of a cell belong together, and whether a run is a copy.
+
+Each check returns what is wrong in one sentence without its full stop, "" where nothing is.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.plan.design import Cell
+from analysis.records.models import CensusRecord, MergeRecord, Phase, SnapshotRecord, VerifyRecord
+
+# What a service that tunes KSM, such as ksmtuned, sets by itself.
+_SERVICE_KNOBS = frozenset({"run", "pages_to_scan", "sleep_millisecs"})
+
+# Constant from one arm to the other. Not so the knobs: with KSM off they say nothing.
+_SAME_IN_BOTH_ARMS = (
+    "kernel_release",
+    "page_size_bytes",
+    "qemu_version",
+    "accelerator",
+    "image_digest",
+    "guest_memory_bytes",
+    "thp",
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The four records of a cell."""
+
+    off: SnapshotRecord
+    merge: MergeRecord
+    on: SnapshotRecord
+    verify: VerifyRecord
+
+    @property
+    def all(self) -> tuple[SnapshotRecord | MergeRecord | VerifyRecord, ...]:
+        """In the order in which they are named in texts."""
+        return (self.off, self.merge, self.on, self.verify)
+
+
+def identity_problem(record: Phase | CensusRecord, run_id: str, cell: Cell) -> str:
+    """Whether a record is of this cell of this run."""
+    same = record.run_id == run_id and record.cell == cell
+    return "" if same else "is the record of another cell or run"
+
+
+def cell_problem(cell: Cell, records: Measured) -> str:
+    """The first thing that is wrong with a cell that has all of its records."""
+    checks: tuple[Callable[[Cell, Measured], str], ...] = (
+        _guests_differ,
+        _conditions_differ,
+        _treatments_differ,
+        _merged_before,
+        _others_merged,
+        _swapped,
+        _verdicts_contradict,
+    )
+    return next((problem for check in checks if (problem := check(cell, records))), "")
+
+
+def self_tuned(knobs: Mapping[str, Any], service: str) -> frozenset[str]:
+    """The knobs that KSM or a tuner sets by itself, so that their values are no condition of a measurement.
+
+    run is the protocol's own; the advisor sets pages_to_scan anew at each scan.
+    """
+    if service:
+        return _SERVICE_KNOBS
+    adaptive = str(knobs.get("advisor_mode", "none")).strip() not in ("none", "")
+    return frozenset({"run", "pages_to_scan"} if adaptive else {"run"})
+
+
+def _guests_differ(cell: Cell, records: Measured) -> str:
+    off, on = records.off.observed.guests, records.on.observed.guests
+    for kind, seen in (("off", off), ("on", on)):
+        if len(seen) != cell.guests:
+            return f"{kind} saw {len(seen)} guests of {cell.guests}"
+        apart = sorted(n for n, guest in seen.items() if guest.mergeable_bytes < cell.guest_memory_bytes)
+        if apart:
+            return f"KSM could not merge all memory of {', '.join(apart)}: it is not private, or not advised"
+    changed = sorted(name for name, seen in off.items() if name not in on or on[name].pid != seen.pid)
+    return f"off and on saw different processes for {', '.join(changed)}" if changed else ""
+
+
+def _conditions_differ(_cell: Cell, records: Measured) -> str:
+    off, merge, on = (record.provenance for record in (records.off, records.merge, records.on))
+    differing = [name for name in _SAME_IN_BOTH_ARMS if getattr(off, name) != getattr(on, name)]
+    if differing:
+        return f"off and on were measured with different {', '.join(differing)}"
+    tuned = self_tuned(on.ksm_knobs, records.on.requested.service)
+    differing = [
+        f"ksm_knobs.{name}"
+        for name in sorted(merge.ksm_knobs.keys() | on.ksm_knobs.keys())
+        if name not in tuned and merge.ksm_knobs.get(name) != on.ksm_knobs.get(name)
+    ]
+    return f"merge and on were measured with different {', '.join(differing)}" if differing else ""
+
+
+def _treatments_differ(cell: Cell, records: Measured) -> str:
+    first, *others = records.all
+    if any(record.requested != first.requested for record in others):
+        return "its records were asked for with different values"
+    if first.requested.policy != cell.policy:
+        return f"its records are of the policy {first.requested.policy}"
+    differ = any(record.provenance.start != first.provenance.start for record in others)
+    return "its records began from different starts" if differ else ""
+
+
+def _merged_before(_cell: Cell, records: Measured) -> str:
+    ksm = records.off.observed.host.ksm
+    if ksm.run == 1:
+        return "KSM was running in the off record"
+    pages = ksm.pages_sharing + (ksm.ksm_zero_pages or 0)
+    return f"KSM had {pages} pages merged already in the off record" if pages else ""
+
+
+def _others_merged(_cell: Cell, records: Measured) -> str:
+    for kind, record in (("off", records.off), ("on", records.on)):
+        merged = [other for other in record.observed.other_mergeable if other.merging_pages]
+        if merged:
+            named = ", ".join(f"{other.command} ({other.pid})" for other in merged[:3])
+            pages = sum(other.merging_pages for other in merged)
+            return f"{pages} pages of processes that are no guests were merged in the {kind} record: {named}"
+    return ""
+
+
+def _swapped(_cell: Cell, records: Measured) -> str:
+    samples = records.merge.observed.samples
+    pages = sum(column[-1] - column[0] for column in (samples.pswpin, samples.pswpout))
+    return f"the host swapped {pages} pages during the merge" if pages else ""
+
+
+def _verdicts_contradict(_cell: Cell, records: Measured) -> str:
+    filled = {name: one for name, one in records.off.observed.workload.items() if one.filled_bytes}
+    verdicts = records.verify.observed.guests
+    unproved = sorted(filled.keys() - verdicts.keys())
+    if unproved:
+        return f"the memory of {', '.join(unproved)} was filled and not verified"
+    for name, verdict in sorted(verdicts.items()):
+        before, after = verdict.digest_before, verdict.digest_after
+        if verdict.intact != (bool(before) and before == after):
+            says = "intact" if verdict.intact else "damaged"
+            found = "empty" if not (before and after) else "equal" if before == after else "different"
+            return f"verify calls {name} {says}, and its digests are {found}"
+        if name in filled and filled[name].digest != before:
+            return f"verify compared {name} with another digest than that of what it filled"
+    return ""

@@ -1,0 +1,985 @@
+"""Every file that is stored, defined once: what is written is checked by it, what is read is an object of it.
+
+Attributes have the names of the JSON; only ``from`` is called ``origin``. Sizes are bytes, times seconds, and
+pages those of the host's ``page_size_bytes``; what a kernel may not tell is None.
+"""
+
+import re
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, RootModel, model_validator
+
+from analysis.plan.design import Cell
+from analysis.plan.mix import MixError, guest_workloads
+from analysis.plan.policies import OFF
+from analysis.plan.workloads import in_order
+from analysis.records.migration import without_rollup_header
+
+# The kernel's counters have 64 bits: a greater number is damage, and would not fit in a float either.
+_MOST = (1 << 64) - 1
+
+_FLAGS = frozenset({"ksm_merge_any", "ksm_mergeable"})
+# Of a run, which must not lead out of it
+_DIRECTORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_TIME = r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}"
+
+
+def _real_time(text: str) -> str:
+    datetime.fromisoformat(text)
+    return text
+
+
+def _has(*names: str) -> tuple[AfterValidator, Any]:
+    """A table that has at least these names."""
+
+    def check(table: dict[str, Any]) -> dict[str, Any]:
+        missing = [name for name in names if name not in table]
+        if missing:
+            raise ValueError(f"it has no {', '.join(missing)}")
+        return table
+
+    return AfterValidator(check), Field(json_schema_extra={"required": list(names)})
+
+
+def _counted(stat: dict[str, Any]) -> dict[str, Any]:
+    """A process' ksm_stat: only its flags are words."""
+    worded = [name for name, value in stat.items() if isinstance(value, str) and name not in _FLAGS]
+    if worded:
+        raise ValueError(f"{', '.join(worded)} is no number")
+    return stat
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError("it has a value twice")
+    return values
+
+
+Integer = Annotated[int, Field(ge=-_MOST, le=_MOST)]
+Count = Annotated[int, Field(ge=0, le=_MOST)]
+Positive = Annotated[int, Field(ge=1, le=_MOST)]
+Amount = Annotated[float, Field(ge=0)]
+Above0 = Annotated[float, Field(gt=0)]
+Text = Annotated[str, Field(min_length=1)]
+Timestamp = Annotated[str, Field(pattern=rf"^{_TIME}\.\d{{6}}Z$"), AfterValidator(_real_time)]
+Moment = Annotated[
+    str, Field(pattern=rf"^{_TIME}(\.\d{{1,6}})?(Z|[+-]\d{{2}}:\d{{2}})$"), AfterValidator(_real_time)
+]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Load = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*(=[0-9]+(,[a-z][a-z0-9_-]*=[0-9]+)+)?$")]
+Knobs = dict[str, int | str]
+KsmStat = Annotated[dict[str, int | str], AfterValidator(_counted)]
+Counters = dict[str, Integer]
+Column = Annotated[tuple[Count, ...], Field(min_length=1)]
+ColumnOrNulls = Annotated[tuple[Count | None, ...], Field(min_length=1)]
+Seconds = Annotated[tuple[Amount, ...], Field(min_length=1)]
+Names = Annotated[tuple[Text, ...], AfterValidator(_distinct)]
+Accelerator = Literal["tcg", "kvm"]
+ThpMode = Literal["keep", "always", "madvise", "never"]
+Version = Literal[2]
+
+
+class Model(BaseModel):
+    """Frozen, with no other fields, and no number taken from a text."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is stored."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+# --- shared parts ---------------------------------------------------------------------------------------
+
+
+class Convergence(Model):
+    """When a merge is taken to have settled."""
+
+    min_full_scans: Positive
+    window_scans: Positive
+    threshold_percent: Annotated[float, Field(ge=0, le=100)]
+    timeout_seconds: Above0
+
+
+class Requested(Model):
+    """What was asked for; ``service``: "" for none."""
+
+    policy: Text
+    ksm_knobs: Knobs
+    thp_enabled: ThpMode
+    service: str
+    accelerator: Literal["auto", "kvm", "tcg"]
+    guest_reserve_bytes: Count
+    convergence: Convergence
+    sample_interval_seconds: Above0
+
+
+class Start(Model):
+    """What a cell's guests began from.
+
+    ``origin``: checkpoint (restored into fresh processes) or boot (measured in those that booted).
+    ``booted_at``: of the physical boot, which each checkpoint of it has. ``loaded``: whether the checkpoint
+    holds what the guests filled.
+    """
+
+    origin: Literal["checkpoint", "boot"] = Field(alias="from")
+    checkpoint: Text | None
+    booted_at: Moment | None
+    boot_seconds: Amount | None
+    restore_seconds: Amount | None
+    loaded: bool
+    arm_order: Literal["off-on", "on-off"]
+
+    @model_validator(mode="after")
+    def _names_its_checkpoint(self) -> Self:
+        if self.origin == "checkpoint" and None in (self.checkpoint, self.booted_at):
+            raise ValueError("a start from a checkpoint has its name and the time of its boot")
+        return self
+
+
+class Machine(Model):
+    """What a host is, as read from it, and the settings that change a saving."""
+
+    kernel_release: str
+    architecture: str
+    cpu_model: str | None
+    cpu_count: Positive
+    page_size_bytes: Positive
+    memory_total_bytes: Positive
+    os_release: str
+    qemu_version: str | None
+    libvirt_version: str | None
+    thp: dict[str, str]
+    ksm_knobs: Knobs
+    swap_total_bytes: Count
+
+
+class Provenance(Machine):
+    """Host, image and start of a phase that was measured."""
+
+    design_digest: Digest
+    image_digest: Digest
+    accelerator: Accelerator
+    guest_memory_bytes: Positive
+    testbed_version: str
+    start: Start
+
+
+class PartialProvenance(Model):
+    """As Provenance, of a phase that failed: what its host no longer tells is None."""
+
+    design_digest: Digest | None
+    kernel_release: str | None
+    architecture: str | None
+    cpu_model: str | None
+    cpu_count: Positive | None
+    page_size_bytes: Positive | None
+    memory_total_bytes: Positive | None
+    os_release: str | None
+    qemu_version: str | None
+    libvirt_version: str | None
+    accelerator: Accelerator | None
+    image_digest: Digest | None
+    guest_memory_bytes: Positive
+    thp: dict[str, str] | None
+    ksm_knobs: Knobs | None
+    swap_total_bytes: Count | None
+    testbed_version: str | None
+    start: Start | None
+
+
+class Stall(Model):
+    """A line of pressure stall information."""
+
+    avg10: Amount
+    avg60: Amount
+    avg300: Amount
+    total_microseconds: Count
+
+
+class Pressure(Model):
+    """One resource's pressure; not every kernel has ``full`` of the CPU."""
+
+    some: Stall
+    full: Stall | None = None
+
+
+class Psi(Model):
+    """Pressure stall information of the host (Documentation/accounting/psi.rst)."""
+
+    cpu: Pressure
+    memory: Pressure
+    io: Pressure
+
+
+class Ksm(Model):
+    """KSM's counters (Documentation/admin-guide/mm/ksm.rst) in pages, general_profit in bytes."""
+
+    run: Literal[0, 1, 2]
+    full_scans: Count
+    pages_shared: Count
+    pages_sharing: Count
+    pages_scanned: Count | None
+    pages_unshared: Count | None
+    pages_volatile: Count | None
+    pages_skipped: Count | None
+    ksm_zero_pages: Count | None
+    general_profit: Integer | None
+    stable_node_chains: Count | None
+    stable_node_dups: Count | None
+
+
+class Host(Model):
+    """The host at one moment: meminfo in bytes, vmstat in the kernel's units."""
+
+    meminfo: Annotated[
+        Counters, *_has("MemTotal_bytes", "MemAvailable_bytes", "MemFree_bytes", "SwapTotal_bytes")
+    ]
+    vmstat: Annotated[Counters, *_has("pswpin", "pswpout")]
+    ksm: Ksm
+    ksmd_cpu_seconds: Amount
+    per_cpu_free_pages: Count | None
+    cpu_seconds: Annotated[
+        dict[str, Amount], *_has("user", "nice", "system", "idle", "iowait", "irq", "softirq")
+    ]
+    psi: Psi | None
+
+
+class Guest(Model):
+    """The QEMU process of a guest at one moment."""
+
+    pid: Positive
+    cpu_seconds: Amount
+    smaps_rollup: Annotated[Counters, BeforeValidator(without_rollup_header), *_has("Rss_bytes", "Pss_bytes")]
+    page_tables_bytes: Count
+    mergeable_bytes: Count
+    ksm_stat: KsmStat | None
+    minor_faults: Count
+    major_faults: Count
+
+
+class OtherMergeable(Model):
+    """A process of the host, no guest, that offers memory to KSM."""
+
+    pid: Positive
+    command: str
+    merging_pages: Count
+
+
+class Filled(Model):
+    """What a guest filled; ``digest`` of all of it."""
+
+    filled_bytes: Count
+    digest: str
+    fill_seconds: Amount
+    seed: str | None
+
+
+class Samples(Model):
+    """A series, one column for each counter, all of one length; ``seconds`` since its begin."""
+
+    seconds: Seconds
+    full_scans: Column
+    pages_shared: Column
+    pages_sharing: Column
+    pages_unshared: ColumnOrNulls
+    pages_volatile: ColumnOrNulls
+    ksm_zero_pages: ColumnOrNulls
+    general_profit: Annotated[tuple[Integer | None, ...], Field(min_length=1)]
+    pages_scanned: ColumnOrNulls
+    MemAvailable_bytes: Column
+    MemFree_bytes: Column
+    AnonPages_bytes: Column
+    AnonHugePages_bytes: ColumnOrNulls
+    Slab_bytes: Column
+    PageTables_bytes: Column
+    Cached_bytes: Column
+    ksmd_cpu_seconds: Seconds
+    pswpin: Column
+    pswpout: Column
+    memory_some_total_microseconds: ColumnOrNulls
+    cow_ksm: ColumnOrNulls | None = None
+
+    def columns(self) -> Iterator[tuple[str, tuple[float | None, ...]]]:
+        """Name and values of each column that was recorded."""
+        return ((name, values) for name, values in self if values is not None)
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> Self:
+        if len({len(values) for _name, values in self.columns()}) != 1:
+            raise ValueError("its columns are of different lengths")
+        return self
+
+
+# --- the records of a cell ------------------------------------------------------------------------------
+
+
+class SnapshotObserved(Model):
+    """Host and guests at one moment; ``workload``: what each guest that filled memory filled."""
+
+    host: Host
+    guests: dict[str, Guest]
+    other_mergeable: tuple[OtherMergeable, ...]
+    workload: dict[str, Filled]
+
+
+class MergeObserved(Model):
+    """A series, and whether and when the merge had settled (None: it had not)."""
+
+    started_at: Timestamp
+    converged: bool
+    reason: Text
+    converged_after_seconds: Amount | None
+    full_scans: Count
+    duration_seconds: Amount
+    sampler_cpu_seconds: Amount
+    samples: Samples
+
+
+class Verdict(Model):
+    """Whether the memory that a guest filled is what it was."""
+
+    filled_bytes: Count
+    digest_before: str
+    digest_after: str
+    intact: bool
+
+
+class VerifyObserved(Model):
+    """The verdict of each guest that filled memory."""
+
+    guests: dict[str, Verdict]
+
+
+class FailedObserved(Model):
+    """Where a cell failed; the phases boot and workload are of version 1."""
+
+    phase: Literal["restore", "load", "off", "merge", "on", "after", "census", "verify", "boot", "workload"]
+    task: str
+    message: str
+
+
+class Phase(Model):
+    """What the records of one phase of a cell have in common."""
+
+    schema_version: Version
+    kind: str
+    run_id: Text
+    recorded_at: Timestamp
+    monotonic_seconds: float | None
+    cell: Cell
+    requested: Requested
+    provenance: Provenance | PartialProvenance
+
+
+class MeasuredPhase(Phase):
+    """A phase that was measured; ``monotonic_seconds``: the host's clock that nobody sets."""
+
+    monotonic_seconds: float
+    provenance: Provenance
+
+
+class SnapshotRecord(MeasuredPhase):
+    """off.json or on.json: the host before KSM merged, and after."""
+
+    kind: Literal["off", "on"]
+    observed: SnapshotObserved
+
+
+class MergeRecord(MeasuredPhase):
+    """merge.json: KSM at work."""
+
+    kind: Literal["merge"]
+    observed: MergeObserved
+
+
+class AfterRecord(MeasuredPhase):
+    """after.json: a series that goes on after the on record, where it was asked for."""
+
+    kind: Literal["after"]
+    observed: MergeObserved
+
+
+class VerifyRecord(MeasuredPhase):
+    """verify.json: whether merging left the guests' memory what it was."""
+
+    kind: Literal["verify"]
+    observed: VerifyObserved
+
+
+class FailedRecord(Phase):
+    """failed.json: why a cell has no result."""
+
+    kind: Literal["failed"]
+    provenance: PartialProvenance
+    observed: FailedObserved
+
+
+# --- census ---------------------------------------------------------------------------------------------
+
+
+class CensusProvenance(Machine):
+    """As Provenance; outside an experiment what its plan would say is None."""
+
+    ksm_knobs: Annotated[Knobs, *_has("max_page_sharing", "use_zero_pages")]
+    design_digest: Digest | None
+    image_digest: Digest | None
+    accelerator: Accelerator | None
+    guest_memory_bytes: Positive | None
+    testbed_version: str | None
+
+    @model_validator(mode="after")
+    def _knobs_are_possible(self) -> Self:
+        if not isinstance(self.ksm_knobs["max_page_sharing"], int) or self.max_page_sharing < 2:
+            raise ValueError("max_page_sharing is not a whole number from 2")
+        if self.ksm_knobs["use_zero_pages"] not in (0, 1):
+            raise ValueError("use_zero_pages is not 0 or 1")
+        return self
+
+    @property
+    def max_page_sharing(self) -> int:
+        """How many copies of a content one page may serve."""
+        return int(self.ksm_knobs["max_page_sharing"])
+
+    @property
+    def use_zero_pages(self) -> bool:
+        """Whether zero pages become the kernel's own."""
+        return self.ksm_knobs["use_zero_pages"] == 1
+
+
+class CountedGuest(Model):
+    """Pages of one guest; zero pages are in no other number than resident_pages and zero_pages."""
+
+    pid: Positive
+    was_paused: bool
+    mergeable_bytes: Count
+    resident_pages: Count
+    zero_pages: Count
+    zero_mapped_pages: Count
+    distinct_pages: Count
+    swapped_pages: Count
+    ksm_stat: KsmStat | None
+
+
+class ContentsTable(Model):
+    """Row by row: this many ``contents`` are held by this many ``guests`` in this many ``copies``."""
+
+    guests: tuple[Positive, ...]
+    copies: tuple[Positive, ...]
+    contents: tuple[Positive, ...]
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> Self:
+        if not len(self.guests) == len(self.copies) == len(self.contents):
+            raise ValueError("its columns are of different lengths")
+        return self
+
+
+class MergedPages(Model):
+    """What KSM had merged of the pages that were counted, by the flags of the frames that they are on.
+
+    ``mapped_pages``: mappings of KSM's frames, ``frames``: these frames, ``zero_pages``: mappings of the
+    kernel's zero page that KSM made.
+    """
+
+    mapped_pages: Count
+    frames: Count
+    zero_pages: Count
+
+    @model_validator(mode="after")
+    def _each_frame_is_mapped(self) -> Self:
+        if self.frames > self.mapped_pages:
+            raise ValueError("it has more merged frames than mappings of them")
+        return self
+
+
+class LargestContent(Model):
+    """A content with many copies; ``kind``: what it is, as far as the testbed knows contents."""
+
+    copies: Positive
+    guests: Positive
+    kind: Literal["zero", "constant_fill", "other"]
+
+
+class CensusObserved(Model):
+    """Equal pages within and between guests, as numbers; no hash, no content.
+
+    ``shared_contents``: distinct contents that two guests both hold, rows and columns by the guests' names.
+    ``largest_contents``: those with most copies, the most first. Before these two were counted, ``merged``
+    is None and ``largest_contents`` empty.
+    """
+
+    guests: Annotated[dict[str, CountedGuest], Field(min_length=1)]
+    contents: ContentsTable
+    largest_contents: Annotated[tuple[LargestContent, ...], Field(max_length=10)] = ()
+    shared_contents: tuple[tuple[Count, ...], ...]
+    ksm: Annotated[dict[str, Integer | None], *_has("run", "pages_shared", "pages_sharing", "ksm_zero_pages")]
+    merged: MergedPages | None = None
+    pause_seconds: Amount
+    read_seconds: Amount
+    count_seconds: Amount
+    bytes_read: Count
+    processes: Positive
+
+    @model_validator(mode="after")
+    def _sums_agree(self) -> Self:
+        guests, table = self.guests.values(), self.contents
+        rows = list(zip(table.guests, table.copies, table.contents, strict=True))
+        sums = {
+            "copies": (
+                sum(copies * contents for _guests, copies, contents in rows),
+                sum(guest.resident_pages - guest.zero_pages for guest in guests),
+            ),
+            "distinct pages": (
+                sum(holders * contents for holders, _copies, contents in rows),
+                sum(guest.distinct_pages for guest in guests),
+            ),
+            "guests of the matrix": (len(self.shared_contents), len(self.guests)),
+        }
+        for name, (found, expected) in sums.items():
+            if found != expected:
+                raise ValueError(f"its {name} are {found}, and {expected} by its guests")
+        if any(len(row) != len(self.guests) for row in self.shared_contents):
+            raise ValueError("its matrix of the guests is not square")
+        if any(holders > len(self.guests) or holders > copies for holders, copies, _contents in rows):
+            raise ValueError("a content of it is held by more guests than there are, or than it has copies")
+        if self.ksm["pages_sharing"] is None:
+            raise ValueError("it lacks pages_sharing")
+        return self
+
+
+class CensusRecord(Model):
+    """census.json: of a cell, or of guests outside an experiment (``cell`` is None)."""
+
+    schema_version: Version
+    kind: Literal["census"]
+    run_id: Text
+    recorded_at: Timestamp
+    monotonic_seconds: float
+    cell: Cell | None
+    provenance: CensusProvenance
+    observed: CensusObserved
+
+
+# --- plan -----------------------------------------------------------------------------------------------
+
+
+class PlannedVariables(Model):
+    """The variables of an experiment as they were given, typed; they can be given again.
+
+    ``cell_order_seed``: "" where it was drawn. ``follow_seconds``: of the series after the on record.
+    """
+
+    focus: Annotated[tuple[Positive, ...], Field(min_length=1), AfterValidator(_distinct)]
+    workloads: Names
+    mix: str
+    policies: Annotated[Names, Field(min_length=1)]
+    guests: Annotated[tuple[Positive, ...], Field(min_length=1), AfterValidator(_distinct)]
+    boots: Positive
+    repetitions: Positive
+    checkpoint: Literal["keep", "fresh", "measured"]
+    cell_order_seed: int | Literal[""]
+    guest_memory_mib: Positive
+    guest_reserve_mib: Count
+    accelerator: Literal["auto", "kvm", "tcg"]
+    boot_wave: Count
+    keep_guests: bool
+    census: bool
+    guest_ssh_port_base: int
+    image_source: Text
+    image_checksum: str
+    ksm_knobs: Knobs
+    thp_enabled: ThpMode | Literal[""]
+    converge_min_full_scans: Positive
+    converge_window_scans: Positive
+    converge_threshold_percent: Annotated[float, Field(ge=0, le=100)]
+    converge_timeout_seconds: Above0
+    sample_interval_seconds: Above0
+    follow_seconds: Amount = 0.0
+
+
+class PlannedPolicy(Model):
+    """A policy as it is set on the host, and what each record of its cells says under ``requested``."""
+
+    name: Text
+    run: Literal[0, 1]
+    knobs: Knobs
+    optional_knobs: Names
+    thp_enabled: ThpMode
+    service: str
+    requested: Requested
+
+
+class Segment(Model):
+    """A part of the memory that a guest fills."""
+
+    content: Text
+    percent: Annotated[int, Field(ge=1, le=100)]
+
+
+class PlannedWorkload(Model):
+    """What a guest does."""
+
+    name: Text
+    segments: tuple[Segment, ...]
+    checkpoint_loaded: bool
+
+
+class PlanRecord(Model):
+    """plan.json: the design of a run, its policies and workloads by name, and the cells in their order.
+
+    ``cell_order_seed``: None for a run of version 1, whose order was fixed.
+    """
+
+    schema_version: Version
+    kind: Literal["plan"]
+    run_id: Text
+    created_at: Moment
+    cell_order_seed: Count | None
+    design: PlannedVariables
+    design_digest: Digest
+    policies: Annotated[dict[str, PlannedPolicy], Field(min_length=1)]
+    workloads: Annotated[dict[str, PlannedWorkload], Field(min_length=1)]
+    cells: Annotated[tuple[Cell, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _cells_are_apart(self) -> Self:
+        if len({(cell.hypervisor, cell.cell_id) for cell in self.cells}) != len(self.cells):
+            raise ValueError("it has a cell twice")
+        return self
+
+    @model_validator(mode="after")
+    def _cells_are_of_it(self) -> Self:
+        for cell in self.cells:
+            for name in (cell.hypervisor, cell.cell_id):
+                if not _DIRECTORY.fullmatch(name):
+                    raise ValueError(f"{name!r} cannot be the name of a directory")
+            if cell.policy not in self.policies:
+                raise ValueError(f"its cell {cell.cell_id} is of the policy {cell.policy}, which it has not")
+            try:
+                does = set(guest_workloads(cell.workload, map(str, range(cell.guests))).values())
+            except MixError as error:
+                raise ValueError(str(error).rstrip(".")) from None
+            if not does <= self.workloads.keys():
+                raise ValueError(f"its cell {cell.cell_id} does {cell.workload}, which it has not")
+        return self
+
+    @property
+    def loads(self) -> list[str]:
+        """What the guests do in some cell."""
+        return in_order(cell.workload for cell in self.cells)
+
+    @property
+    def hypervisors(self) -> list[str]:
+        """The hosts that the cells are on, in the order of the alphabet."""
+        return sorted({cell.hypervisor for cell in self.cells})
+
+
+# --- capacity -------------------------------------------------------------------------------------------
+
+
+class CapacityProvenance(Machine):
+    """As Provenance; with no guest there is no start."""
+
+    design_digest: Digest | None
+    image_digest: Digest | None
+    accelerator: Accelerator | None
+    guest_memory_bytes: Positive
+    testbed_version: str | None
+    start: Start | None
+
+
+class CapacityRequested(Model):
+    """What was asked for."""
+
+    guest_reserve_bytes: Count
+
+
+class Stop(Model):
+    """Why a step is beyond the limit, and by which measure."""
+
+    reason: Text
+    measure: Text
+    value: float | None
+    limit: float | None
+
+
+class Envelope(Model):
+    """The cgroup that the guests have to fit in."""
+
+    usage_bytes: Count
+    limit_bytes: Count | None
+    working_set_bytes: Count
+    failcnt: Count | None
+    pressure: Pressure | None
+
+
+class WritingProbe(Model):
+    """A guest's answer while all of them write, with no time for the CPU's probe."""
+
+    write_latency_p50_us: Amount
+    write_latency_p99_us: Amount
+    touch_mib_per_second: Amount
+    cpu_iterations_per_second: Amount | None
+
+
+class Probe(Model):
+    """A guest's answer: latency of writing a page, throughput of memory and of the CPU."""
+
+    write_latency_p50_us: Amount
+    write_latency_p99_us: Amount
+    touch_mib_per_second: Amount
+    cpu_iterations_per_second: Amount
+
+
+class PsiTotals(Model):
+    """Microseconds for which some task waited."""
+
+    cpu: Count
+    memory: Count
+    io: Count
+
+
+class Window(Model):
+    """What happened on the host while the guests were probed."""
+
+    seconds: Above0
+    ksmd_cpu_seconds: Amount
+    steal_seconds: Amount | None
+    vmstat: Annotated[dict[str, Count | None], *_has("pgfault", "pgmajfault", "cow_ksm", "pswpin", "pswpout")]
+    psi_some_microseconds: PsiTotals | None
+
+
+class StepObserved(Model):
+    """The host before the probes; ``probes``: None for a guest that gave no answer."""
+
+    host: Host
+    envelope: Envelope | None
+    converged: bool | None
+    probes: dict[str, Probe | None]
+    window: Window
+
+
+class Written(Model):
+    """When the guests were asked to write, when the last one had (None: one was silent), and how much."""
+
+    started_seconds: Amount
+    finished_seconds: Amount | None
+    written_bytes: dict[str, Count]
+
+
+class DivergenceSamples(Samples):
+    """A series with the counters that a divergence is about."""
+
+    seconds: Annotated[tuple[Amount, ...], Field(min_length=2)]
+    cow_ksm: ColumnOrNulls
+    envelope_working_set_bytes: ColumnOrNulls
+
+
+class DivergenceObserved(Model):
+    """What came of all guests writing over what KSM had merged."""
+
+    write: Written
+    samples: DivergenceSamples
+    probes_before: dict[str, Probe | None]
+    probes_during: dict[str, WritingProbe | None]
+    guests_alive: Count
+    oom_kills: Count | None
+
+
+class CapacityPhase(Model):
+    """What the records of a capacity run have in common; ``envelope_bytes``: None for the whole host."""
+
+    schema_version: Version
+    run_id: Text
+    recorded_at: Timestamp
+    hypervisor: Text
+    policy: Text
+    workload: Load
+    guests: Count
+    guest_memory_bytes: Positive
+    envelope_bytes: Positive | None
+    requested: CapacityRequested
+    provenance: CapacityProvenance
+    stop: Stop | None
+
+
+class StepRecord(CapacityPhase):
+    """So many guests running."""
+
+    kind: Literal["capacity_step"]
+    observed: StepObserved
+
+    @model_validator(mode="after")
+    def _has_its_envelope(self) -> Self:
+        if self.envelope_bytes is not None and self.observed.envelope is None:
+            raise ValueError("it has an envelope_bytes and no envelope")
+        return self
+
+
+class DivergenceRecord(CapacityPhase):
+    """Merged guests that all write."""
+
+    kind: Literal["divergence"]
+    observed: DivergenceObserved
+
+    @model_validator(mode="after")
+    def _had_merged(self) -> Self:
+        if self.policy == OFF:
+            raise ValueError("with the policy off nothing was merged")
+        return self
+
+
+class CapacityFile(RootModel[Annotated[StepRecord | DivergenceRecord, Field(discriminator="kind")]]):
+    """A file of a capacity run, whose kind says which of the two it is."""
+
+
+# --- forecast -------------------------------------------------------------------------------------------
+
+Mix = Annotated[dict[str, Positive], Field(min_length=1)]
+Curve = Annotated[tuple[float | None, ...], Field(min_length=1)]
+
+
+class CellUsed(Model):
+    """A cell that a forecast rests on, and the digests of its files."""
+
+    run_id: str
+    cell_id: str
+    workload: str
+    guests: Positive
+    records: Annotated[dict[str, Digest], *_has("off", "merge", "on", "verify")]
+
+
+class FileUsed(Model):
+    """A file that a forecast rests on."""
+
+    path: str
+    sha256: Digest
+
+
+class CalibrationUsed(Model):
+    """What a forecast rests on."""
+
+    cells: Annotated[tuple[CellUsed, ...], Field(min_length=1)]
+    bases: tuple[FileUsed, ...]
+    conditions: Annotated[dict[str, str], Field(min_length=1)]
+
+
+class IntervalBytes(Model):
+    """A mean with half of its interval; None where there is no interval."""
+
+    mean_bytes: float
+    half_width_bytes: Amount | None
+
+
+class NaiveUse(Model):
+    """What simpler rules would say, bytes."""
+
+    constant_saving: float
+    sharing_ratio: float
+    nominal: float
+
+
+class Predicted(Model):
+    """A load of so many guests."""
+
+    workload: str
+    guests: Positive
+    mix: Mix
+    used_off: IntervalBytes
+    used_on: IntervalBytes
+    gross: IntervalBytes
+    used_on_apart_bytes: float
+    safe_bytes: float
+    at_risk_bytes: float
+    naive_used_on_bytes: NaiveUse
+
+
+class Limits(Model):
+    """How many guests fit; None for more than were looked at."""
+
+    off: Count | None
+    on: Count | None
+    on_low: Count | None
+    on_high: Count | None
+    safe: Count | None
+    at_risk_bytes: float | None
+
+
+class Curves(Model):
+    """Use by number of guests, columns of one length."""
+
+    guests: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    off_bytes: Curve
+    on_bytes: Curve
+    on_low_bytes: Curve
+    on_high_bytes: Curve
+    safe_bytes: Curve
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> Self:
+        if len({len(column) for _name, column in self}) != 1:
+            raise ValueError("its columns are of different lengths")
+        return self
+
+
+class LoadForecast(Model):
+    """Limits and curves of a load; ``shares``: guests of each workload in it."""
+
+    workload: str
+    shares: Mix
+    limits: Limits
+    curve: Curves
+
+
+class ForecastRecord(Model):
+    """A forecast, written before the run that it predicts."""
+
+    schema_version: Version
+    kind: Literal["forecast"]
+    forecast_id: Text
+    created_at: Timestamp
+    scope: Literal["host", "envelope"]
+    model: Literal["sharing", "census"]
+    policy: Text
+    hypervisor: Text
+    guest_memory_bytes: Positive
+    capacity_bytes: Above0
+    design_digest: Digest
+    digest: Digest
+    calibration: CalibrationUsed
+    base_bytes: float
+    predicted: tuple[Predicted, ...]
+    loads: Annotated[tuple[LoadForecast, ...], Field(min_length=1)]
+    guest_breakdown: dict[str, dict[str, Any]]
+    assumptions: tuple[str, ...]
+
+
+# By kind, which is the name of the file
+PHASES: dict[str, type[Phase]] = {
+    "off": SnapshotRecord,
+    "merge": MergeRecord,
+    "on": SnapshotRecord,
+    "after": AfterRecord,
+    "verify": VerifyRecord,
+    "failed": FailedRecord,
+}
+# By kind
+RECORDS: dict[str, type[Model]] = {
+    "plan": PlanRecord,
+    **PHASES,
+    "census": CensusRecord,
+    "capacity_step": StepRecord,
+    "divergence": DivergenceRecord,
+    "forecast": ForecastRecord,
+}
+
+
+def json_schemas() -> dict[str, dict[str, Any]]:
+    """The JSON Schema of each kind of file, whose version is that of the schema."""
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return {kind: {**dialect, **model.model_json_schema()} for kind, model in RECORDS.items()}
