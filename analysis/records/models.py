@@ -458,7 +458,7 @@ class CountedGuest(Model):
     was_paused: bool
     mergeable_bytes: Count
     resident_pages: Count
-    zero_pages: Count
+    zero_pages: Count | None
     zero_mapped_pages: Count
     distinct_pages: Count
     swapped_pages: Count
@@ -488,7 +488,7 @@ class MergedPages(Model):
 
     mapped_pages: Count
     frames: Count
-    zero_pages: Count
+    zero_pages: Count | None
 
 
 class LargestContent(Model):
