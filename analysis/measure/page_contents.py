@@ -241,6 +241,8 @@ def from_record(record: CensusRecord) -> Census:
 def _saved_pages(merged: MergedPages | None) -> int | Unknown:
     if merged is None:
         return Unknown("the census is of a version that did not count merged pages")
+    if merged.zero_pages is None:
+        return UNCOUNTED_ZEROS
     return merged.mapped_pages - merged.frames + merged.zero_pages
 
 

@@ -46,7 +46,7 @@ def pooling_conflicts(rows: pd.DataFrame) -> tuple[str, ...]:
     """In what the conditions of these rows differ, as "name: one value / other value"."""
     conflicts = []
     for column in sorted(_condition_columns(rows)):
-        values = sorted({_text(value) for value in rows[column]})
+        values = sorted({_text(value) for value in rows[column].unique()})
         if len(values) > 1:
             conflicts.append(_conflict(column, *values))
     return _once(conflicts)

@@ -458,7 +458,7 @@ class CountedGuest(Model):
     was_paused: bool
     mergeable_bytes: Count
     resident_pages: Count
-    zero_pages: Count | None
+    zero_pages: Count
     zero_mapped_pages: Count
     distinct_pages: Count
     swapped_pages: Count
@@ -483,7 +483,7 @@ class MergedPages(Model):
     """What KSM had merged by the flags of the frames, not by its counters.
 
     ``mapped_pages``: mappings of KSM's frames; ``frames``: these frames; ``zero_pages``: mappings of the zero
-    page by KSM.
+    page by KSM, None where it makes them without counting.
     """
 
     mapped_pages: Count

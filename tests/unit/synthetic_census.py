@@ -15,7 +15,7 @@ def census_record(
     use_zero_pages: int = 0,
     pages_sharing: int = 0,
     ksm_zero_pages: int | None = 0,
-    merged: Mapping[str, int] | None = None,
+    merged: Mapping[str, int | None] | None = None,
     largest_contents: Sequence[Mapping[str, Any]] = (),
     cell: Cell | None = None,
 ) -> dict[str, Any]:
