@@ -5,11 +5,13 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from analysis.commands.run import Campaign, Progress, play
-from analysis.measure.census import FILE, Census, CensusError, read_census
+from analysis.measure.page_contents import Census, from_record
+from analysis.measure.saving import Unknown
 from analysis.plan.design import MIB, PROJECT, new_run_id
+from analysis.records.models import CensusRecord
+from analysis.records.reading import RecordError, read_record
 from analysis.report.summary import WIDTH, wrap
 
 PLAYBOOK = Path("playbooks/census.yml")
@@ -24,7 +26,7 @@ _MORE = (1.5, 2)
 def census(arguments: Namespace) -> int:
     """Take a census, unless a file is given, and print it; the playbook's exit code when it failed."""
     if arguments.file:
-        print(census_text(*read_census(arguments.file)), end="")
+        print(census_text(read_record(arguments.file, CensusRecord)), end="")
         return 0
     results = arguments.results.absolute()
     run_id = new_run_id()
@@ -32,16 +34,17 @@ def census(arguments: Namespace) -> int:
     code = play(campaign, PLAYBOOK, Progress(sys.stdout))
     if code:
         return code
-    paths = sorted((results / run_id).glob(f"*/{FILE}"))
+    paths = sorted((results / run_id).glob("*/census.json"))
     if not paths:
-        raise CensusError("the inventory has no host in its group hypervisors, so nothing was counted.")
+        raise RecordError("the inventory has no host in its group hypervisors, so nothing was counted.")
     for path in paths:
-        print(f"\n{path}\n{census_text(*read_census(path))}", end="")
+        print(f"\n{path}\n{census_text(read_record(path, CensusRecord))}", end="")
     return 0
 
 
-def census_text(counted: Census, record: dict[str, Any]) -> str:
+def census_text(record: CensusRecord) -> str:
     """A census as text of at most 110 columns."""
+    counted = from_record(record)
     parts = [
         _heading(counted, record),
         _ledger(counted),
@@ -52,19 +55,19 @@ def census_text(counted: Census, record: dict[str, Any]) -> str:
     return "\n\n".join("\n".join(lines) for lines in parts) + "\n"
 
 
-def _heading(counted: Census, record: dict[str, Any]) -> list[str]:
-    observed, found = record["observed"], record["provenance"]
-    cell = f", {record['cell']['cell_id']}" if record["cell"] else ""
-    gigabytes = observed["bytes_read"] / 1e9
-    speed = gigabytes / observed["read_seconds"] if observed["read_seconds"] else 0.0
-    paused = [name for name, seen in observed["guests"].items() if seen["was_paused"]]
+def _heading(counted: Census, record: CensusRecord) -> list[str]:
+    observed, found = record.observed, record.provenance
+    cell = f", {record.cell.cell_id}" if record.cell else ""
+    gigabytes = observed.bytes_read / 1e9
+    speed = gigabytes / observed.read_seconds if observed.read_seconds else 0.0
+    paused = [name for name, seen in observed.guests.items() if seen.was_paused]
     lines = [
-        f"Census of {len(counted.guests)} guests, run {record['run_id']}{cell}, {record['recorded_at']}",
+        f"Census of {len(counted.guests)} guests, run {record.run_id}{cell}, {record.recorded_at}",
         wrap(
-            f"Kernel {found['kernel_release']}, KSM run {observed['ksm']['run']}, max_page_sharing "
+            f"Kernel {found.kernel_release}, KSM run {observed.ksm['run']}, max_page_sharing "
             f"{counted.max_page_sharing}, use_zero_pages {int(counted.use_zero_pages)}; {gigabytes:.2f} GB "
-            f"read in {observed['read_seconds']:.2f} s ({speed:.1f} GB/s, "
-            f"{observed['processes']} processes), guests paused for {observed['pause_seconds']:.2f} s"
+            f"read in {observed.read_seconds:.2f} s ({speed:.1f} GB/s, "
+            f"{observed.processes} processes), guests paused for {observed.pause_seconds:.2f} s"
         ),
     ]
     if paused:
@@ -84,13 +87,19 @@ def _ledger(counted: Census) -> list[str]:
         _row(counted, f"  of these stay, max_page_sharing {counted.max_page_sharing}", saving.limited_pages),
         _row(counted, "ideal saving", saving.ideal_pages),
     ]
-    if counted.saved_pages is None:
-        lines.append("KSM's saving is unknown: this kernel uses zero pages without counting them.")
-    elif counted.efficiency is None:
-        lines.append("KSM saved nothing at that moment, so that it has no efficiency.")
+    gross, saved, efficiency = counted.gross_pages, counted.saved_pages, counted.efficiency
+    if not isinstance(gross, Unknown):
+        lines.append(_row(counted, "saved, by KSM's counters at that moment", gross))
+    if not isinstance(saved, Unknown):
+        lines.append(_row(counted, "saved by KSM, by the pages' frames", saved))
+    if isinstance(efficiency, Unknown):
+        lines.append(f"KSM's efficiency is unknown: {efficiency.reason}.")
     else:
-        lines.append(_row(counted, "saved by KSM at that moment (gross)", counted.saved_pages))
-        lines.append(f"{'efficiency: gross / ideal':{_LABEL}}{counted.efficiency:>{_NUMBER}.1%}")
+        lines.append(f"{'efficiency: saved / ideal':{_LABEL}}{efficiency:>{_NUMBER}.1%}")
+    lines += [
+        wrap(f"! A content neither zero nor the workload's has {one.copies} copies in {one.guests} guests.")
+        for one in counted.strangers
+    ]
     return lines
 
 

@@ -10,7 +10,7 @@ from statistics import fmean
 import pandas as pd
 
 from analysis.measure.burndown import PERCENTS, Burndown, burndown
-from analysis.measure.cell_census import ROWS, CensusMeans, census_means
+from analysis.measure.efficiency import ROWS, CensusMeans, census_means
 from analysis.measure.ledger import GUEST_REST, HOST_REST, RMAP, RMAP_ITEM_BYTES, SPLIT, Item, Ledger, ledger
 from analysis.measure.outliers import contributions, outliers
 from analysis.measure.statistics import Estimate, Summary, averaged, boot_mean, summarise

@@ -4,7 +4,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.measure.cell_census import censuses
+from analysis.measure.efficiency import censuses
 from analysis.measure.ledger import SOURCES, LedgerError, ledger
 from analysis.measure.statistics import PolicyDifference, Summary, policy_differences, summarise
 from analysis.measure.table import tidy

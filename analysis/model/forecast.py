@@ -18,8 +18,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.errors import UserError
-from analysis.measure.cell_census import cell_census
-from analysis.measure.census import Census
+from analysis.measure.efficiency import cell_census
+from analysis.measure.page_contents import Census
 from analysis.measure.statistics import OFF_ON, pooling_conflicts
 from analysis.measure.table import PROVENANCE, tidy
 from analysis.model.capacity import base_steps, conditions, host_used_bytes, in_use_bytes, load_capacity, text

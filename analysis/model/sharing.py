@@ -18,7 +18,7 @@ from scipy.optimize import lsq_linear  # type: ignore[import-untyped]
 from scipy.stats import t  # type: ignore[import-untyped]
 
 from analysis.errors import UserError
-from analysis.measure.ledger import RMAP_ITEM_BYTES
+from analysis.measure.saving import RMAP_ITEM_BYTES
 from analysis.plan.design import MIB
 
 CONFIDENCE = 0.95

@@ -483,12 +483,12 @@ class MergedPages(Model):
     """What KSM had merged of the pages that were counted, by the flags of the frames that they are on.
 
     ``mapped_pages``: mappings of KSM's frames, ``frames``: these frames, ``zero_pages``: mappings of the
-    kernel's zero page that KSM made.
+    kernel's zero page that KSM made; None where it makes them without counting.
     """
 
     mapped_pages: Count
     frames: Count
-    zero_pages: Count
+    zero_pages: Count | None
 
     @model_validator(mode="after")
     def _each_frame_is_mapped(self) -> Self:

@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from analysis.measure.cell_census import ROWS, CensusMeans, censuses
+from analysis.measure.efficiency import ROWS, CensusMeans, censuses
 from analysis.measure.statistics import (
     COMPARED,
     PAPER_MIB_PER_VM,

@@ -11,7 +11,7 @@ from synthetic import MIB, PAGE, store, synthetic_failure, synthetic_plan
 from synthetic_census import census_record
 
 from analysis.commands.explain import explain_run, explanation_text
-from analysis.measure.cell_census import CensusMeans
+from analysis.measure.efficiency import CensusMeans
 from analysis.measure.outliers import contributions, outliers, robust_z
 from analysis.plan.design import Cell, cell_directory
 from analysis.records.loading import load_run

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from analysis.measure.census import FILE
 from analysis.measure.statistics import summarise
 from analysis.measure.table import tidy
 from analysis.model.capacity import load_capacity
@@ -98,7 +97,7 @@ def test_every_published_run_loads_whole(directory: Path) -> None:
 
 def test_there_are_published_runs_and_censuses() -> None:
     assert len(RUNS) == 8
-    assert len(list(REFERENCE.glob(f"*/*/*/{FILE}"))) == 19
+    assert len(list(REFERENCE.glob(f"*/*/*/{'census.json'}"))) == 19
 
 
 # As summarize printed them before, for runs of one repetition: used off and on in MiB; saved by MemAvailable,
