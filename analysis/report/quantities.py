@@ -248,9 +248,16 @@ _ALL = (
         f"/proc/PID/ksm_stat: ksm_rmap_items x 64 B ({KSM_RST})",
         "KSM's own memory for one guest.",
     ),
-    Quantity("resident_mib_per_vm", "resident", PER_VM, 1, _CENSUS, "The guests' resident memory at the census."),
     Quantity(
-        "zero_mib_per_vm", "zero pages", PER_VM, 1, _CENSUS, "Pages of zeros that could go: all of them but one."
+        "resident_mib_per_vm", "resident", PER_VM, 1, _CENSUS, "The guests' resident memory at the census."
+    ),
+    Quantity(
+        "zero_mib_per_vm",
+        "zero pages",
+        PER_VM,
+        1,
+        _CENSUS,
+        "Pages of zeros that could go: all of them but one.",
     ),
     Quantity(
         "within_mib_per_vm",
@@ -309,7 +316,12 @@ _ALL = (
         "Predicted less measured memory used, over the measured.",
     ),
     Quantity(
-        "limit_guests", "limit", "guests", 0, "forecasts; capacity runs", "The largest number of guests that fits."
+        "limit_guests",
+        "limit",
+        "guests",
+        0,
+        "forecasts; capacity runs",
+        "The largest number of guests that fits.",
     ),
 )
 

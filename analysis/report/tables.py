@@ -7,16 +7,35 @@ else gets plain text with every table as wide as it needs.
 import io
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 # Sentences are not wider than this, however wide the terminal is.
 PROSE_WIDTH = 110
 
-Part = str | Text | Table
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of texts, not drawn yet: see :func:`table`."""
+
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    names: int
+    title: str
+
+
+@dataclass(frozen=True)
+class Notes:
+    """A list of sentences; what begins with "! " is a warning."""
+
+    lines: tuple[str, ...]
+
+
+Part = str | Text | Grid | Notes
 
 
 def heading(text: str) -> Text:
@@ -24,46 +43,21 @@ def heading(text: str) -> Text:
     return Text(text, style="bold")
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, names: int = 1, title: str = "") -> Table:
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, names: int = 1, title: str = "") -> Grid:
     """A table of texts.
 
     Args:
         heads: a heading for each column; "\\n" begins its next line.
-        rows: as many cells each. A row without cells is a rule.
+        rows: as many cells each.
         names: so many columns from the left are names, set to the left; the rest are numbers, to the right.
         title: a heading of its own above the table, "" for none.
     """
-    drawn = Table(
-        title=title or None,
-        title_style="bold",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        header_style="bold",
-    )
-    for place, head in enumerate(heads):
-        justify = "left" if place < names else "right"
-        drawn.add_column(Text(head), justify=justify, vertical="top", overflow="fold")  # type: ignore[arg-type]
-    for row in rows:
-        if row:
-            drawn.add_row(*map(Text, row))
-        else:
-            drawn.add_section()
-    return drawn
+    return Grid(tuple(heads), tuple(map(tuple, rows)), names, title)
 
 
-def notes(lines: Iterable[str]) -> Table:
-    """A list; what begins with "! " is a warning."""
-    drawn = Table.grid(padding=(0, 1, 0, 0))
-    drawn.add_column()
-    drawn.add_column(overflow="fold", max_width=PROSE_WIDTH - 2)
-    for line in lines:
-        warning = line.startswith("! ")
-        style = "yellow" if warning else ""
-        drawn.add_row(Text("!" if warning else "-", style), Text(line.removeprefix("! "), style))
-    return drawn
+def notes(lines: Iterable[str]) -> Notes:
+    """A list of sentences; what begins with "! " is a warning."""
+    return Notes(tuple(lines))
 
 
 def render(*parts: Part, width: int | None = None) -> str:
@@ -83,21 +77,59 @@ def show(*parts: Part) -> None:
         print(render(*parts), end="")
         return
     console = Console()
+    width = console.width
     for place, part in enumerate(parts):
         if place:
             console.print()
-        _print(console, part, console.width)
+        _print(console, part, width)
 
 
 def _natural_width(console: Console, part: Part) -> int:
     unlimited = console.options.update(width=100_000)
-    return max(PROSE_WIDTH, console.measure(part, options=unlimited).maximum)
+    return max(PROSE_WIDTH, console.measure(_drawn(part), options=unlimited).maximum)
 
 
 def _print(console: Console, part: Part, width: int) -> None:
-    shown = Text(part) if isinstance(part, str) else part
-    if isinstance(shown, Text):
-        width = min(width, PROSE_WIDTH)
     # A console crops at its own width whatever the options say.
-    console.width = width
-    console.print(shown, width=width, highlight=False, markup=False, emoji=False)
+    console.width = width if isinstance(part, Grid) else min(width, PROSE_WIDTH)
+    console.print(_drawn(part), highlight=False, markup=False, emoji=False)
+
+
+def _drawn(part: Part) -> RenderableType:
+    if isinstance(part, Grid):
+        return _drawn_grid(part)
+    if isinstance(part, Notes):
+        return _drawn_notes(part)
+    return Text(part) if isinstance(part, str) else part
+
+
+def _drawn_grid(grid: Grid) -> Table:
+    drawn = Table(
+        title=grid.title or None,
+        title_style="bold",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="bold",
+    )
+    for place, head in enumerate(grid.heads):
+        if place < grid.names:
+            drawn.add_column(Text(head), overflow="fold")
+        else:
+            drawn.add_column(Text(head), overflow="fold", justify="right")
+    for row in grid.rows:
+        drawn.add_row(*map(Text, row))
+    return drawn
+
+
+def _drawn_notes(shown: Notes) -> Table:
+    drawn = Table.grid(padding=(0, 1, 0, 0))
+    drawn.add_column()
+    drawn.add_column(overflow="fold")
+    for line in shown.lines:
+        warning = line.startswith("! ")
+        style = "yellow" if warning else ""
+        drawn.add_row(Text("!" if warning else "-", style), Text(line.removeprefix("! "), style))
+    return drawn

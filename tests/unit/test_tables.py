@@ -12,7 +12,7 @@ from analysis.report.tables import PROSE_WIDTH, notes, render, table
 
 WIDE = table(
     ["workload", *(f"quantity {n}\nMB/VM" for n in range(20))],
-    [["1 idle", *(f"{n}98.8 ± 0.6" for n in range(20))], [], ["mix: idle=5,random_fill=10", *["-"] * 20]],
+    [["1 idle", *(f"{n}98.8 ± 0.6" for n in range(20))], ["mix: idle=5,random_fill=10", *["-"] * 20]],
 )
 
 
