@@ -94,8 +94,8 @@ _ALL = (
         PER_VM,
         1,
         f"{_PSS}; KSM's own memory, see ksm_own_mib_per_vm",
-        "Memory freed, the headline: fall of the guests' proportional set sizes (PSS) from KSM off to the policy, "
-        "less what KSM's own memory grew by. Other programs on the host do not move it.",
+        "Memory freed, the headline: fall of the guests' proportional set sizes (PSS) from KSM off to the "
+        "policy, less what KSM's own memory grew by. Other programs on the host do not move it.",
     ),
     Quantity(
         "freed_host_mib_per_vm",
@@ -103,8 +103,8 @@ _ALL = (
         PER_VM,
         1,
         _USED,
-        "Memory freed as the whole host shows it: rise of MemAvailable and of the free pages on per-CPU lists. "
-        "Whatever else runs on the host moves it.",
+        "Memory freed as the whole host shows it: rise of MemAvailable and of the free pages on per-CPU "
+        "lists. Whatever else runs on the host moves it.",
     ),
     Quantity(
         "gross_mib_per_vm",
@@ -144,7 +144,8 @@ _ALL = (
         "KSM's own",
         PER_VM,
         1,
-        f"gross less general_profit; else ksm_rmap_items of /proc/PID/ksm_stat x 64 B; else the slab ({KSM_RST})",
+        f"gross less general_profit; else ksm_rmap_items of /proc/PID/ksm_stat x 64 B; else the slab of "
+        f"ksm_rmap_item ({KSM_RST})",
         "Memory that KSM takes for itself, one rmap_item of 64 bytes for each page that it looks after.",
     ),
     Quantity(
@@ -248,9 +249,7 @@ _ALL = (
         f"/proc/PID/ksm_stat: ksm_rmap_items x 64 B ({KSM_RST})",
         "KSM's own memory for one guest.",
     ),
-    Quantity(
-        "resident_mib_per_vm", "resident", PER_VM, 1, _CENSUS, "The guests' resident memory at the census."
-    ),
+    Quantity("resident_mib_per_vm", "resident", PER_VM, 1, _CENSUS, "The guests' resident memory."),
     Quantity(
         "zero_mib_per_vm",
         "zero pages",
