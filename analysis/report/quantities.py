@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from analysis.measure.statistics import Estimate
+    from analysis.measure.statistics import Difference, Estimate
 
 PER_VM = "MB/VM"
 UNITS = "MB and MiB both mean 2^20 bytes, the paper's MB included. MB/VM: of the whole host, over the guests."
-
-# Below so many boots an interval is printed and nothing is concluded from it.
-ENOUGH_BOOTS = 3
 
 KSM_RST = "Documentation/admin-guide/mm/ksm.rst"
 PROC_RST = "Documentation/filesystems/proc.rst"
@@ -54,15 +51,15 @@ class Quantity:
         # Never "-0.0".
         return f"{round(value, self.decimals) + 0.0:{'+' if sign else ''}.{self.decimals}f}"
 
-    def estimate(self, seen: Estimate | None, *, sign: bool = False) -> str:
+    def estimate(self, seen: Estimate | Difference | None, *, sign: bool = False) -> str:
         """Mean and half of its 95 % interval without unit: "98.8 ± 0.6"; of one boot "98.8"."""
         if seen is None:
             return "-"
         mean = self.number(seen.mean, sign=sign)
-        return mean if seen.half_width is None else f"{mean} ± {self.half_width(seen.half_width)}"
+        return mean if seen.half_width is None else f"{mean} ± {self.spread(seen.half_width)}"
 
-    def half_width(self, value: float) -> str:
-        """Half of an interval, never rounded to nothing."""
+    def spread(self, value: float) -> str:
+        """Half of an interval or a standard deviation, never rounded to nothing."""
         least = 10.0**-self.decimals
         small = 0 < value < least / 2
         return f"<{self.number(least)}" if small else self.number(value)
@@ -75,7 +72,7 @@ class Quantity:
             return f"{self.number(seen.mean, sign=sign)} {self.unit}, no interval (1 boot)"
         worth = (
             f"95 % over {seen.n_boots} boots"
-            if seen.n_boots >= ENOUGH_BOOTS
+            if seen.conclusive
             else f"{seen.n_boots} boots: too few to conclude from"
         )
         return f"{self.estimate(seen, sign=sign)} {self.unit} ({worth})"
@@ -99,7 +96,7 @@ _ALL = (
     ),
     Quantity(
         "freed_host_mib_per_vm",
-        "freed, of host",
+        "host freed",
         PER_VM,
         1,
         _USED,
@@ -184,7 +181,7 @@ _ALL = (
     ),
     Quantity(
         "converged_after_seconds",
-        "settled after",
+        "settled",
         "s",
         1,
         _BURNDOWN,
@@ -227,7 +224,7 @@ _ALL = (
     ),
     Quantity(
         "guest_pss_drop_mib",
-        "a guest's fall of PSS",
+        "fall of PSS",
         "MB",
         1,
         _PSS,
@@ -235,7 +232,7 @@ _ALL = (
     ),
     Quantity(
         "guest_merged_mib",
-        "a guest's merged pages",
+        "merged pages",
         "MB",
         1,
         f"/proc/PID/ksm_stat: ksm_merging_pages x page size ({KSM_RST})",
@@ -243,7 +240,7 @@ _ALL = (
     ),
     Quantity(
         "guest_rmap_mib",
-        "a guest's rmap_items",
+        "rmap_items",
         "MB",
         1,
         f"/proc/PID/ksm_stat: ksm_rmap_items x 64 B ({KSM_RST})",

@@ -6,16 +6,17 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from analysis.measure.cell_census import CensusMeans, censuses
-from analysis.measure.statistics import COMPARED, Measured, PolicyDifference, Summary
+from analysis.measure.efficiency import CensusMeans, censuses
+from analysis.measure.pooling import LeftOut
+from analysis.measure.statistics import COMPARED, LEAST_BOOTS, Measured, PolicyDifference, Summary
 from analysis.plan.design import MIB
 from analysis.plan.policies import policy_order
 from analysis.plan.workloads import title
 from analysis.records.loading import COMPLETE, CellRecords, Run
-from analysis.report.quantities import CENSUS, ENOUGH_BOOTS, QUANTITIES, SAVED, UNITS, USED, Quantity
+from analysis.report.quantities import CENSUS, QUANTITIES, SAVED, UNITS, USED, Quantity
 from analysis.report.tables import Grid, Part, heading, notes, table
 
-FREED, AVAILABLE = QUANTITIES["freed_mib_per_vm"], QUANTITIES["mem_available_mib_per_vm"]
+FREED = QUANTITIES["freed_mib_per_vm"]
 PAPER = "paper_mib_per_vm"
 
 _BEGAN = {"checkpoint": ", restored from a checkpoint", "boot": ", measured as booted", "": ""}
@@ -27,6 +28,7 @@ def summary_parts(
     runs: Sequence[Run],
     differences: Sequence[PolicyDifference] = (),
     others: Sequence[str] = (),
+    left_out: Sequence[LeftOut] = (),
 ) -> list[Part]:
     """The summary as text.
 
@@ -34,14 +36,15 @@ def summary_parts(
         summaries: as from :func:`analysis.measure.statistics.summarise`.
         runs: the runs that they cover.
         differences: as from :func:`analysis.measure.statistics.policy_differences`.
-        others: ids of the runs left out.
+        others: ids of the runs that were not asked for.
+        left_out: cells that do not belong to the others, see :func:`analysis.measure.pooling.largest_set`.
     """
     parts: list[Part] = ["\n".join(measured_on(runs, boots=True))]
     for where, mine in by_place(summaries):
         parts += [heading(where), *grids(mine)]
     if differences:
         parts.append(difference_grid(differences))
-    parts.append(notes([*remarks(summaries, differences, others), *LEGEND]))
+    parts.append(notes([*remarks(summaries, differences, others, left_out), *LEGEND]))
     return parts
 
 
@@ -82,7 +85,7 @@ def _machine(cell: CellRecords) -> str:
 
 def _policy_lines(measured: Sequence[CellRecords]) -> list[str]:
     """Each policy with the knobs that were asked for and the huge pages, as read back."""
-    lines = {}
+    lines: dict[str, None] = {}
     for cell in sorted(measured, key=lambda cell: policy_order(cell.cell.policy)):
         service = cell.records["on"]["requested"]["service"]
         said = (
@@ -143,11 +146,11 @@ def _rows(summary: Summary, quantities: Sequence[Quantity]) -> list[tuple[str, .
     seen = [(one, summary.estimates.get(one.name)) for one in quantities]
     paper = QUANTITIES[PAPER].number(summary.paper.paper) if summary.paper else "-"
     means = [paper if one.name == PAPER else one.estimate(found) for one, found in seen]
-    between = ["" if f is None or f.cov is None else f"{100 * f.cov:.1f} %" for _one, f in seen]
-    within = ["" if f is None or f.within_boot_sd is None else one.number(f.within_boot_sd) for one, f in seen]
+    between = ["" if f is None or f.between_boot_sd is None else q.spread(f.between_boot_sd) for q, f in seen]
+    within = ["" if f is None or f.within_boot_sd is None else q.spread(f.within_boot_sd) for q, f in seen]
     rows = [(title(summary.workload), summary.variant, boots_text(summary), *means)]
-    rows += [("  between boots", "CoV", "", *between)] if any(between) else []
-    rows += [("  within a boot", "sd", "", *within)] if any(within) else []
+    rows += [("", "sd between", "", *between)] if any(between) else []
+    rows += [("", "sd within", "", *within)] if any(within) else []
     return rows
 
 
@@ -217,13 +220,14 @@ def remarks(
     summaries: Sequence[Summary],
     differences: Sequence[PolicyDifference] = (),
     others: Sequence[str] = (),
+    left_out: Sequence[LeftOut] = (),
 ) -> list[str]:
     """What the reader of the tables must know: cells left out and why, pooling refused, few boots."""
     several_hosts = len({summary.hypervisor for summary in summaries}) > 1
     lines = []
     for summary in summaries:
         name = f"{summary.hypervisor}, {row_name(summary)}" if several_hosts else row_name(summary)
-        lines += [*_not_pooled(name, summary), *_left_out(name, summary)]
+        lines += [*_not_pooled(name, summary), *_left_out(name, summary), *_doubts(name, summary)]
     lines += [
         f"! {title(one.workload)}: {one.policy} is not compared with {one.baseline}, for they were measured "
         f"under different conditions: {'; '.join(one.not_compared)}."
@@ -236,6 +240,11 @@ def remarks(
             "KSM on first: what KSM split and freed stays so when it is switched off, so that these are no "
             "repetitions of the others."
         )
+    lines += [
+        f"! run {one.run_id}, {one.hypervisor}: {one.cells} measured cells are left out, for they do not "
+        f"belong to the others: {'; '.join(one.differing)}."
+        for one in left_out
+    ]
     if others:
         lines.append(f"Other runs: {', '.join(others)} (choose with --run RUN_ID or --all).")
     return lines
@@ -251,7 +260,7 @@ def _not_pooled(name: str, summary: Summary) -> list[str]:
     )
     return [
         f"! {name}: its {summary.measured} cells are not pooled, for they were measured under different "
-        f"conditions: {'; '.join(summary.not_pooled)}. Each by MemAvailable: {each}."
+        f"conditions: {'; '.join(summary.not_pooled)}. Freed in each: {each}."
     ]
 
 
@@ -262,37 +271,47 @@ def _left_out(name: str, summary: Summary) -> list[str]:
         if one.status == COMPLETE:
             continue
         run = f"run {one.run_id}, " if several else ""
-        known = one.mem_available_mib_per_vm is not None
-        value = f" ({_seen(one)} by MemAvailable when it ended)" if known else ""
+        value = "" if one.freed_mib_per_vm is None else f" (freed {_seen(one)} when it ended)"
         lines.append(
-            f"! {name}, {run}boot {one.boot} repetition {one.repetition}: {one.status}, left out of the mean: "
-            f"{one.problem.rstrip('.')}{value}."
+            f"! {name}, {run}boot {one.boot} repetition {one.repetition}: {one.status}, left out of the "
+            f"mean: {one.problem.rstrip('.')}{value}."
+        )
+    return lines
+
+
+def _doubts(name: str, summary: Summary) -> list[str]:
+    """What is not known of a line, and where the two ways to measure memory freed part."""
+    lines = [f"! {name}: not known: {reason}." for reason in summary.unknown]
+    if summary.parted:
+        lines.append(
+            f"! {name}: in {summary.parted} of {summary.measured} cells the host's memory freed parts from "
+            "the guests': something else on the host took or gave memory meanwhile. Believe the guests'."
         )
     return lines
 
 
 def _seen(cell: Measured) -> str:
-    return f"{AVAILABLE.number(cell.mem_available_mib_per_vm)} {AVAILABLE.unit}"
+    return f"{FREED.number(cell.freed_mib_per_vm)} {FREED.unit}"
 
 
 def _about_boots(pooled: Sequence[Summary]) -> list[str]:
     """What the intervals and spreads are of, and where there are too few boots."""
     lines = []
-    few = [summary for summary in pooled if len(summary.boots) < ENOUGH_BOOTS]
+    few = [summary for summary in pooled if len(summary.boots) < LEAST_BOOTS]
     if few:
         named = ", ".join(f"{row_name(one)} ({_boots(len(one.boots))})" for one in few)
         lines.append(
-            f"Fewer than {ENOUGH_BOOTS} boots: {named}. One boot has no interval, whatever the repetitions "
-            "within it; that of two is printed as what it is, and nothing follows from it. More: `-e boots=3`."
+            f"Fewer than {LEAST_BOOTS} boots: {named}. One boot has no interval, whatever the repetitions "
+            "within it; that of two is printed as what it is, and nothing follows from it. More: `-e "
+            "boots=3`."
         )
     if any(len(summary.boots) > 1 for summary in pooled):
         lines.append(
-            "±: half of the 95 % t interval over boots. Between boots: standard deviation of the boots' means "
-            "over their mean (CoV)."
+            "±: half of the 95 % t interval over boots. sd between: standard deviation of the boots' means."
         )
     if any(max(summary.boots) > 1 for summary in pooled):
         lines.append(
-            "Within a boot: standard deviation (sd) of its repetitions, pooled over the boots. Boots 3x2: 3 "
+            "sd within: standard deviation of the repetitions within a boot, pooled over the boots. Boots 3x2: 3 "
             "boots of 2 repetitions each."
         )
     return lines
@@ -307,8 +326,10 @@ def summary_json(
     runs: Sequence[Run],
     differences: Sequence[PolicyDifference],
     others: Sequence[str],
+    left_out: Sequence[LeftOut] = (),
 ) -> str:
-    """The summary as JSON: run_ids, other_run_ids, quantities, summaries, policy_differences and notes.
+    """The summary as JSON: run_ids, other_run_ids, quantities, summaries and policy_differences; left_out and
+    notes say what is not in them.
 
     A summary is a Summary, with ``variant``, and ``census``: CensusMeans, or null where none was taken.
     ``quantities`` are those of the estimates, by name.
@@ -329,7 +350,8 @@ def summary_json(
             for summary, census in zip(summaries, counted, strict=True)
         ],
         "policy_differences": [asdict(one) for one in differences],
-        "notes": [*remarks(summaries, differences), *(f"! {problem}" for problem in problems), UNITS],
+        "left_out": [asdict(one) for one in left_out],
+        "notes": [*remarks(summaries, differences, (), left_out), *(f"! {one}" for one in problems), UNITS],
     }
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 

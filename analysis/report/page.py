@@ -1,0 +1,111 @@
+"""The summary and the explanation as one self-contained page, readable on a phone and on a wide screen."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jinja2
+from matplotlib.figure import Figure
+
+from analysis.measure.efficiency import censuses
+from analysis.measure.ledger import SOURCES
+from analysis.measure.pooling import LeftOut
+from analysis.measure.statistics import PolicyDifference, Summary
+from analysis.records.loading import Run
+from analysis.report import figures
+from analysis.report.explanation import (
+    Explained,
+    blocks,
+    course_grid,
+    explain_all,
+    guest_grid,
+    ledger_grid,
+    warnings,
+    waterfalls,
+    words,
+)
+from analysis.report.quantities import CENSUS, QUANTITIES, SAVED, UNITS, USED
+from analysis.report.summary import by_place, census_grid, difference_grid, grids, measured_on, remarks
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+
+
+def html_page(
+    summaries: Sequence[Summary],
+    runs: Sequence[Run],
+    differences: Sequence[PolicyDifference],
+    others: Sequence[str],
+    left_out: Sequence[LeftOut],
+) -> str:
+    """One page that needs nothing else, with every figure that the records allow.
+
+    Args:
+        summaries: as from :func:`analysis.measure.statistics.summarise`.
+        runs: the runs that they cover.
+        differences: as from :func:`analysis.measure.statistics.policy_differences`.
+        others: ids of the runs that were not asked for.
+        left_out: cells that do not belong to the others.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    explained = explain_all(summaries, runs)
+    counted = dict(zip(map(id, summaries), censuses(summaries, runs)[0], strict=True))
+    shown = [QUANTITIES[name] for name in dict.fromkeys((*SAVED, *USED, *CENSUS))]
+    notes = [*remarks(summaries, differences, others, left_out), *warnings([], explained, [])]
+    return environment.get_template("report.html.j2").render(
+        heading=measured_on(runs, boots=True),
+        figures=_figure_2(summaries),
+        places=[
+            {
+                "where": where,
+                "grids": [
+                    *grids(mine),
+                    *filter(None, [census_grid(mine, [counted[id(one)] for one in mine])]),
+                ],
+            }
+            for where, mine in by_place(summaries)
+        ],
+        differences=[difference_grid(differences)] if differences else [],
+        explanations=list(_explanations(explained)),
+        notes=[*notes, UNITS],
+        quantities=shown,
+        items=SOURCES,
+    )
+
+
+def _figure_2(summaries: Sequence[Summary]) -> list[dict[str, str]]:
+    """The panels of figure 2 one by one, so that a phone shows them below one another."""
+    if not any(one.estimates[figures.USED_OFF] for one in summaries):
+        return []
+    drawn = figures.drawn_places(summaries)
+    shown = []
+    for mine in drawn:
+        caption = figures.about_intervals(mine)
+        shown.append(_drawn(figures.saved_figure(mine), f"Saved per VM. {caption}"))
+        shown.append(_drawn(figures.used_figure(mine), "Memory that the whole host used."))
+    return shown
+
+
+def _explanations(explained: Sequence[Explained]) -> Iterator[dict[str, object]]:
+    for where, mine in blocks(explained):
+        pictures = [
+            _drawn(figures.ledger_figure([book]), "From KSM's counters to what the host gained.")
+            for book in waterfalls(mine)
+        ]
+        cells = [records for one in mine for records in one.cells]
+        growth = figures.burndown_figure(cells, wide=False)
+        yield {
+            "where": where,
+            "figures": [*pictures, _drawn(growth, "How the saving grew while KSM merged, every cell.")],
+            "grids": [ledger_grid(mine), course_grid(mine), guest_grid(mine)],
+            "words": [words(one) for one in mine],
+        }
+
+
+def _drawn(figure: Figure, caption: str) -> dict[str, str]:
+    svg = figures.svg_text(figure)
+    return {"svg": svg[svg.index("<svg") :], "caption": caption}
