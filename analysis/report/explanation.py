@@ -383,6 +383,8 @@ def _line(one: Explained) -> dict[str, Any]:
 def waterfalls(explained: Sequence[Explained]) -> list[Waterfall]:
     """The ledger of each line that has one, mean of its boots, for a figure."""
     several = len({one.summary.hypervisor for one in explained}) > 1
+    steps = {id(one): one.steps(lambda book: book.available.items) for one in explained}
+    shown = {name for mine in steps.values() for name, step in mine.items() if _shows(name, step)}
     found = []
     for one in explained:
         if one.ledgers:
@@ -391,7 +393,7 @@ def waterfalls(explained: Sequence[Explained]) -> list[Waterfall]:
                 Waterfall(
                     name=f"{one.summary.hypervisor}: {name}" if several else name,
                     start=(one.book_mean(lambda book: book.available.start_bytes) or 0.0) / one.unit,
-                    steps=one.steps(lambda book: book.available.items),
+                    steps={name: step for name, step in steps[id(one)].items() if name in shown},
                     end=(one.book_mean(lambda book: book.available.end_bytes) or 0.0) / one.unit,
                     flagged=any(book.flagged for book in one.ledgers),
                 )
@@ -422,8 +424,13 @@ def _items(
     return [
         (f"  {prefix}{name}", *(_GROSS.number(mine.get(name), sign=True) for mine in steps))
         for name in names
-        if name in (GUEST_REST, HOST_REST) or any(abs(mine.get(name, 0)) >= 0.05 for mine in steps)
+        if any(_shows(name, mine.get(name, 0.0)) for mine in steps)
     ]
+
+
+def _shows(name: str, step: float) -> bool:
+    """Whether an item is a rest, or more than nothing at one decimal."""
+    return name in (GUEST_REST, HOST_REST) or abs(step) >= 0.05
 
 
 def _estimates(name: str, shown: Sequence[Explained]) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ COLOURS = (OFF, ON, GAIN, "#CC79A7", "#56B4E9", LOSS, "#F0E442")
 DASHES = ("-", "--", "-.", ":")
 PANELS_IN_A_ROW = 3
 # A figure of its own on a page: readable on a phone, too
-PANEL_INCHES = 5.2
+PANEL_INCHES = 4.8
 USED_OFF = "used_available_off_mib"
 # So many groups of bars have room for figures in a larger type.
 _FEW = 4
@@ -68,13 +68,10 @@ def figure_2(summaries: Sequence[Summary]) -> Figure:
     with mpl.rc_context(_STYLE):
         widest = max(map(len, places))
         figure = Figure(figsize=(max(10, 2.0 * widest), 4.6 * len(places)), layout="constrained")
-        panels = figure.subplots(len(places), 2, width_ratios=(1.15, 1), squeeze=False)
+        panels = figure.subplots(len(places), 2, width_ratios=(1, 1.15), squeeze=False)
         for (left, right), drawn in zip(panels, places, strict=True):
             _used_panel(left, drawn)
             _saved_panel(right, drawn)
-        if len(places) == 1:
-            title_of = f"{_guests(places[0])}: memory with KSM off and on"
-            figure.suptitle(title_of, fontsize=12, x=0.01, ha="left")
         figure.supxlabel(
             about_intervals([one for drawn in places for one in drawn]),
             fontsize=8,
@@ -114,7 +111,7 @@ def drawn_places(summaries: Sequence[Summary]) -> list[list[Summary]]:
 
 def _one_panel(drawn: Sequence[Summary], panel: Callable[[Axes, Sequence[Summary]], None]) -> Figure:
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(max(PANEL_INCHES, 1.1 * len(drawn)), 4.0), layout="constrained")
+        figure = Figure(figsize=(max(PANEL_INCHES, 0.95 * len(drawn)), 3.8), layout="constrained")
         panel(figure.subplots(), drawn)
     return figure
 
@@ -131,7 +128,7 @@ def _used_panel(axes: Axes, drawn: Sequence[Summary]) -> None:
         off,
     )
     axes.set_ylabel(f"MemTotal − MemAvailable, {off.unit}")
-    axes.set_title(f"Host memory used, {_guests(drawn)}", fontsize=10, loc="left")
+    axes.set_title(f"Host memory used by {_guests(drawn)}", fontsize=10, loc="left")
 
 
 def _saved_panel(axes: Axes, drawn: Sequence[Summary]) -> None:
@@ -148,7 +145,7 @@ def _saved_panel(axes: Axes, drawn: Sequence[Summary]) -> None:
         freed,
     )
     axes.set_ylabel(freed.unit)
-    axes.set_title("Saved per VM", fontsize=10, loc="left")
+    axes.set_title(f"Saved per VM, {_guests(drawn)}", fontsize=10, loc="left")
 
 
 def _guests(drawn: Sequence[Summary]) -> str:
@@ -160,7 +157,7 @@ def about_intervals(drawn: Sequence[Summary]) -> str:
     sentences = []
     if any(len(one.boots) >= LEAST_BOOTS for one in drawn):
         sentences.append("Lines on bars: 95 % t interval over boots.")
-    few = [f"{title(one.workload)} {len(one.boots)}" for one in drawn if len(one.boots) < LEAST_BOOTS]
+    few = [f"{title(one.workload)}: {len(one.boots)}" for one in drawn if len(one.boots) < LEAST_BOOTS]
     if few:
         sentences.append(
             f"No line on fewer than {LEAST_BOOTS} boots ({', '.join(dict.fromkeys(few))}): too few to "
@@ -219,7 +216,7 @@ def burndown_figure(cells: Sequence[CellRecords], *, wide: bool = True) -> Figur
                     color=colour,
                 )
         gross = QUANTITIES["gross_mib_per_vm"]
-        axes.set_xlabel("seconds since KSM was switched on (dots: full scans; rings: settled)")
+        axes.set_xlabel("seconds since KSM was switched on\ndots: full scans; rings: settled")
         axes.set_ylabel(f"{gross.label}, {gross.unit}")
         if wide:
             axes.set_title("How the saving grows while KSM merges", fontsize=12, loc="left")
@@ -250,7 +247,9 @@ def ledger_figure(books: Sequence[Waterfall]) -> Figure:
     with mpl.rc_context({**_STYLE, "axes.grid.axis": "x"}):
         columns = min(len(books), PANELS_IN_A_ROW)
         rows = -(-len(books) // columns)
-        figure = Figure(figsize=(4.2 * columns + 2.4, 5.0 * rows), layout="constrained")
+        figure = Figure(
+            figsize=(4.2 * columns + 2.4, 4.4 * rows) if columns > 1 else (5.4, 3.8), layout="constrained"
+        )
         panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
         for axes in panels[len(books) :]:
             figure.delaxes(axes)
@@ -339,6 +338,8 @@ def _grouped(
     """Bars of each series beside one another; the axis holds the values and the intervals that are drawn."""
     width = 0.8 / len(series)
     size = 9 if len(summaries) <= _FEW else 7.5
+    # Numbers on narrow bars would run into one another.
+    on_bars = min(size, 22 / len(series)) if len(summaries) <= _FEW else 6
     tops, bottoms = [], [0.0]
     for number, (name, colour, values) in enumerate(series):
         known = [(place, value) for place, value in enumerate(values) if value is not None]
@@ -353,7 +354,7 @@ def _grouped(
             label=name,
         )
         texts = [quantity.number(value.mean) for _place, value in known]
-        axes.bar_label(bars, texts, padding=2, fontsize=size)
+        axes.bar_label(bars, texts, padding=2, fontsize=on_bars)
         for (_place, value), half in zip(known, halves, strict=True):
             reach = 0.0 if math.isnan(half) else half
             tops.append(value.mean + reach)
@@ -366,7 +367,7 @@ def _grouped(
     axes.set_ylim(low - room * 0.3 if low < 0 else 0, high + room)
     axes.tick_params(length=0)
     axes.legend(
-        frameon=False, loc="upper right", bbox_to_anchor=(1, 1.02), ncols=len(series), fontsize=9, borderpad=0
+        frameon=False, loc="upper left", bbox_to_anchor=(0, 1.02), ncols=len(series), fontsize=9, borderpad=0
     )
 
 

@@ -26,6 +26,10 @@ from analysis.report.explanation import (
 from analysis.report.quantities import CENSUS, QUANTITIES, SAVED, UNITS, USED
 from analysis.report.summary import by_place, census_grid, difference_grid, grids, measured_on, remarks
 
+# A figure is not drawn smaller than so.
+SMALLEST = 0.75
+# A wider one has a row of its own.
+WIDE_INCHES = 6
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
@@ -52,13 +56,16 @@ def html_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    drawn = [one for one in summaries if one.estimates[figures.USED_OFF] is not None]
+    pictures = _figure_2(drawn) if drawn else []
     explained = explain_all(summaries, runs)
     counted = dict(zip(map(id, summaries), censuses(summaries, runs)[0], strict=True))
     shown = [QUANTITIES[name] for name in dict.fromkeys((*SAVED, *USED, *CENSUS))]
     notes = [*remarks(summaries, differences, others, left_out), *warnings([], explained, [])]
     return environment.get_template("report.html.j2").render(
         heading=measured_on(runs, boots=True),
-        figures=_figure_2(summaries),
+        figures=pictures,
+        about_figures=figures.about_intervals(drawn) if pictures else "",
         places=[
             {
                 "where": where,
@@ -79,13 +86,9 @@ def html_page(
 
 def _figure_2(summaries: Sequence[Summary]) -> list[dict[str, str]]:
     """The panels of figure 2 one by one, so that a phone shows them below one another."""
-    if not any(one.estimates[figures.USED_OFF] for one in summaries):
-        return []
-    drawn = figures.drawn_places(summaries)
     shown = []
-    for mine in drawn:
-        caption = figures.about_intervals(mine)
-        shown.append(_drawn(figures.saved_figure(mine), f"Saved per VM. {caption}"))
+    for mine in figures.drawn_places(summaries):
+        shown.append(_drawn(figures.saved_figure(mine), "Saved per VM."))
         shown.append(_drawn(figures.used_figure(mine), "Memory that the whole host used."))
     return shown
 
@@ -108,4 +111,11 @@ def _explanations(explained: Sequence[Explained]) -> Iterator[dict[str, object]]
 
 def _drawn(figure: Figure, caption: str) -> dict[str, str]:
     svg = figures.svg_text(figure)
-    return {"svg": svg[svg.index("<svg") :], "caption": caption}
+    # On a phone a wide figure is moved sideways: its letters would be too small.
+    inches = figure.get_figwidth()
+    return {
+        "svg": svg[svg.index("<svg") :],
+        "caption": caption,
+        "least_width": f"{inches * 96 * SMALLEST:.0f}px",
+        "size": "wide" if inches > WIDE_INCHES else "narrow",
+    }

@@ -170,12 +170,13 @@ def replicates(boots: Sequence[int]) -> str:
 
 def difference_grid(differences: Sequence[PolicyDifference]) -> Grid:
     """Each policy against the baseline, saving more (+) or less (-)."""
-    quantities = [QUANTITIES[name] for name in COMPARED]
+    quantities = [QUANTITIES[name] for name in SAVED if name in COMPARED]
+    several = len({one.hypervisor for one in differences}) > 1
     return table(
         ("workload, guests", "policies", "boots", *(one.head for one in quantities)),
         [
             (
-                f"{title(one.workload)}, {one.guests}",
+                f"{f'{one.hypervisor}: ' if several else ''}{title(one.workload)}, {one.guests}",
                 f"{one.policy} - {one.baseline}",
                 str(one.n_boots),
                 *(q.estimate(one.differences[q.name], sign=True) for q in quantities),
@@ -311,8 +312,8 @@ def _about_boots(pooled: Sequence[Summary]) -> list[str]:
         )
     if any(max(summary.boots) > 1 for summary in pooled):
         lines.append(
-            "sd within: standard deviation of the repetitions within a boot, pooled over the boots. Boots 3x2: 3 "
-            "boots of 2 repetitions each."
+            "sd within: standard deviation of the repetitions within a boot, pooled over the boots. Boots "
+            "3x2: 3 boots of 2 repetitions each."
         )
     return lines
 
