@@ -30,22 +30,24 @@ def run(arguments: argparse.Namespace) -> int:
     from analysis.commands.choosing import chosen_runs, chosen_table
     from analysis.measure.statistics import summarise
     from analysis.report import explanation, figures
+    from analysis.report.summary import Answer
     from analysis.report.tables import show
 
-    runs, _others = chosen_runs(
+    found = chosen_runs(
         arguments.results, arguments.run, everything=arguments.all, hypervisor=arguments.hypervisor
     )
-    chosen = chosen_table(runs)
-    summaries = summarise(chosen.table)
-    explained = explanation.explain_all(summaries, runs)
-    warnings = explanation.warnings(summaries, explained, chosen.left_out)
+    chosen = chosen_table(found.runs)
+    answer = Answer(
+        tuple(summarise(chosen.table)), found.runs, left_out=chosen.left_out, problems=found.problems
+    )
+    explained = explanation.explain_all(answer)
     if arguments.figure:
         figures.save(figures.ledger_figure(explanation.waterfalls(explained)), arguments.figure)
     if arguments.burndown:
         cells = [records for one in explained for records in one.cells]
         figures.save(figures.burndown_figure(cells), arguments.burndown)
     if arguments.json:
-        print(explanation.explanation_json(runs, explained, warnings), end="")
+        print(explanation.explanation_json(answer, explained), end="")
     else:
-        show(*explanation.explanation_parts(runs, explained, warnings, each_guest=arguments.guests))
+        show(*explanation.explanation_parts(answer, explained, each_guest=arguments.guests))
     return 0 if explained else 1

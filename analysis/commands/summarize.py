@@ -34,20 +34,26 @@ def run(arguments: argparse.Namespace) -> int:
     from analysis.report import summary as report
     from analysis.report.tables import show
 
-    runs, others = chosen_runs(
+    found = chosen_runs(
         arguments.results, arguments.run, everything=arguments.all, hypervisor=arguments.hypervisor
     )
-    chosen = chosen_table(runs)
-    summaries, differences = summarise(chosen.table), policy_differences(chosen.table)
+    chosen = chosen_table(found.runs)
+    answer = report.Answer(
+        summaries=tuple(summarise(chosen.table)),
+        runs=found.runs,
+        differences=tuple(policy_differences(chosen.table)),
+        others=found.others,
+        left_out=chosen.left_out,
+        problems=found.problems,
+    )
     if arguments.figure:
-        figures.save(figures.figure_2(summaries), arguments.figure)
+        figures.save(figures.figure_2(answer.summaries), arguments.figure)
     if arguments.html:
-        text = page.html_page(summaries, runs, differences, others, chosen.left_out)
-        arguments.html.write_text(text, encoding="utf-8")
+        arguments.html.write_text(page.html_page(answer), encoding="utf-8")
     if arguments.json:
-        print(report.summary_json(summaries, runs, differences, others, chosen.left_out), end="")
+        print(report.summary_json(answer), end="")
     elif arguments.csv:
         print(report.summary_csv(chosen.table), end="")
     else:
-        show(*report.summary_parts(summaries, runs, differences, others, chosen.left_out))
-    return 0 if any(summary.measured for summary in summaries) else 1
+        show(*report.summary_parts(answer))
+    return 0 if any(summary.measured for summary in answer.summaries) else 1

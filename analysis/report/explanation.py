@@ -10,16 +10,25 @@ import pandas as pd
 
 from analysis.measure.burndown import PERCENTS, Burndown, burndown
 from analysis.measure.efficiency import CensusMeans, census_means
+from analysis.measure.follow import follow_words
 from analysis.measure.ledger import GUEST_REST, HOST_REST, RMAP, SPLIT, Item, Ledger, LedgerError, ledger
 from analysis.measure.outliers import contributions
-from analysis.measure.pooling import LeftOut
 from analysis.measure.statistics import Summary, averaged, boot_mean
 from analysis.plan.design import MIB
 from analysis.plan.workloads import focus_of, title
-from analysis.records.loading import CellRecords, Run
+from analysis.records.loading import CellRecords
 from analysis.report.figures import Waterfall
 from analysis.report.quantities import CENSUS, PER_VM, QUANTITIES, Quantity
-from analysis.report.summary import by_place, census_part, described, measured_on, remarks, row_name
+from analysis.report.summary import (
+    Answer,
+    by_place,
+    census_dict,
+    census_part,
+    described,
+    measured_on,
+    row_name,
+    warnings,
+)
 from analysis.report.tables import Grid, Part, heading, notes, table
 
 # Columns that stand side by side
@@ -74,11 +83,11 @@ class Explained:
         }
 
 
-def explain_all(summaries: Sequence[Summary], runs: Sequence[Run]) -> list[Explained]:
-    """Every line of the summary of these runs that has a cell which may be averaged, on every host."""
+def explain_all(answer: Answer) -> list[Explained]:
+    """Every line of the summary that has a cell which may be averaged, on every host."""
     explained = []
-    for summary in summaries:
-        if cells := averaged(summary, runs):
+    for summary in answer.summaries:
+        if cells := averaged(summary, answer.runs):
             books, boots, problems = _ledgers(cells)
             census, census_problems = census_means(cells)
             explained.append(
@@ -108,32 +117,23 @@ def _ledgers(cells: Sequence[CellRecords]) -> tuple[tuple[Ledger, ...], tuple[st
 
 
 def explanation_parts(
-    runs: Sequence[Run],
-    explained: Sequence[Explained],
-    left_out: Sequence[str],
-    *,
-    each_guest: bool = False,
+    answer: Answer, explained: Sequence[Explained], *, each_guest: bool = False
 ) -> list[Part]:
-    """The explanation: for each host and policy the tables of its workloads, and a paragraph on each.
-
-    ``left_out``: as from :func:`warnings`.
-    """
-    parts: list[Part] = ["\n".join(measured_on(runs))]
+    """The explanation: for each host and policy the tables of its workloads, and a paragraph on each."""
+    parts: list[Part] = ["\n".join(measured_on(answer.runs))]
     for where, mine in blocks(explained):
         parts.append(heading(where))
         for first in range(0, len(mine), _COLUMNS):
             some = mine[first : first + _COLUMNS]
             parts += [ledger_grid(some), *filter(None, [census_rows(some)]), course_grid(some)]
         parts += [guest_grid(mine, each_guest=each_guest), *map(words, mine)]
-    return [*parts, notes(left_out)] if left_out else parts
+    doubts = [*warnings(answer), *problems_of(explained)]
+    return [*parts, notes(doubts)] if doubts else parts
 
 
-def warnings(
-    summaries: Sequence[Summary], explained: Sequence[Explained], left_out: Sequence[LeftOut]
-) -> list[str]:
-    """What is left out of the explanation, and why."""
-    found = [note for note in remarks(summaries, left_out=left_out) if note.startswith("! ")]
-    return found + [f"! {problem}" for one in explained for problem in one.problems]
+def problems_of(explained: Sequence[Explained]) -> list[str]:
+    """A warning for each ledger and census that cannot be used."""
+    return [f"! {problem}" for one in explained for problem in one.problems]
 
 
 def blocks(explained: Sequence[Explained]) -> list[tuple[str, list[Explained]]]:
@@ -236,7 +236,14 @@ def guest_means(one: Explained) -> pd.DataFrame:
 def words(one: Explained) -> str:
     """One paragraph: what was freed, where it comes from, what the paper had, which guests stand out."""
     census = "" if one.census is None else one.census.words()
-    parts = [_result(one), _origin(one), census, _against_paper(one), _guest_words(one)]
+    parts = [
+        _result(one),
+        _origin(one),
+        follow_words(one.cells),
+        census,
+        _against_paper(one),
+        _guest_words(one),
+    ]
     return " ".join(filter(None, parts))
 
 
@@ -284,8 +291,8 @@ def _against_paper(one: Explained) -> str:
     sentence = f"By MemAvailable, as the paper measured, its {_GROSS.number(paper.paper)} is "
     sentence += f"{_GROSS.number(abs(paper.difference))} {'more' if paper.difference < 0 else 'less'}"
     sentence += {True: ", outside our interval", False: ", inside our interval", None: ""}[paper.apart]
-    workload = one.cells[0].observed("off")["workload"].values()
-    filled = fmean(seen["filled_bytes"] for seen in workload) / MIB if workload else 0
+    workload = one.cells[0].off.observed.workload.values()
+    filled = fmean(seen.filled_bytes for seen in workload) / MIB if workload else 0
     focus = focus_of(one.summary.workload)
     if focus == 1:
         split = one.steps(lambda book: book.available.items).get(SPLIT, 0.0)
@@ -294,7 +301,7 @@ def _against_paper(one: Explained) -> str:
             "not have, and the rest depends on the system that the guests booted."
         )
     if focus == 2:
-        sharing = int(one.cells[0].provenance["ksm_knobs"].get("max_page_sharing", 0))
+        sharing = int(one.cells[0].provenance.ksm_knobs.get("max_page_sharing", 0))
         most = _GROSS.number(filled * (1 - 1 / sharing) if sharing else filled)
         bound = f"with max_page_sharing {sharing} at most {most}" if sharing else f"at most {most}"
         return (
@@ -333,7 +340,7 @@ def _guest_words(one: Explained) -> str:
     return f"Each guest gave {gave}; {', '.join(named)} stand{'s' if len(named) == 1 else ''} out."
 
 
-def explanation_json(runs: Sequence[Run], explained: Sequence[Explained], left_out: Sequence[str]) -> str:
+def explanation_json(answer: Answer, explained: Sequence[Explained]) -> str:
     """The explanation as JSON: run_ids, quantities, explained and notes.
 
     Of each line: its treatment, estimates and census as in `summarize --json`; ``ledger``: items from gross
@@ -342,10 +349,10 @@ def explanation_json(runs: Sequence[Run], explained: Sequence[Explained], left_o
     shown = [*_GUEST_COLUMNS, *CENSUS, "rest_percent", "near_final_scans"]
     content = {
         "schema_version": 1,
-        "run_ids": [run.plan.run_id for run in runs],
+        "run_ids": [run.plan.run_id for run in answer.runs],
         "quantities": described(shown),
         "explained": [_line(one) for one in explained],
-        "notes": list(left_out),
+        "notes": [*warnings(answer), *problems_of(explained)],
     }
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
@@ -371,7 +378,7 @@ def _line(one: Explained) -> dict[str, Any]:
             },
             "near_final_scans": one.mean(float(b.near_final_scans) for b in one.burndowns),
         },
-        "census": one.census and asdict(one.census),
+        "census": one.census and census_dict(one.census),
         "guests": {
             str(name): {part: None if pd.isna(value) else value for part, value in values.items()}
             for name, values in guests.items()

@@ -8,9 +8,7 @@ from matplotlib.figure import Figure
 
 from analysis.measure.efficiency import censuses
 from analysis.measure.ledger import SOURCES
-from analysis.measure.pooling import LeftOut
-from analysis.measure.statistics import PolicyDifference, Summary
-from analysis.records.loading import Run
+from analysis.measure.statistics import Summary
 from analysis.report import figures
 from analysis.report.explanation import (
     Explained,
@@ -19,12 +17,20 @@ from analysis.report.explanation import (
     explain_all,
     guest_grid,
     ledger_grid,
-    warnings,
+    problems_of,
     waterfalls,
     words,
 )
 from analysis.report.quantities import CENSUS, QUANTITIES, SAVED, UNITS, USED
-from analysis.report.summary import by_place, census_grid, difference_grid, grids, measured_on, remarks
+from analysis.report.summary import (
+    Answer,
+    by_place,
+    census_grid,
+    difference_grid,
+    grids,
+    measured_on,
+    remarks,
+)
 
 # A figure is not drawn smaller than so.
 SMALLEST = 0.75
@@ -33,22 +39,8 @@ WIDE_INCHES = 6
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
-def html_page(
-    summaries: Sequence[Summary],
-    runs: Sequence[Run],
-    differences: Sequence[PolicyDifference],
-    others: Sequence[str],
-    left_out: Sequence[LeftOut],
-) -> str:
-    """One page that needs nothing else, with every figure that the records allow.
-
-    Args:
-        summaries: as from :func:`analysis.measure.statistics.summarise`.
-        runs: the runs that they cover.
-        differences: as from :func:`analysis.measure.statistics.policy_differences`.
-        others: ids of the runs that were not asked for.
-        left_out: cells that do not belong to the others.
-    """
+def html_page(answer: Answer) -> str:
+    """One page that needs nothing else, with every figure that the records allow."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -56,14 +48,13 @@ def html_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    drawn = [one for one in summaries if one.estimates[figures.USED_OFF] is not None]
+    drawn = [one for one in answer.summaries if one.estimates[figures.USED_OFF] is not None]
     pictures = _figure_2(drawn) if drawn else []
-    explained = explain_all(summaries, runs)
-    counted = dict(zip(map(id, summaries), censuses(summaries, runs)[0], strict=True))
+    explained = explain_all(answer)
+    counted = dict(zip(map(id, answer.summaries), censuses(answer.summaries, answer.runs)[0], strict=True))
     shown = [QUANTITIES[name] for name in dict.fromkeys((*SAVED, *USED, *CENSUS))]
-    notes = [*remarks(summaries, differences, others, left_out), *warnings([], explained, [])]
     return environment.get_template("report.html.j2").render(
-        heading=measured_on(runs, boots=True),
+        heading=measured_on(answer.runs, boots=True),
         figures=pictures,
         about_figures=figures.about_intervals(drawn) if pictures else "",
         places=[
@@ -74,11 +65,11 @@ def html_page(
                     *filter(None, [census_grid(mine, [counted[id(one)] for one in mine])]),
                 ],
             }
-            for where, mine in by_place(summaries)
+            for where, mine in by_place(answer.summaries)
         ],
-        differences=[difference_grid(differences)] if differences else [],
+        differences=[difference_grid(answer.differences)] if answer.differences else [],
         explanations=list(_explanations(explained)),
-        notes=[*notes, UNITS],
+        notes=[*remarks(answer), *problems_of(explained), UNITS],
         quantities=shown,
         items=SOURCES,
     )

@@ -288,6 +288,14 @@ _ALL = (
         "What a perfect KSM would save: the four parts above together.",
     ),
     Quantity(
+        "saved_mib_per_vm",
+        "saved by KSM then",
+        PER_VM,
+        1,
+        f"{_CENSUS}; their frames in /proc/kpageflags (Documentation/admin-guide/mm/pagemap.rst)",
+        "What KSM had saved of the very pages that were counted: mappings of its frames less the frames.",
+    ),
+    Quantity(
         "gross_then_mib_per_vm",
         "gross at the census",
         PER_VM,
@@ -300,8 +308,8 @@ _ALL = (
         "efficiency",
         "%",
         1,
-        f"{_CENSUS}; /sys/kernel/mm/ksm",
-        "How much of the ideal saving KSM had reached at the moment of the census.",
+        f"{_CENSUS}, and their frames",
+        "How much of the ideal saving KSM had reached at that moment, by the same pages: at most 100 %.",
     ),
     Quantity(
         "error_percent",
@@ -346,6 +354,7 @@ CENSUS = (
     "between_mib_per_vm",
     "limited_mib_per_vm",
     "ideal_mib_per_vm",
+    "saved_mib_per_vm",
     "gross_then_mib_per_vm",
     "efficiency_percent",
 )

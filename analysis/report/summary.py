@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import pandas as pd
 
 from analysis.measure.efficiency import CensusMeans, censuses
 from analysis.measure.pooling import LeftOut
-from analysis.measure.statistics import COMPARED, LEAST_BOOTS, Measured, PolicyDifference, Summary
+from analysis.measure.statistics import COMPARED, LEAST_BOOTS, OFF_ON, Measured, PolicyDifference, Summary
 from analysis.plan.design import MIB
 from analysis.plan.policies import policy_order
 from analysis.plan.workloads import title
@@ -23,28 +24,35 @@ _BEGAN = {"checkpoint": ", restored from a checkpoint", "boot": ", measured as b
 _RUNS_NAMED = 12
 
 
-def summary_parts(
-    summaries: Sequence[Summary],
-    runs: Sequence[Run],
-    differences: Sequence[PolicyDifference] = (),
-    others: Sequence[str] = (),
-    left_out: Sequence[LeftOut] = (),
-) -> list[Part]:
-    """The summary as text.
+@dataclass(frozen=True)
+class Answer:
+    """What is summarised.
 
-    Args:
+    Attributes:
         summaries: as from :func:`analysis.measure.statistics.summarise`.
         runs: the runs that they cover.
         differences: as from :func:`analysis.measure.statistics.policy_differences`.
         others: ids of the runs that were not asked for.
         left_out: cells that do not belong to the others, see :func:`analysis.measure.pooling.largest_set`.
+        problems: a sentence for each run that cannot be used.
     """
-    parts: list[Part] = ["\n".join(measured_on(runs, boots=True))]
-    for where, mine in by_place(summaries):
+
+    summaries: tuple[Summary, ...]
+    runs: tuple[Run, ...]
+    differences: tuple[PolicyDifference, ...] = ()
+    others: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def summary_parts(answer: Answer) -> list[Part]:
+    """The summary as text."""
+    parts: list[Part] = ["\n".join(measured_on(answer.runs, boots=True))]
+    for where, mine in by_place(answer.summaries):
         parts += [heading(where), *grids(mine)]
-    if differences:
-        parts.append(difference_grid(differences))
-    parts.append(notes([*remarks(summaries, differences, others, left_out), *LEGEND]))
+    if answer.differences:
+        parts.append(difference_grid(answer.differences))
+    parts.append(notes([*remarks(answer), *LEGEND]))
     return parts
 
 
@@ -76,10 +84,10 @@ def measured_on(runs: Sequence[Run], *, boots: bool = False) -> list[str]:
 def _machine(cell: CellRecords) -> str:
     found = cell.provenance
     return (
-        f"{found['os_release']}, kernel {found['kernel_release']}, QEMU "
-        f"{found['qemu_version'] or 'of unknown version'} ({found['accelerator']}), "
-        f"{found['cpu_count']} x {found['cpu_model'] or found['architecture']}, "
-        f"{found['memory_total_bytes'] / (MIB << 10):.1f} GiB"
+        f"{found.os_release}, kernel {found.kernel_release}, QEMU "
+        f"{found.qemu_version or 'of unknown version'} ({found.accelerator}), "
+        f"{found.cpu_count} x {found.cpu_model or found.architecture}, "
+        f"{found.memory_total_bytes / (MIB << 10):.1f} GiB"
     )
 
 
@@ -87,10 +95,10 @@ def _policy_lines(measured: Sequence[CellRecords]) -> list[str]:
     """Each policy with the knobs that were asked for and the huge pages, as read back."""
     lines: dict[str, None] = {}
     for cell in sorted(measured, key=lambda cell: policy_order(cell.cell.policy)):
-        service = cell.records["on"]["requested"]["service"]
+        service = cell.on.requested.service
         said = (
             ", ".join(f"{name} {value}" for name, value in asked_knobs(cell).items())
-            + f"; huge pages {cell.provenance['thp']['enabled']}"
+            + f"; huge pages {cell.provenance.thp.get('enabled', 'unknown')}"
             + (f"; service {service}" if service else "")
         )
         lines[f"policy {cell.cell.policy}: {said}"] = None
@@ -101,17 +109,17 @@ def _boot_lines(measured: Sequence[CellRecords]) -> list[str]:
     """When the guests of the cells were booted, where the records know it."""
     boots = {}
     for cell in measured:
-        start = cell.provenance["start"]
-        if start["booted_at"] is not None:
-            took = "" if start["boot_seconds"] is None else f" in {start['boot_seconds']:.0f} s"
-            boots[start["booted_at"]] = f"{start['booted_at'][:19]}Z{took}"
+        start = cell.provenance.start
+        if start.booted_at is not None:
+            took = "" if start.boot_seconds is None else f" in {start.boot_seconds:.0f} s"
+            boots[start.booted_at] = f"{start.booted_at[:19]}Z{took}"
     return [f"guests booted {', '.join(boots[when] for when in sorted(boots))}"] if boots else []
 
 
 def asked_knobs(records: CellRecords) -> dict[str, int | str]:
     """The knobs that were asked for, with the values read back; absent where the kernel has none."""
-    read_back = records.provenance["ksm_knobs"]
-    return {name: read_back.get(name, "absent") for name in records.records["on"]["requested"]["ksm_knobs"]}
+    read_back = records.provenance.ksm_knobs
+    return {name: read_back.get(name, "absent") for name in records.on.requested.ksm_knobs}
 
 
 def by_place(summaries: Sequence[Summary]) -> list[tuple[str, list[Summary]]]:
@@ -217,38 +225,39 @@ def row_name(summary: Summary) -> str:
     return f"{title(summary.workload)}, {summary.variant}"
 
 
-def remarks(
-    summaries: Sequence[Summary],
-    differences: Sequence[PolicyDifference] = (),
-    others: Sequence[str] = (),
-    left_out: Sequence[LeftOut] = (),
-) -> list[str]:
-    """What the reader of the tables must know: cells left out and why, pooling refused, few boots."""
-    several_hosts = len({summary.hypervisor for summary in summaries}) > 1
-    lines = []
-    for summary in summaries:
+def remarks(answer: Answer) -> list[str]:
+    """What the reader of the tables must know: what is left out and why, pooling refused, few boots."""
+    summaries = answer.summaries
+    lines = [*warnings(answer)]
+    lines += _about_boots([summary for summary in summaries if summary.measured and not summary.not_pooled])
+    if any(summary.arm_order != OFF_ON for summary in summaries):
+        lines.append(
+            "KSM on first: what KSM split and freed stays so when it is switched off, so that these are no "
+            "repetitions of the others."
+        )
+    if answer.others:
+        lines.append(f"Other runs: {', '.join(answer.others)} (choose with --run RUN_ID or --all).")
+    return lines
+
+
+def warnings(answer: Answer) -> list[str]:
+    """What is left out or in doubt, and why."""
+    several_hosts = len({summary.hypervisor for summary in answer.summaries}) > 1
+    lines = [f"! {problem}" for problem in answer.problems]
+    for summary in answer.summaries:
         name = f"{summary.hypervisor}, {row_name(summary)}" if several_hosts else row_name(summary)
         lines += [*_not_pooled(name, summary), *_left_out(name, summary), *_doubts(name, summary)]
     lines += [
         f"! {title(one.workload)}: {one.policy} is not compared with {one.baseline}, for they were measured "
         f"under different conditions: {'; '.join(one.not_compared)}."
-        for one in differences
+        for one in answer.differences
         if one.not_compared
     ]
-    lines += _about_boots([summary for summary in summaries if summary.measured and not summary.not_pooled])
-    if any(summary.arm_order != "off-on" for summary in summaries):
-        lines.append(
-            "KSM on first: what KSM split and freed stays so when it is switched off, so that these are no "
-            "repetitions of the others."
-        )
-    lines += [
+    return lines + [
         f"! run {one.run_id}, {one.hypervisor}: {one.cells} measured cells are left out, for they do not "
         f"belong to the others: {'; '.join(one.differing)}."
-        for one in left_out
+        for one in answer.left_out
     ]
-    if others:
-        lines.append(f"Other runs: {', '.join(others)} (choose with --run RUN_ID or --all).")
-    return lines
 
 
 def _not_pooled(name: str, summary: Summary) -> list[str]:
@@ -322,39 +331,42 @@ def _boots(number: int) -> str:
     return "1 boot" if number == 1 else f"{number} boots"
 
 
-def summary_json(
-    summaries: Sequence[Summary],
-    runs: Sequence[Run],
-    differences: Sequence[PolicyDifference],
-    others: Sequence[str],
-    left_out: Sequence[LeftOut] = (),
-) -> str:
+def summary_json(answer: Answer) -> str:
     """The summary as JSON: run_ids, other_run_ids, quantities, summaries and policy_differences; left_out and
     notes say what is not in them.
 
     A summary is a Summary, with ``variant``, and ``census``: CensusMeans, or null where none was taken.
     ``quantities`` are those of the estimates, by name.
     """
-    counted, problems = censuses(summaries, runs)
-    names = {name for summary in summaries for name in summary.estimates}
+    counted, problems = censuses(answer.summaries, answer.runs)
+    names = {name for summary in answer.summaries for name in summary.estimates}
     content = {
         "schema_version": 3,
-        "run_ids": [run.plan.run_id for run in runs],
-        "other_run_ids": list(others),
+        "run_ids": [run.plan.run_id for run in answer.runs],
+        "other_run_ids": list(answer.others),
         "quantities": described(name for name in QUANTITIES if name in names),
         "summaries": [
             {
                 **asdict(summary),
                 "variant": summary.variant,
-                "census": None if census is None else asdict(census),
+                "census": None if census is None else census_dict(census),
             }
-            for summary, census in zip(summaries, counted, strict=True)
+            for summary, census in zip(answer.summaries, counted, strict=True)
         ],
-        "policy_differences": [asdict(one) for one in differences],
-        "left_out": [asdict(one) for one in left_out],
-        "notes": [*remarks(summaries, differences, (), left_out), *(f"! {one}" for one in problems), UNITS],
+        "policy_differences": [asdict(one) for one in answer.differences],
+        "left_out": [asdict(one) for one in answer.left_out],
+        "notes": [*remarks(answer), *(f"! {one}" for one in problems), UNITS],
     }
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def census_dict(census: CensusMeans) -> dict[str, Any]:
+    """Means of censuses for JSON."""
+    content = {field.name: getattr(census, field.name) for field in fields(census)}
+    if census.strangers is not None:
+        cells, largest = census.strangers
+        content["strangers"] = {"cells": cells, "largest": largest.to_json()}
+    return content
 
 
 def described(names: Iterable[str]) -> dict[str, dict[str, str | int]]:
