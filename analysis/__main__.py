@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 
 from analysis.errors import UserError
@@ -30,19 +31,19 @@ COMMANDS = {
 }
 INTERRUPTED = 130
 
+_HELP = partial(argparse.RawDescriptionHelpFormatter, max_help_position=28)
+
 
 def parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """The command line; only the command that these words name is imported."""
     main_parser = argparse.ArgumentParser(
         prog="python -m analysis",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HELP,
     )
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(
-            name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        command = commands.add_parser(name, help=summary, formatter_class=_HELP)
         if name == next(iter(words), None):
             module = import_module(f"analysis.commands.{name}")
             command.description = module.__doc__
