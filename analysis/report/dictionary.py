@@ -10,8 +10,8 @@ _HEADER = """\
 # What each number is
 
 Written by `python -m analysis quantities --markdown` from `analysis/report/quantities.py`, where a new
-quantity is one entry; a test keeps the two equal. Text, JSON, CSV, the page and the figures take names, units,
-decimals and sentences from there.
+quantity is one entry; a test keeps the two equal. Text, JSON, CSV, the page and the figures take names,
+units, decimals and sentences from there.
 
 {units} A mean is that of the boots' means, ± half of its 95 % t interval over boots; what is not known is `-`
 in text, `null` in JSON and empty in CSV. JSON and CSV hold every number in full.

@@ -253,7 +253,7 @@ _ALL = (
         PER_VM,
         1,
         _CENSUS,
-        "Pages of zeros that could go: all of them but one.",
+        "Pages of zeros that could go: all but one.",
     ),
     Quantity(
         "within_mib_per_vm",
