@@ -1,81 +1,21 @@
-"""Capacity runs: guests started one after another to the limit, and what divergence of merged pages does."""
+"""What a capacity run shows: use and performance by guests, the limit, and divergence of merged pages."""
 
-import hashlib
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import pandas as pd
-from jsonschema.exceptions import best_match
-from jsonschema.protocols import Validator
-from jsonschema.validators import validator_for
-from referencing import Registry, Resource
-from referencing.jsonschema import DRAFT202012
 
-from analysis.plan.design import MIB
-from analysis.plan.policies import OFF, policy_order
-from analysis.records.loading import SCHEMA, RecordError, flat, self_tuned
-from analysis.records.migration import migrate_capacity
+from analysis.plan.policies import OFF
+from analysis.records.capacity import PROBES, CapacityRecord, CapacityRun
+from analysis.records.loading import flat, self_tuned
 
-CAPACITY = "capacity"
-STEP, DIVERGENCE = "capacity_step", "divergence"
-PROBES = (
-    "write_latency_p50_us",
-    "write_latency_p99_us",
-    "touch_mib_per_second",
-    "cpu_iterations_per_second",
-)
 # Of the start, only from what is a condition.
 _NO_CONDITION = frozenset({"design_digest", "start"})
-_RUN = ("run_id", "hypervisor", "workload", "guest_memory_bytes", "envelope_bytes")
 _TAIL = 0.05
-_HELD = {True: "it held", False: "it did NOT hold", None: "whether it holds is not known"}
-
-
-@dataclass(frozen=True)
-class CapacityRecord:
-    """One stored record of a capacity run, checked against its schema."""
-
-    path: Path
-    sha256: str
-    content: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class CapacityRun:
-    """One load taken to the limit on one host. ``arms``: by policy, off first, its steps by rising guests."""
-
-    run_id: str
-    hypervisor: str
-    workload: str
-    guest_memory_bytes: int
-    envelope_bytes: int | None
-    arms: dict[str, tuple[CapacityRecord, ...]]
-    divergences: tuple[CapacityRecord, ...]
-
-    @property
-    def first(self) -> dict[str, Any]:
-        """Any record, for what they have in common."""
-        return next(
-            record.content for records in (*self.arms.values(), self.divergences) for record in records
-        )
-
-    @property
-    def policies(self) -> list[str]:
-        """Policies of the run other than off."""
-        seen = {*self.arms, *(record.content["policy"] for record in self.divergences)}
-        return sorted(seen - {OFF}, key=policy_order)
-
-    @property
-    def capacity_bytes(self) -> int:
-        """What the guests have to fit in: the envelope, or the host's memory."""
-        return self.envelope_bytes or int(self.first["provenance"]["memory_total_bytes"])
 
 
 @dataclass(frozen=True)
@@ -128,20 +68,6 @@ class Divergence:
         if self.safe_bytes is None or (self.survived and not self.whole):
             return None
         return self.survived and self.peak_used_bytes <= self.safe_bytes
-
-
-def load_capacity(results: Path) -> list[CapacityRun]:
-    """Every capacity run under ``results``/capacity.
-
-    Raises RecordError naming a record that cannot be used.
-    """
-    return _runs([_read(path) for path in sorted((results / CAPACITY).rglob("*.json"))])
-
-
-def breach(content: Any, schema: str) -> str | None:
-    """How content breaks the schema of this name, as "$.path: message"; None when it fits."""
-    error = best_match(_validator(schema).iter_errors(content))
-    return None if error is None else f"{error.json_path}: {error.message.splitlines()[0][:160]}"
 
 
 def conditions(content: dict[str, Any]) -> dict[str, str]:
@@ -263,15 +189,10 @@ def actual_limit(steps: Sequence[CapacityRecord]) -> ActualLimit:
 
 
 def divergence(record: CapacityRecord, safe_bytes: float | None) -> Divergence:
-    """Judge one divergence record.
-
-    Raises RecordError when its columns differ in length.
-    """
+    """Judge one divergence record."""
     content = record.content
     observed, provenance = content["observed"], content["provenance"]
     samples = observed["samples"]
-    if len({len(column) for column in samples.values()}) != 1:
-        raise RecordError(f"{record.path} has samples of different lengths.")
     seconds, saved = samples["seconds"], saved_series(content)
     regained = [max(0, before - now) for before, now in pairwise(saved)]
     spans = [later - earlier for earlier, later in pairwise(seconds)]
@@ -315,113 +236,6 @@ def used_series(content: dict[str, Any]) -> list[int]:
     return [total - available for available in samples["MemAvailable_bytes"]]
 
 
-def capacity_lines(run: CapacityRun) -> list[str]:
-    """The steps of a run as a table of text, and memory saved against performance lost."""
-    table = steps_table(run)
-    lines = [
-        f"{'policy':<15}{'N':>4}{'used MiB':>9}{'p50 us':>8}{'p99 us':>8}{'touch MiB/s':>12}{'CPU it/s':>10}"
-        f"{'ksmd %':>7}{'PSI mem %':>10}{'COW/s':>7}{'majflt/s':>9}{'steal %':>8}"
-    ]
-    for row in table.to_dict("records"):
-        numbers = (
-            _shown(row["write_latency_p50_us"], 8, 1),
-            _shown(row["write_latency_p99_us"], 8, 1),
-            _shown(row["touch_mib_per_second"], 12, 0),
-            _shown(row["cpu_iterations_per_second"], 10, 0),
-            _shown(row["ksmd_percent"], 7, 1),
-            _shown(row["psi_memory_percent"], 10, 1),
-            _shown(row["cow_ksm_per_second"], 7, 0),
-            _shown(row["pgmajfault_per_second"], 9, 1),
-            _shown(row["steal_percent"], 8, 1),
-        )
-        lines.append(
-            f"{row['policy']:<15}{row['guests']:>4}{row['used_bytes'] / MIB:>9.0f}{''.join(numbers)}"
-        )
-        if row["stop"]:
-            lines.append(f"     stopped: {row['stop']}")
-        if row["silent_guests"]:
-            lines.append(f"     ! {row['silent_guests']} guests gave no answer; the medians leave them out")
-        if row["converged"] is False:
-            lines.append("     ! not converged: KSM was still merging")
-    both = relation(table)
-    if not both.empty:
-        lines += [
-            "",
-            "Memory saved against performance lost, each policy against off at the same N:",
-            f"{'policy':<15}{'N':>4}{'saved MiB':>11}{'touch lost %':>14}{'CPU lost %':>12}"
-            f"{'p50 added %':>13}{'p99 added %':>13}",
-        ]
-        for row in both.to_dict("records"):
-            lines.append(
-                f"{row['policy']:<15}{row['guests']:>4}{row['saved_bytes'] / MIB:>11.0f}"
-                f"{_shown(row['touch_lost_percent'], 14, 1)}"
-                f"{_shown(row['cpu_lost_percent'], 12, 1)}{_shown(row['p50_added_percent'], 13, 1)}"
-                f"{_shown(row['p99_added_percent'], 13, 1)}"
-            )
-    return lines
-
-
-def divergence_lines(seen: Divergence) -> list[str]:
-    """One divergence in words."""
-    rate = "unknown" if seen.mean_rate is None else f"{seen.mean_rate / MIB:.0f} MiB/s"
-    lines = [
-        f"Divergence, {seen.workload}, {seen.policy}, {seen.guests} guests: "
-        f"{seen.regained_bytes / MIB:.0f} MiB regained by the guests, {rate} on average, "
-        f"{seen.peak_rate / MIB:.0f} MiB/s at the peak; copy-on-write faults: "
-        f"{'unknown' if seen.cow_ksm is None else seen.cow_ksm}.",
-        f"Write latency p99: {_shown(seen.p99_before_us, 0, 1)} us before, "
-        f"{_shown(seen.p99_during_us, 0, 1)} us during. "
-        f"{'All guests live' if seen.survived else f'{seen.guests_alive} of {seen.guests} guests live'}; "
-        f"peak use {seen.peak_used_bytes / MIB:.0f} of {seen.capacity_bytes / MIB:.0f} MiB.",
-    ]
-    if seen.safe_bytes is not None:
-        lines.append(
-            f"The safe need of these guests was forecast as {seen.safe_bytes / MIB:.0f} MiB: "
-            f"{_HELD[seen.safe_holds]}."
-        )
-    if not seen.whole:
-        lines.append("! The series ended before every guest had answered: what came later is not in it.")
-    return lines
-
-
-def _read(path: Path) -> CapacityRecord:
-    try:
-        raw = path.read_bytes()
-        content = migrate_capacity(json.loads(raw))
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path} cannot be read: {error}.") from None
-    found = breach(content, "capacity")
-    if found:
-        raise RecordError(f"{path} breaks the schema at {found}.")
-    return CapacityRecord(path, "sha256:" + hashlib.sha256(raw).hexdigest(), content)
-
-
-def _runs(records: Iterable[CapacityRecord]) -> list[CapacityRun]:
-    groups: dict[tuple[Any, ...], list[CapacityRecord]] = {}
-    for record in records:
-        key = tuple(record.content[name] for name in _RUN)
-        groups.setdefault(key, []).append(record)
-    runs = []
-    for mine in groups.values():
-        arms: dict[str, tuple[CapacityRecord, ...]] = {}
-        for policy in sorted({record.content["policy"] for record in mine}, key=policy_order):
-            steps = [r for r in mine if r.content["kind"] == STEP and r.content["policy"] == policy]
-            steps.sort(key=lambda record: (record.content["guests"], record.content["recorded_at"]))
-            for one, other in pairwise(steps):
-                if one.content["guests"] == other.content["guests"]:
-                    raise RecordError(
-                        f"{one.path} and {other.path} are both the step to {one.content['guests']} guests "
-                        f"with the policy {policy}: a run has one."
-                    )
-            if steps:
-                arms[policy] = tuple(steps)
-        divergences = tuple(r for r in mine if r.content["kind"] == DIVERGENCE)
-        runs.append(
-            CapacityRun(**{name: mine[0].content[name] for name in _RUN}, arms=arms, divergences=divergences)
-        )
-    return runs
-
-
 def _row(content: dict[str, Any]) -> dict[str, Any]:
     observed = content["observed"]
     window, probes = observed["window"], observed["probes"]
@@ -462,22 +276,3 @@ def _median(probes: dict[str, Any], name: str) -> float | None:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
-
-
-def _shown(value: float | None, width: int, decimals: int) -> str:
-    return f"{'-' if value is None or math.isnan(value) else f'{value:.{decimals}f}':>{width}}"
-
-
-@cache
-def _validator(name: str) -> Validator:
-    try:
-        schemas = {
-            file: json.loads((SCHEMA.parent / file).read_text(encoding="utf-8"))
-            for file in (SCHEMA.name, f"{name}.schema.json")
-        }
-    except OSError as error:
-        raise RecordError(f"the schema {name} cannot be read: {error}.") from None
-    shared: Resource[Any] = DRAFT202012.create_resource(schemas[SCHEMA.name])
-    schema = schemas[f"{name}.schema.json"]
-    registry: Registry[Any] = Registry().with_resource(SCHEMA.name, shared)
-    return validator_for(schema)(schema, registry=registry)

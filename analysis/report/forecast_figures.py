@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.model.capacity import (
-    CapacityRun,
     Divergence,
     actual_limit,
     relation,
@@ -22,6 +21,7 @@ from analysis.model.capacity import (
 )
 from analysis.plan.design import MIB
 from analysis.plan.policies import OFF as NO_KSM
+from analysis.records.capacity import CapacityRun
 from analysis.report.figures import COLOURS, DASHES, GAIN, GREY, LOSS, OFF, ON, PAPER, FigureError
 
 GIB = 1 << 30

@@ -1,6 +1,7 @@
 """Capacity records: the schema's faults, the actual limit, saving against performance, divergence."""
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,14 @@ from synthetic_capacity import capacity_record, divergence_record, step, store_c
 
 from analysis.__main__ import main
 from analysis.model.capacity import (
-    CapacityRecord,
-    CapacityRun,
     actual_limit,
-    breach,
-    capacity_lines,
     conditions,
     divergence,
-    divergence_lines,
-    load_capacity,
     relation,
     steps_table,
 )
-from analysis.records.loading import RecordError
+from analysis.records.capacity import CapacityRecord, CapacityRun, breach, load_capacity
+from analysis.report.capacity import capacity_lines, divergence_lines
 from analysis.report.forecast_figures import (
     capacity_figure,
     divergence_figure,
@@ -36,7 +32,7 @@ GIB = 1 << 30
 
 def load(results: Path, records: list[dict[str, Any]]) -> CapacityRun:
     store_capacity(results, records)
-    (run,) = load_capacity(results)
+    (run,), _problems = load_capacity(results)
     return run
 
 
@@ -212,23 +208,49 @@ def test_the_host_counts_without_an_envelope(results: Path) -> None:
     assert run.capacity_bytes == 24000 * MIB
 
 
-def test_two_records_of_one_step_are_refused(results: Path) -> None:
-    store_capacity(results, [capacity_record()])
+def test_of_two_records_of_one_step_neither_is_taken(results: Path) -> None:
+    store_capacity(results, [capacity_record(), capacity_record(guests=2)])
     copied = results / "capacity/again.json"
-    copied.write_text(next(results.rglob("capacity_step*.json")).read_text())
-    with pytest.raises(RecordError, match="both the step to 4 guests with the policy off: a run has one"):
-        load_capacity(results)
+    copied.write_text(next(results.rglob("capacity_step-off-04.json")).read_text())
+    (run,), (problem,) = load_capacity(results)
+    assert [step.content["guests"] for step in run.arms["off"]] == [2]
+    assert "are all the step to 4 guests with the policy off: a run has one" in problem
+    assert "again.json" in problem
+    assert "capacity_step-off-04.json" in problem
 
 
-def test_a_damaged_record_is_named(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+NEWER = capacity_record(guests=6, schema_version=9)
+UNEVEN = divergence_record([9.0, 8.0, 7.0], [1.0, 2.0, 3.0])
+UNEVEN["observed"]["samples"]["seconds"].pop()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"{", "cannot be read"),
+        (b"\xff\xfe", "cannot be read"),
+        (b"{}", "breaks the schema at $"),
+        (b"[1]", "breaks the schema at $"),
+        (b"null", "breaks the schema at $"),
+        (json.dumps(NEWER).encode(), "breaks the schema at $"),
+        (json.dumps(UNEVEN).encode(), "has samples of different lengths"),
+    ],
+)
+def test_a_record_that_cannot_be_used_is_named_left_out_and_counted(
+    results: Path, capsys: pytest.CaptureFixture[str], content: bytes, sentence: str
+) -> None:
     store_capacity(results, [capacity_record()])
-    path = next(results.rglob("capacity_step*.json"))
-    path.write_text("{")
-    assert main(["report", "--results", str(results)]) == 2
-    assert "capacity_step-off-04.json cannot be read" in capsys.readouterr().err
-    path.write_text("{}")
-    assert main(["report", "--results", str(results)]) == 2
-    assert "capacity_step-off-04.json breaks the schema at $" in capsys.readouterr().err
+    (results / "capacity/other.json").write_bytes(content)
+    assert main(["report", "--results", str(results), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [step["guests"] for step in found["capacity"][0]["steps"]] == [4]
+    (problem,) = found["left_out"]
+    assert "capacity/other.json" in problem
+    assert sentence in problem
+    assert main(["report", "--results", str(results)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 file or run is left out: ! " in said
+    assert sentence in said
 
 
 def storm(alive: int = 4) -> CapacityRecord:
@@ -274,13 +296,6 @@ def test_an_interrupted_way_back_is_no_limit(results: Path) -> None:
     seen = actual_limit(run.arms["off"])
     assert (seen.guests, seen.reached) == (3, False)
     assert "between 3 and 5" in seen.reason
-
-
-def test_columns_of_different_lengths_are_refused() -> None:
-    record = storm()
-    record.content["observed"]["samples"]["seconds"].pop()
-    with pytest.raises(RecordError, match="samples of different lengths"):
-        divergence(record, None)
 
 
 def test_the_figures_draw_the_measurements(results: Path) -> None:

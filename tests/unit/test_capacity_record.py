@@ -11,7 +11,7 @@ import pytest
 from plugin_files import load
 from synthetic_capacity import MIB, capacity_record, divergence_record
 
-from analysis.model.capacity import breach
+from analysis.records.capacity import breach
 
 action = load("plugins/action/capacity_record.py")
 DIGEST = "sha256:" + "1" * 64

@@ -19,10 +19,10 @@ from synthetic_capacity import (
 )
 
 from analysis.__main__ import main
-from analysis.model.capacity import breach
-from analysis.model.forecast import digest
-from analysis.model.validation import Joined, ValidationError, load_name, score
+from analysis.model.scoring import Joined, ScoringError, load_name, score
 from analysis.plan.design import PROJECT, Cell
+from analysis.records.capacity import breach
+from analysis.records.forecasts import digest
 from analysis.report.figures import FigureError
 from analysis.report.forecast_figures import validation_figure
 
@@ -321,17 +321,29 @@ def test_the_stored_forecast_fits_its_schema_and_is_not_overwritten(
         lambda content: content["predicted"][0]["naive_used_on_bytes"].pop("nominal"),
     ],
 )
-def test_a_file_that_is_no_forecast_is_named(
+def test_a_file_that_is_no_forecast_is_named_and_left_out(
     capsys: pytest.CaptureFixture[str],
     results: Path,
     forecast: Path,
     change: Callable[[dict[str, Any]], None],
 ) -> None:
+    measure(results)
+    (forecast.parent / "sound.json").write_bytes(forecast.read_bytes())
     rewrite(forecast, change, sign=False)
-    assert main(["report", "--results", str(results)]) == 2
-    error = capsys.readouterr().err
-    assert "held-out.json is not a forecast, at $" in error
-    assert error.count("\n") == 1
+    found = seen(capsys, results)
+    assert len(found["joined"]) == 2
+    (problem,) = found["left_out"]
+    assert "held-out.json is not a forecast, at $" in problem
+
+
+def test_a_report_of_nothing_but_damaged_files_names_them(
+    capsys: pytest.CaptureFixture[str], results: Path, forecast: Path
+) -> None:
+    forecast.write_bytes(b"\xff{")
+    assert main(["report", "--results", str(results)]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 file or run is left out: ! " in said
+    assert "held-out.json cannot be read" in said
 
 
 def test_nothing_to_report_says_what_to_run(capsys: pytest.CaptureFixture[str], results: Path) -> None:
@@ -357,7 +369,7 @@ def test_the_score_by_hand() -> None:
     assert found.ratio == pytest.approx(10)
     assert (found.inside, found.with_interval) == (1, 2)
     assert score([joined(0.0, 0.1)]).ratio is None
-    with pytest.raises(ValidationError, match="no joined cell"):
+    with pytest.raises(ScoringError, match="no joined cell"):
         score([])
     with pytest.raises(FigureError, match="nothing to draw"):
         validation_figure([])

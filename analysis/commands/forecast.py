@@ -1,0 +1,203 @@
+"""`python -m analysis forecast`: memory of N guests and how many fit, from what has been measured.
+
+With --out the forecast is written before the run that it predicts; `report` joins the two afterwards.
+"""
+
+import json
+import re
+from argparse import Namespace
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from analysis.model.calibration import Calibration, ForecastError, calibration
+from analysis.model.forecasting import forecast_content, make_model
+from analysis.model.sharing import (
+    ENVELOPE,
+    HOST,
+    Interval,
+    Model,
+)
+from analysis.plan.design import MIB, write_private
+from analysis.plan.mix import mix_text, parse_mix
+from analysis.records.loading import find_run, find_runs, load_run
+from analysis.report import forecast_figures
+from analysis.report.figures import save
+from analysis.report.summary import named, wrap
+
+
+def forecast(arguments: Namespace) -> int:
+    """Print the forecast asked for, and write it with --out.
+
+    Raises a UserError or OSError with a text for the user.
+    """
+    numbers = _numbers(arguments.guests)
+    mix = None if arguments.mix is None else parse_mix(arguments.mix, "--mix")
+    if mix is None and not numbers and not arguments.fit:
+        raise ForecastError("nothing is asked: give --guests N, --mix idle=5,random_fill=10, or --fit.")
+    if mix is not None and numbers not in ([], [sum(mix.values())]):
+        raise ForecastError(
+            f"--guests is {arguments.guests} and --mix has {sum(mix.values())} guests: leave --guests out."
+        )
+    if arguments.out is not None and arguments.out.exists():
+        raise ForecastError(f"{arguments.out} exists: a forecast is never overwritten, choose another name.")
+    chosen = [find_run(arguments.results, name) for name in arguments.run or ()]
+    runs = [load_run(directory) for directory in chosen or find_runs(arguments.results)]
+    wanted = {(mix_text(mix), sum(mix.values()))} if mix else {(arguments.workload, n) for n in numbers}
+    scope = HOST if arguments.envelope_mib is None else ENVELOPE
+    found = calibration(
+        runs,
+        predicted=wanted,
+        asked=mix or ({arguments.workload} if arguments.workload else ()),
+        model=arguments.model,
+        hypervisor=arguments.hypervisor,
+        policy=arguments.policy,
+        bases_in=arguments.results,
+    )
+    model = make_model(found, scope, arguments.model)
+    loads = [mix] if mix else [{name: 1} for name in _workloads(arguments.workload, model)]
+    mixes = [mix] if mix else [{name: n} for load in loads for name in load for n in numbers]
+    capacity = arguments.envelope_mib or arguments.host_memory_mib
+    content = forecast_content(
+        arguments.out.stem if arguments.out else "unsaved",
+        found,
+        model,
+        mixes=mixes,
+        loads=loads,
+        capacity_bytes=capacity * MIB if capacity else float(found.memory_total_bytes),
+        now=datetime.now(UTC),
+    )
+    if arguments.figure:
+        save(forecast_figures.forecast_figure(content), arguments.figure)
+    if arguments.out:
+        arguments.out.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_private(arguments.out, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    if arguments.json:
+        print(json.dumps(content, indent=2, sort_keys=True))
+    else:
+        print(forecast_text(content, found), end="")
+        if arguments.out:
+            print(f"\nWritten to {arguments.out}; after the run: `python -m analysis report`.")
+    return 0
+
+
+def forecast_text(content: Mapping[str, Any], found: Calibration) -> str:
+    """The forecast as aligned text of at most 110 columns."""
+    cells = content["calibration"]["cells"]
+    numbers = {
+        name: sorted({c["guests"] for c in cells if c["workload"] == name})
+        for name in sorted({c["workload"] for c in cells})
+    }
+    counted = {c["guests"] for c in cells if "census" in c["records"]}
+    what = "host memory" if content["scope"] == HOST else "memory of the QEMU processes"
+    lines = [
+        wrap(
+            f"Forecast of the {what} of {content['hypervisor']}, policy {content['policy']}, guests of "
+            f"{content['guest_memory_bytes'] / MIB:.0f} MiB, from {len(cells)} measured cells: "
+            + "; ".join(f"{name} at N = {', '.join(map(str, ns))}" for name, ns in numbers.items())
+            + (f"; {len(found.bases)} measurements with no guest" if found.bases else "")
+            + (f"; the saving by the census at N = {', '.join(map(str, sorted(counted)))}" if counted else "")
+            + "."
+        ),
+        "",
+    ]
+    policy = content["policy"]
+    on_width = max(12, len(policy) + 2)
+    if content["predicted"]:
+        lines += [
+            f"{'':<28}{'':>5}{'used, MiB':>12}{'':>{18 + on_width}}{'saved':>8}{'all diverge, MiB':>22}",
+            f"{'load':<28}{'N':>5}{'KSM off':>12}{'95 %':>9}{policy:>{on_width}}{'95 %':>9}{'MiB/VM':>8}"
+            f"{'need':>12}{'at risk':>10}",
+        ]
+        for one in content["predicted"]:
+            off, on = (Interval(**one[name]) for name in ("used_off", "used_on"))
+            per_vm = (off.mean_bytes - on.mean_bytes) / one["guests"] / MIB
+            lines.append(
+                named(
+                    one["workload"],
+                    28,
+                    f"{one['guests']:>5}{off.mean_bytes / MIB:>12.0f}{_half(off):>9}"
+                    f"{on.mean_bytes / MIB:>{on_width}.0f}{_half(on):>9}{per_vm:>8.1f}"
+                    f"{one['safe_bytes'] / MIB:>12.0f}{one['at_risk_bytes'] / MIB:>10.0f}",
+                )
+            )
+            if len(one["mix"]) > 1:
+                apart = one["used_on_apart_bytes"] / MIB
+                lines.append(f"{'':<28}nothing shared across workloads: {apart:.0f} with {policy}")
+        lines.append("")
+    lines += [
+        f"How many fit in {content['capacity_bytes'] / MIB:.0f} MiB:",
+        f"{'load':<28}{'KSM off':>9}{'expected':>10}{'95 %':>12}{'safe':>7}{'guests at risk':>16}"
+        f"{'memory at risk, MiB':>21}",
+    ]
+    lines += [_limit_line(load) for load in content["loads"]]
+    lines += [
+        "",
+        "One guest with KSM off, MiB: shared between guests (D), duplicates within (I), unmergeable, outside",
+        "guest memory (QEMU, page tables, kernel); with KSM: its own memory, freed beyond its counters",
+        f"{'workload':<28}{'D':>9}{'I':>9}{'unmerg.':>9}{'outside':>9}{'KSM':>9}{'beyond':>9}",
+    ]
+    for name, parts in content["guest_breakdown"].items():
+        lines.append(
+            f"{name:<28}"
+            + "".join(
+                f"{_mib(parts[f'{part}_bytes']):>9}"
+                for part in ("between", "within", "unmergeable", "outside", "ksm", "uncounted")
+            )
+        )
+    if content["scope"] == HOST:
+        lines.append(f"Host with no guest: {content['base_bytes'] / MIB:.0f} MiB.")
+    lines += ["", *(wrap(f"- {sentence}") for sentence in content["assumptions"])]
+    if any(Interval(**one["used_on"]).half_width_bytes is None for one in content["predicted"]):
+        lines.append(
+            wrap("No interval where there are too few cells: measure three numbers of guests, or repeat.")
+        )
+    lines += [wrap(f"! not used: {reason}.") for reason in found.left_out]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _numbers(words: str | None) -> list[int]:
+    if words is None:
+        return []
+    parts = [part.strip() for part in words.split(",")]
+    if not all(re.fullmatch(r"[0-9]{1,4}", part) and int(part) for part in parts):
+        raise ForecastError(
+            f"--guests is {words!r}: allowed is a whole number from 1 to 9999, or some with commas between."
+        )
+    return sorted({int(part) for part in parts})
+
+
+def _workloads(wanted: str | None, model: Model) -> list[str]:
+    if wanted is None:
+        return list(model.workloads)
+    if wanted not in model.workloads:
+        raise ForecastError(
+            f"--workload is {wanted!r}: measured, and so allowed, is {', '.join(model.workloads)}."
+        )
+    return [wanted]
+
+
+def _limit_line(load: Mapping[str, Any]) -> str:
+    limit = load["limits"]
+
+    def count(name: str) -> str:
+        return ">9999" if limit[name] is None else str(limit[name])
+
+    interval = load["curve"]["on_low_bytes"][0] is not None
+    between = f"{count('on_low')} to {count('on_high')}" if interval else "no interval"
+    more = "-" if limit["on"] is None or limit["safe"] is None else str(max(limit["on"] - limit["safe"], 0))
+    return named(
+        load["workload"],
+        28,
+        f"{count('off'):>9}{count('on'):>10}{between:>12}{count('safe'):>7}{more:>16}"
+        f"{_mib(limit['at_risk_bytes'], 0):>21}",
+    )
+
+
+def _half(interval: Interval) -> str:
+    half = interval.half_width_bytes
+    return "none" if half is None else f"±{half / MIB:.0f}"
+
+
+def _mib(value: float | None, decimals: int = 1) -> str:
+    return "-" if value is None else f"{value / MIB:.{decimals}f}"

@@ -1,0 +1,351 @@
+"""Forecasts joined with what was measured afterwards, and scored beside answers that need no model."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from analysis.errors import UserError
+from analysis.measure.statistics import OFF_ON
+from analysis.measure.table import PROVENANCE, tidy
+from analysis.model.calibration import scope_used_bytes
+from analysis.model.capacity import (
+    ActualLimit,
+    actual_limit,
+    conditions,
+    no_guests,
+    text,
+    used_bytes,
+)
+from analysis.model.sharing import ENVELOPE, HOST
+from analysis.plan.design import MIB
+from analysis.plan.mix import mix_text, parse_mix
+from analysis.plan.policies import OFF
+from analysis.records.capacity import (
+    CapacityRecord,
+    CapacityRun,
+)
+from analysis.records.loading import COMPLETE, CellRecords, Run
+
+NAIVE = {
+    "constant_saving": "constant saving per VM, as at the largest calibration N",
+    "sharing_ratio": "pages_sharing ratio: nominal memory less the fraction saved at the largest N",
+    "nominal": "nominal memory: base + N x guest memory",
+}
+# Below this saving a forecast of the saving cannot be told from one without.
+KSM_MATTERS = 0.05
+
+
+class ScoringError(UserError):
+    """A forecast file that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Joined:
+    """One held-out cell beside its prediction (bytes). ``naive_on`` is keyed by NAIVE.
+
+    ``scope`` says of what the memory is: HOST, or ENVELOPE.
+    """
+
+    forecast_id: str
+    model: str
+    scope: str
+    policy: str
+    workload: str
+    guests: int
+    run_id: str
+    cell_id: str
+    arm_order: str
+    measured_off: float
+    measured_on: float
+    predicted_off: float
+    predicted_on: float
+    half_width_on: float | None
+    naive_on: dict[str, float]
+
+    @property
+    def error_off(self) -> float | None:
+        """Relative error without KSM; None after on: huge pages that KSM split stay split."""
+        if self.arm_order != OFF_ON:
+            return None
+        return self.predicted_off / self.measured_off - 1
+
+    @property
+    def error_on(self) -> float:
+        """Relative error with the policy on."""
+        return self.predicted_on / self.measured_on - 1
+
+    @property
+    def naive_errors(self) -> dict[str, float]:
+        """Relative error of each naive answer with the policy on."""
+        return {name: value / self.measured_on - 1 for name, value in self.naive_on.items()}
+
+    @property
+    def inside(self) -> bool | None:
+        """Whether the measured use lies in the prediction interval."""
+        if self.half_width_on is None:
+            return None
+        return abs(self.predicted_on - self.measured_on) <= self.half_width_on
+
+    @property
+    def ksm_matters(self) -> bool:
+        """Whether KSM saved at least 5 % of the use."""
+        return self.measured_off - self.measured_on >= KSM_MATTERS * self.measured_off
+
+
+@dataclass(frozen=True)
+class Score:
+    """Errors over some held-out cells, as fractions. ``ratio``: best naive mean error over ours.
+
+    ``best_naive`` is the naive answer with the smallest mean error. ``inside``: cells in their interval, of
+    ``with_interval``. ``ratio`` is None when ours has no error at all.
+    """
+
+    cells: int
+    worst: float
+    mean: float
+    worst_off: float | None
+    mean_off: float | None
+    naive_mean: dict[str, float]
+    best_naive: str
+    ratio: float | None
+    inside: int
+    with_interval: int
+
+
+@dataclass(frozen=True)
+class CapacityJoin:
+    """Predicted and actual limit of one arm: of off, or of the forecast's policy.
+
+    None: no limit below 9999; ``worst_error`` along the curve.
+    """
+
+    forecast_id: str
+    policy: str
+    predicted: int | None
+    predicted_low: int | None
+    predicted_high: int | None
+    safe: int | None
+    actual: ActualLimit
+    worst_error: float | None
+
+
+def join(content: Mapping[str, Any], runs: Sequence[Run]) -> tuple[list[Joined], list[str]]:
+    """Join a sound forecast with the measured cells of the runs.
+
+    Returns the joined cells, one for each repetition, and a sentence for each cell that is refused: among
+    the calibration, recorded before the forecast, not complete, of other provenance; or not measured yet.
+    """
+    joined: list[Joined] = []
+    refused: list[str] = []
+    table = tidy(list(runs))
+    stored = {
+        (run.plan.run_id, cell.cell.hypervisor, cell.cell.cell_id): cell for run in runs for cell in run.cells
+    }
+    here = table[
+        (table["hypervisor"] == content["hypervisor"]) & (table["policy"] == content["policy"])
+    ].to_dict("records")
+    for predicted in content["predicted"]:
+        wanted = (predicted["workload"], predicted["guests"])
+        before = len(joined)
+        for row in here:
+            if (load_name(str(row["workload"])), row["guests"]) != wanted:
+                continue
+            cell = stored[(row["run_id"], row["hypervisor"], row["cell_id"])]
+            reason = _refusal(content, row, cell)
+            off, on = (
+                None if reason else scope_used_bytes(cell, kind, content["scope"]) for kind in ("off", "on")
+            )
+            if off is None or on is None:
+                reason = reason or "its records lack Pss_Anon"
+                refused.append(f"run {row['run_id']}, {row['cell_id']} is not joined: {reason}")
+            else:
+                joined.append(_joined(content, predicted, row, (off, on)))
+        if len(joined) == before:
+            refused.append(f"{wanted[0]} at {wanted[1]} guests has no measurement to join yet")
+    return joined, refused
+
+
+def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """In what two sets of conditions differ, as "name: expected, not found"."""
+    return [
+        f"{name}: {expected.get(name, 'absent')} / {found.get(name, 'absent')}"
+        for name in sorted(set(expected) | set(found))
+        if expected.get(name, "absent") != found.get(name, "absent")
+    ]
+
+
+def load_name(workload: str) -> str:
+    """The name of a load as forecasts write it: parts of a mix in the order of the alphabet."""
+    return mix_text(parse_mix(workload, "workload")) if "=" in workload else workload
+
+
+def by_model(joined: Sequence[Joined]) -> dict[str, list[Joined]]:
+    """The joined cells by model and policy of their forecast; what is of an envelope apart."""
+    groups: dict[str, list[Joined]] = {}
+    for one in joined:
+        name = f"{one.model}, {one.policy}{'' if one.scope == HOST else f', {one.scope}'}"
+        groups.setdefault(name, []).append(one)
+    return dict(sorted(groups.items()))
+
+
+def score(joined: Sequence[Joined]) -> Score:
+    """Worst and mean error over held-out cells, beside the naive answers'.
+
+    Raises ScoringError when there is none.
+    """
+    if not joined:
+        raise ScoringError("there is no joined cell to score.")
+    errors = [abs(one.error_on) for one in joined]
+    errors_off = [abs(one.error_off) for one in joined if one.error_off is not None]
+    naive = {name: fmean(abs(one.naive_errors[name]) for one in joined) for name in NAIVE}
+    best = min(naive, key=lambda name: naive[name])
+    ours = fmean(errors)
+    return Score(
+        cells=len(joined),
+        worst=max(errors),
+        mean=ours,
+        worst_off=max(errors_off, default=None),
+        mean_off=fmean(errors_off) if errors_off else None,
+        naive_mean=naive,
+        best_naive=best,
+        ratio=naive[best] / ours if ours else None,
+        inside=sum(one.inside is True for one in joined),
+        with_interval=sum(one.inside is not None for one in joined),
+    )
+
+
+def capacity_problem(content: Mapping[str, Any], run: CapacityRun) -> str:
+    """Why a forecast does not speak of this capacity run, "" when it does."""
+    scope = HOST if run.envelope_bytes is None else ENVELOPE
+    spoken_of = _arms_of(content, run)
+    steps = [step.content for arm in spoken_of.values() for step in arm] or [run.first]
+    differing = [words for step in steps for words in _step_differences(content, step)]
+    problems = (
+        (load_of(content, run) is None, f"it does not forecast {run.workload}"),
+        (
+            bool(run.policies) and content["policy"] not in run.policies,
+            f"it is for the policy {content['policy']}",
+        ),
+        (
+            (content["scope"], content["capacity_bytes"]) != (scope, run.capacity_bytes),
+            f"it is for {content['capacity_bytes'] / MIB:.0f} MiB of the {content['scope']}, the run had "
+            f"{run.capacity_bytes / MIB:.0f} MiB of the {scope}",
+        ),
+        (content["hypervisor"] != run.hypervisor, "it is of another host"),
+        (content["guest_memory_bytes"] != run.guest_memory_bytes, "it is of another size of guests"),
+        (
+            min(step["recorded_at"] for step in steps) <= content["created_at"],
+            "the run was recorded before it was written",
+        ),
+        (bool(differing), f"the conditions differ ({'; '.join(dict.fromkeys(differing))})"),
+    )
+    return next((words for wrong, words in problems if wrong), "")
+
+
+def join_capacity(content: Mapping[str, Any], run: CapacityRun) -> list[CapacityJoin]:
+    """Predicted beside actual limit, without KSM and with the forecast's policy.
+
+    Raises ScoringError when they do not belong together.
+    """
+    problem = capacity_problem(content, run)
+    load = load_of(content, run)
+    if problem or load is None:
+        raise ScoringError(f"forecast {content['forecast_id']} is not joined with {run.run_id}: {problem}.")
+    limit, curve = load["limits"], load["curve"]
+    joins = []
+    for policy, steps in _arms_of(content, run).items():
+        arm = "off" if policy == OFF else "on"
+        predicted = dict(zip(curve["guests"], curve[f"{arm}_bytes"], strict=True))
+        errors = [
+            abs(predicted[step.content["guests"]] / used_bytes(step.content) - 1)
+            for step in steps
+            if step.content["guests"] in predicted and used_bytes(step.content)
+        ]
+        joins.append(
+            CapacityJoin(
+                forecast_id=content["forecast_id"],
+                policy=policy,
+                predicted=limit[arm],
+                predicted_low=limit["on_low"] if arm == "on" else None,
+                predicted_high=limit["on_high"] if arm == "on" else None,
+                safe=limit["safe"],
+                actual=actual_limit(steps),
+                worst_error=max(errors, default=None),
+            )
+        )
+    return joins
+
+
+def _arms_of(content: Mapping[str, Any], run: CapacityRun) -> dict[str, tuple[CapacityRecord, ...]]:
+    """The arms that a forecast speaks of: off, and that of its policy."""
+    return {policy: arm for policy, arm in run.arms.items() if policy in (OFF, content["policy"])}
+
+
+def load_of(content: Mapping[str, Any], run: CapacityRun) -> Mapping[str, Any] | None:
+    """What a forecast says of the load of this run; None when it does not speak of it."""
+    wanted = load_name(run.workload)
+    return next((load for load in content["loads"] if load["workload"] == wanted), None)
+
+
+def safe_bytes(content: Mapping[str, Any] | None, run: CapacityRun, guests: int) -> float | None:
+    """The safe need that a forecast says of so many guests of this run; None when it says none."""
+    load = None if content is None else load_of(content, run)
+    if load is None:
+        return None
+    curve = load["curve"]
+    return dict(zip(curve["guests"], curve["safe_bytes"], strict=True)).get(guests)
+
+
+def _refusal(content: Mapping[str, Any], row: Mapping[Hashable, Any], cell: CellRecords) -> str:
+    """Why a measured cell may not be joined with the forecast that predicts its load; "" when it may."""
+    calibrated = {(c["run_id"], c["cell_id"]) for c in content["calibration"]["cells"]}
+    if (row["run_id"], row["cell_id"]) in calibrated:
+        return "it is among the calibration"
+    if row["status"] != COMPLETE:
+        return f"{row['status']}: {row['problem']}".rstrip(".")
+    if min(cell.records[kind]["recorded_at"] for kind in ("off", "on")) <= content["created_at"]:
+        return "it was recorded before the forecast was written"
+    found = {
+        str(name).removeprefix(PROVENANCE): text(value)
+        for name, value in row.items()
+        if str(name).startswith(PROVENANCE)
+    }
+    differing = differences(content["calibration"]["conditions"], found)
+    return f"its conditions differ from the calibration's ({'; '.join(differing)})" if differing else ""
+
+
+def _step_differences(content: Mapping[str, Any], step: dict[str, Any]) -> list[str]:
+    expected = {
+        name: value
+        for name, value in content["calibration"]["conditions"].items()
+        # With KSM off the knobs say nothing, and no guest began from nothing.
+        if not (step["policy"] == OFF and name.startswith("ksm_knobs."))
+        and not (no_guests(step) and name == "start.from")
+    }
+    return differences(expected, conditions(step))
+
+
+def _joined(
+    content: Mapping[str, Any],
+    predicted: Mapping[str, Any],
+    row: Mapping[Hashable, Any],
+    used: tuple[float, float],
+) -> Joined:
+    return Joined(
+        forecast_id=content["forecast_id"],
+        model=content["model"],
+        scope=content["scope"],
+        policy=content["policy"],
+        workload=predicted["workload"],
+        guests=predicted["guests"],
+        run_id=str(row["run_id"]),
+        cell_id=str(row["cell_id"]),
+        arm_order=str(row["arm_order"]),
+        measured_off=used[0],
+        measured_on=used[1],
+        predicted_off=predicted["used_off"]["mean_bytes"],
+        predicted_on=predicted["used_on"]["mean_bytes"],
+        half_width_on=predicted["used_on"]["half_width_bytes"],
+        naive_on=dict(predicted["naive_used_on_bytes"]),
+    )
