@@ -6,7 +6,7 @@ With --out the forecast is written before the run that it predicts; `report` joi
 import json
 import re
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,6 +24,8 @@ from analysis.records.loading import find_run, find_runs, load_run
 from analysis.report import forecast_figures
 from analysis.report.figures import save
 from analysis.report.summary import named, wrap
+
+_RUNS_NAMED = 12
 
 
 def forecast(arguments: Namespace) -> int:
@@ -44,9 +46,9 @@ def forecast(arguments: Namespace) -> int:
     chosen = [find_run(arguments.results, name) for name in arguments.run or ()]
     runs = [load_run(directory) for directory in chosen or find_runs(arguments.results)]
     wanted = {(mix_text(mix), sum(mix.values()))} if mix else {(arguments.workload, n) for n in numbers}
-    scope = HOST if arguments.envelope_mib is None else ENVELOPE
     found = calibration(
         runs,
+        scope=HOST if arguments.envelope_mib is None else ENVELOPE,
         predicted=wanted,
         asked=mix or ({arguments.workload} if arguments.workload else ()),
         model=arguments.model,
@@ -54,7 +56,7 @@ def forecast(arguments: Namespace) -> int:
         policy=arguments.policy,
         bases_in=arguments.results,
     )
-    model = make_model(found, scope, arguments.model)
+    model = make_model(found, arguments.model)
     loads = [mix] if mix else [{name: 1} for name in _workloads(arguments.workload, model)]
     mixes = [mix] if mix else [{name: n} for load in loads for name in load for n in numbers]
     capacity = arguments.envelope_mib or arguments.host_memory_mib
@@ -93,7 +95,8 @@ def forecast_text(content: Mapping[str, Any], found: Calibration) -> str:
     lines = [
         wrap(
             f"Forecast of the {what} of {content['hypervisor']}, policy {content['policy']}, guests of "
-            f"{content['guest_memory_bytes'] / MIB:.0f} MiB, from {len(cells)} measured cells: "
+            f"{content['guest_memory_bytes'] / MIB:.0f} MiB, from {len(cells)} measured cells of "
+            f"{_runs_named(found.run_ids)}: "
             + "; ".join(f"{name} at N = {', '.join(map(str, ns))}" for name, ns in numbers.items())
             + (f"; {len(found.bases)} measurements with no guest" if found.bases else "")
             + (f"; the saving by the census at N = {', '.join(map(str, sorted(counted)))}" if counted else "")
@@ -152,8 +155,18 @@ def forecast_text(content: Mapping[str, Any], found: Calibration) -> str:
         lines.append(
             wrap("No interval where there are too few cells: measure three numbers of guests, or repeat.")
         )
+    if found.cells_left_out:
+        whole = len(cells) + found.cells_left_out
+        lines.append(wrap(f"{found.cells_left_out} of {whole} cells are not used:"))
     lines += [wrap(f"! not used: {reason}.") for reason in found.left_out]
     return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _runs_named(run_ids: Sequence[str]) -> str:
+    """The runs, the first of them by name."""
+    names = list(dict.fromkeys(run_ids))
+    more = f" and {len(names) - _RUNS_NAMED} more" if len(names) > _RUNS_NAMED else ""
+    return f"run{'' if len(names) == 1 else 's'} {', '.join(names[:_RUNS_NAMED])}{more}"
 
 
 def _numbers(words: str | None) -> list[int]:

@@ -21,6 +21,7 @@ from analysis.model.scoring import (
     join,
     join_capacity,
     load_of,
+    measured,
     safe_bytes,
     score,
 )
@@ -53,6 +54,7 @@ def report(arguments: Namespace) -> int:
         )
     runs, unreadable = _runs(results, arguments.run) if forecasts else ([], [])
     left_out += unreadable
+    cells = measured(runs)
     joined: list[Joined] = []
     refused: list[str] = []
     sound: list[Mapping[str, Any]] = []
@@ -62,7 +64,7 @@ def report(arguments: Namespace) -> int:
             refused.append(f"{one.path.name}: {problem}")
             continue
         sound.append(one.content)
-        mine, reasons = join(one.content, runs)
+        mine, reasons = join(one.content, cells)
         joined += mine
         refused += [f"{one.path.name}: {reason}" for reason in reasons]
     sections = [_capacity_section(run, sound) for run in capacity]

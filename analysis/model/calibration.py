@@ -1,32 +1,25 @@
-"""The measured cells that a forecast rests on."""
+"""What a forecast rests on: the largest set of cells that belong together, and what it leaves out."""
 
-import math
+from collections import Counter
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import pandas as pd
-
 from analysis.errors import UserError
 from analysis.measure.cell_census import cell_census
-from analysis.measure.census import Census
-from analysis.measure.statistics import OFF_ON, pooling_conflicts
-from analysis.measure.table import PROVENANCE, tidy
-from analysis.model.capacity import base_steps, conditions, host_used_bytes, in_use_bytes, text
-from analysis.model.sharing import (
-    CENSUS,
-    ENVELOPE,
-    HOST,
-    SHARING,
-    Sample,
-)
-from analysis.plan.policies import policy_order
-from analysis.records.capacity import (
-    load_capacity,
-)
+from analysis.measure.census import Census, CensusError
+from analysis.measure.saving import Unknown, Value, known, saving, used_bytes
+from analysis.measure.statistics import OFF_ON
+from analysis.measure.table import PROVENANCE, REQUESTED, tidy
+from analysis.model.capacity import base_steps, conditions, text
+from analysis.model.sharing import CENSUS, HOST, SHARING, Sample, mean_of_known
+from analysis.plan.policies import DEFAULT, OFF, policy_order
+from analysis.records.capacity import load_capacity
 from analysis.records.loading import COMPLETE, CellRecords, Run
+
+Key = tuple[str, str, str]
 
 
 class ForecastError(UserError):
@@ -37,14 +30,15 @@ class ForecastError(UserError):
 class Calibration:
     """The measured cells of one host under one policy and set of conditions that a forecast rests on.
 
-    ``samples``: one for each workload, number of guests and physical boot, of the host and of the guests
-    alone (None: their kernel does not tell). ``bases``: path under results, SHA-256 and use of each record
-    with no guest. ``censuses``: by workload, that of its cell with the most guests, and the cell's directory.
-    ``left_out``: cells that are not used, with the reason.
+    ``samples``: one for each workload, number of guests and physical boot, of the scope. ``bases``: path
+    under results, SHA-256 and use of each record with no guest. ``censuses``: by workload, that of its cell
+    with the most guests, and the cell's directory. ``left_out``: what is not used, with the reason, a
+    sentence for each run and reason; ``cells_left_out``: how many cells that is.
     """
 
     hypervisor: str
     policy: str
+    scope: str
     guest_memory_bytes: int
     page_size_bytes: int
     max_page_sharing: int
@@ -52,15 +46,32 @@ class Calibration:
     conditions: dict[str, str]
     cells: tuple[CellRecords, ...]
     run_ids: tuple[str, ...]
-    samples: dict[str, tuple[Sample, ...] | None]
+    samples: tuple[Sample, ...]
     bases: tuple[tuple[str, str, int], ...]
     censuses: dict[str, tuple[Path, Census]]
     left_out: tuple[str, ...]
+    cells_left_out: int
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A cell that may be used: what it is a sample of, and what it was measured under."""
+
+    key: Key
+    records: CellRecords
+    sample: Sample
+    loaded: bool
+    conditions: dict[str, str]
+
+    @property
+    def workload(self) -> str:
+        return self.records.cell.workload
 
 
 def calibration(
     runs: Sequence[Run],
     *,
+    scope: str = HOST,
     predicted: Collection[tuple[str | None, int]] = (),
     asked: Collection[str] = (),
     model: str = SHARING,
@@ -68,193 +79,287 @@ def calibration(
     policy: str | None = None,
     bases_in: Path | None = None,
 ) -> Calibration:
-    """The complete cells of the runs that a forecast may use.
+    """The largest set of cells of the runs that were measured under the same conditions.
+
+    Of the sets that the usable cells fall into: one to which the model can be fitted for each workload asked
+    for, then the one with the most samples that it can be fitted to, then the default policy's, the latest.
 
     Args:
         runs: the runs chosen.
+        scope: HOST, or ENVELOPE: of what the use is.
         predicted: workload (None: every one) and guests of what is predicted: never read.
         asked: the workloads asked for; of others, those that the model cannot be fitted to are left out.
         model: SHARING or CENSUS.
-        hypervisor: this one only; needed when there are several.
-        policy: this one only; needed when there are several.
+        hypervisor: this one only.
+        policy: this one only.
         bases_in: results whose capacity runs may hold the host's use with no guest.
 
-    Raises ForecastError when nothing is left, or cells were measured under different conditions.
+    Raises ForecastError when nothing is left, or hypervisor or policy was not measured.
     """
-    table = tidy(list(runs))
-    if hypervisor is not None:
-        table = table[table["hypervisor"] == hypervisor]
-    if policy is not None:
-        measured = sorted(set(table["policy"]), key=policy_order)
-        if policy not in measured:
-            raise ForecastError(
-                f"--policy is {policy!r}: measured, and so allowed, is {', '.join(measured) or 'none'}."
-            )
-        table = table[table["policy"] == policy]
     stored = {
         (run.plan.run_id, cell.cell.hypervisor, cell.cell.cell_id): cell for run in runs for cell in run.cells
     }
-    left_out, used = [], []
-    for row in table.to_dict("records"):
+    rows = tidy(list(runs)).to_dict("records")
+    rows = _only(rows, "hypervisor", hypervisor, sorted({key[1] for key in stored}))
+    rows = _only(rows, "policy", policy, sorted({str(row["policy"]) for row in rows}, key=policy_order))
+    reasons: dict[Key, str] = {}
+    usable = []
+    for row in rows:
         key = (str(row["run_id"]), str(row["hypervisor"]), str(row["cell_id"]))
-        reason = _left_out(row, predicted)
-        if reason:
-            left_out.append(f"run {key[0]}, {key[2]}: {reason.rstrip('.')}")
+        found = _usable(key, row, stored[key], predicted, scope)
+        if isinstance(found, str):
+            reasons[key] = found.rstrip(".")
         else:
-            used.append((key, float(row["saved_gross_bytes"])))
-    kept = _fitting({key: stored[key] for key, _gross in used}, asked, model)
-    left_out += [f"run {key[0]}, {key[2]}: {kept[key]}" for key, _gross in used if kept[key]]
-    used = [(key, gross) for key, gross in used if not kept[key]]
-    if not used:
+            usable.append(found)
+    censuses, damaged = _censuses([one.records for one in usable]) if model == CENSUS else (None, [])
+    chosen, others = _largest(usable, asked, censuses)
+    reasons |= others
+    if not chosen:
+        left_out = _sentences(reasons)
         raise ForecastError(
             "there is no complete cell to forecast from"
             + (f" ({left_out[0]})" if left_out else "")
             + ": measure some small numbers of guests first."
         )
-    keys = [key for key, _gross in used]
-    rows = table[
-        [(r["run_id"], r["hypervisor"], r["cell_id"]) in set(keys) for r in table.to_dict("records")]
-    ]
-    _check_alike(rows)
-    cells = [stored[key] for key in keys]
-    first = cells[0]
-    names = [name for name in rows.columns if name.startswith(PROVENANCE)]
-    shared = {name.removeprefix(PROVENANCE): text(rows.iloc[0][name]) for name in names}
+    first = chosen[0].records
+    shared = {
+        name.removeprefix(PROVENANCE): value
+        for name, value in chosen[0].conditions.items()
+        if name.startswith(PROVENANCE)
+    }
     return Calibration(
         hypervisor=first.cell.hypervisor,
         policy=first.cell.policy,
+        scope=scope,
         guest_memory_bytes=first.cell.guest_memory_bytes,
         page_size_bytes=first.page_size_bytes,
         # The kernel's own default (mm/ksm.c), where the file is absent.
         max_page_sharing=int(first.provenance["ksm_knobs"].get("max_page_sharing", 256)),
         memory_total_bytes=int(first.provenance["memory_total_bytes"]),
         conditions=shared,
-        cells=tuple(cells),
-        run_ids=tuple(key[0] for key in keys),
-        samples={
-            scope: _samples(cells, [gross for _key, gross in used], scope) for scope in (HOST, ENVELOPE)
-        },
-        censuses=_censuses(cells) if model == CENSUS else {},
+        cells=tuple(one.records for one in chosen),
+        run_ids=tuple(one.key[0] for one in chosen),
+        samples=_samples(chosen),
+        censuses=_last_of_each([one.records for one in chosen], censuses or {}),
         bases=() if bases_in is None else _bases(bases_in, first.cell.hypervisor, shared),
-        left_out=tuple(left_out),
+        left_out=(*_sentences(reasons), *damaged),
+        cells_left_out=len(reasons),
     )
 
 
-def scope_used_bytes(cell: CellRecords, kind: str, scope: str) -> float | None:
-    """What an off or on record uses: of the host, or of the guests' own anonymous memory and page tables.
-
-    None when the guests' part is asked for and the kernel does not tell it.
-    """
+def scope_used_bytes(cell: CellRecords, kind: str, scope: str) -> Value:
+    """What an off or on record uses: of the host, or of the guests' own anonymous memory and page tables."""
     arm = cell.observed(kind)
     if scope == HOST:
-        return float(in_use_bytes(arm["host"], cell.page_size_bytes))
+        return used_bytes(arm["host"], cell.page_size_bytes)
     guests = arm["guests"].values()
     if any("Pss_Anon_bytes" not in guest["smaps_rollup"] for guest in guests):
-        return None
+        return Unknown(
+            "its kernel has no Pss_Anon in smaps_rollup, so the guests alone are not known "
+            "(use --host-memory-mib in place of --envelope-mib)"
+        )
     return float(sum(g["smaps_rollup"]["Pss_Anon_bytes"] + g["page_tables_bytes"] for g in guests))
 
 
-def _left_out(row: Mapping[Hashable, Any], predicted: Collection[tuple[str | None, int]]) -> str:
-    """Why a forecast does not use a cell, "" when it may."""
-    workload, guests = str(row["workload"]), int(row["guests"])
+def _only(
+    rows: list[dict[Hashable, Any]], name: str, wanted: str | None, measured: Sequence[str]
+) -> list[dict[Hashable, Any]]:
+    if wanted is None:
+        return rows
+    if wanted not in measured:
+        raise ForecastError(
+            f"--{name} is {wanted!r}: measured, and so allowed, is {', '.join(measured) or 'none'}."
+        )
+    return [row for row in rows if row[name] == wanted]
+
+
+def _usable(
+    key: Key,
+    row: Mapping[Hashable, Any],
+    records: CellRecords,
+    predicted: Collection[tuple[str | None, int]],
+    scope: str,
+) -> _Found | str:
+    """A cell as a forecast may use it, or why it does not."""
+    workload, guests = records.cell.workload, records.cell.guests
     if row["status"] != COMPLETE:
         return f"{row['status']}: {row['problem']}"
     problems = (
         ((workload, guests) in predicted or (None, guests) in predicted, "it is what is predicted"),
         ("=" in workload, "it is a mix"),
         (row["arm_order"] != OFF_ON, "KSM was on first, and what it split and freed stays so with KSM off"),
-        (math.isnan(row["saved_gross_bytes"]), "its kernel uses zero pages without counting them"),
     )
-    return next((reason for wrong, reason in problems if wrong), "")
+    reason = next((reason for wrong, reason in problems if wrong), "")
+    if reason:
+        return reason
+    saved = saving(records)
+    values = known(
+        [scope_used_bytes(records, "off", scope), scope_used_bytes(records, "on", scope), saved.gross]
+    )
+    if isinstance(values, Unknown):
+        return values.reason
+    own = None if isinstance(saved.ksm_own, Unknown) else saved.ksm_own
+    return _Found(
+        key,
+        records,
+        Sample(workload, guests, values[0], values[1], values[2], own),
+        bool(row["loaded"]),
+        {
+            str(name): text(value)
+            for name, value in row.items()
+            if str(name).startswith((PROVENANCE, REQUESTED)) or name in ("policy", "convergence_rule")
+        },
+    )
 
 
-def _check_alike(rows: pd.DataFrame) -> None:
-    """ForecastError where cells differ in more than workload and number of guests."""
-    hosts, policies = sorted(set(rows["hypervisor"])), sorted(set(rows["policy"]), key=policy_order)
-    if len(hosts) > 1:
-        raise ForecastError(
-            f"several hosts were measured: choose one of {', '.join(hosts)} with --hypervisor."
+def _largest(
+    usable: Sequence[_Found], asked: Collection[str], censuses: Mapping[Path, Census] | None
+) -> tuple[list[_Found], dict[Key, str]]:
+    """The set to forecast from, and why each other cell is not in it."""
+    sets: dict[tuple[Any, ...], list[_Found]] = {}
+    for one in usable:
+        sets.setdefault((one.key[1], *sorted(one.conditions.items())), []).append(one)
+    if not sets:
+        return [], {}
+    alike = [_alike_loaded(mine) for mine in sets.values()]
+
+    def worth(cells: Sequence[_Found]) -> tuple[Any, ...]:
+        fits = _fitting(cells, censuses)
+        present = {one.workload for one in cells}
+        name = cells[0].records.cell.policy
+        boots = {(one.workload, one.sample.guests, one.records.boot_key) for one in cells}
+        return (
+            len(fits & set(asked)),
+            len(present & set(asked)),
+            name != OFF,
+            len({boot for boot in boots if boot[0] in fits}),
+            len(cells),
+            name == DEFAULT,
+            max(str(one.records.records["on"]["recorded_at"]) for one in cells),
         )
-    if len(policies) > 1:
-        raise ForecastError(
-            f"several policies were measured: choose one of {', '.join(policies)} with --policy."
-        )
-    conflicts = list(pooling_conflicts(rows))
-    conflicts += [
-        f"{workload} loaded before and after the checkpoint"
-        for workload, mine in rows.groupby("workload")
-        if mine["loaded"].nunique() > 1
+
+    best = max(alike, key=worth)
+    fits = _fitting(best, censuses)
+    lacking = (
+        "its workload was measured at one number of guests only"
+        if censuses is None
+        else "its workload has no page census"
+    )
+    reasons = {}
+    inside = {one.key for one in best}
+    for one in usable:
+        if one.key not in inside:
+            reasons[one.key] = _apart(one, best)
+        elif fits and one.workload not in {*fits, *asked}:
+            reasons[one.key] = lacking
+    return [one for one in best if one.key not in reasons], reasons
+
+
+def _alike_loaded(cells: Sequence[_Found]) -> list[_Found]:
+    """Of each workload those loaded before the checkpoint, or those after it: where there are more."""
+    sides = Counter((one.workload, one.loaded) for one in cells)
+    return [
+        one
+        for one in cells
+        if (sides[one.workload, one.loaded], not one.loaded)
+        > (sides[one.workload, not one.loaded], one.loaded)
     ]
-    if conflicts:
-        raise ForecastError(
-            f"the cells were measured under different conditions ({'; '.join(conflicts)}): "
-            "choose runs that match with --run."
-        )
 
 
-def _fitting(
-    cells: Mapping[tuple[str, str, str], CellRecords], asked: Collection[str], model: str
-) -> dict[tuple[str, str, str], str]:
-    """By cell, why its workload cannot be fitted; "" when it can, was asked for, or none can."""
-    numbers: dict[str, set[int]] = {}
-    for cell in cells.values():
-        numbers.setdefault(cell.cell.workload, set()).add(cell.cell.guests)
-    if model == CENSUS:
-        fits = set(_censuses(list(cells.values())))
-        reason = "its workload has no page census"
-    else:
-        fits = {workload for workload, seen in numbers.items() if len(seen) > 1}
-        reason = "its workload was measured at one number of guests only"
-    return {
-        key: reason if fits and cell.cell.workload not in {*fits, *asked} else ""
-        for key, cell in cells.items()
+def _apart(one: _Found, chosen: Sequence[_Found]) -> str:
+    """In what a cell differs from those chosen."""
+    if one.key[1] != chosen[0].key[1]:
+        return f"it is of the host {one.key[1]}, which --hypervisor would choose"
+    theirs, ours = one.conditions, chosen[0].conditions
+    if theirs["policy"] != ours["policy"]:
+        return f"it is under the policy {theirs['policy']}, which --policy would choose"
+    differing = {
+        name.removeprefix(PROVENANCE): f"{theirs[name]} / {ours[name]}"
+        for name in sorted(theirs)
+        if theirs[name] != ours[name]
     }
+    if not differing:
+        return "its workload was loaded on the other side of the checkpoint than in most of its cells"
+    # What was asked for and is so on the host need not be said twice.
+    said = [
+        f"{name}: {values}"
+        for name, values in differing.items()
+        if not (name.startswith(REQUESTED) and name.removeprefix(REQUESTED) in differing)
+    ]
+    return f"it was measured under other conditions than those chosen ({'; '.join(said)})"
 
 
-def _samples(
-    cells: Sequence[CellRecords], gross_bytes: Sequence[float], scope: str
-) -> tuple[Sample, ...] | None:
+def _fitting(cells: Sequence[_Found], censuses: Mapping[Path, Census] | None) -> set[str]:
+    """The workloads that the model can be fitted to."""
+    if censuses is not None:
+        return {one.workload for one in cells if one.records.directory in censuses}
+    numbers: dict[str, set[int]] = {}
+    for one in cells:
+        numbers.setdefault(one.workload, set()).add(one.sample.guests)
+    return {workload for workload, seen in numbers.items() if len(seen) > 1}
+
+
+def _sentences(reasons: Mapping[Key, str]) -> list[str]:
+    """A sentence for each run and reason."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for (run_id, _hypervisor, cell_id), reason in reasons.items():
+        grouped.setdefault((run_id, reason), []).append(cell_id)
+    return [
+        f"run {run_id}, {cells[0] if len(cells) == 1 else f'{len(cells)} cells'}: {reason}"
+        for (run_id, reason), cells in grouped.items()
+    ]
+
+
+def _samples(cells: Sequence[_Found]) -> tuple[Sample, ...]:
     """One sample for each workload, number of guests and boot: the mean of the boot's repetitions."""
     boots: dict[tuple[str, int, str], list[Sample]] = {}
-    for cell, gross in zip(cells, gross_bytes, strict=True):
-        used = [scope_used_bytes(cell, kind, scope) for kind in ("off", "on")]
-        if used[0] is None or used[1] is None:
-            return None
-        profit = cell.observed("on")["host"]["ksm"]["general_profit"]
-        sample = Sample(cell.cell.workload, cell.cell.guests, used[0], used[1], gross, None)
-        boots.setdefault((sample.workload, sample.guests, cell.boot_key), []).append(
-            # general_profit is gross less the rmap_items (Documentation/admin-guide/mm/ksm.rst).
-            sample if profit is None else replace(sample, rmap_bytes=gross - profit)
+    for one in cells:
+        key = (one.workload, one.sample.guests, one.records.boot_key)
+        boots.setdefault(key, []).append(one.sample)
+    return tuple(
+        Sample(
+            workload,
+            guests,
+            off_bytes=fmean(sample.off_bytes for sample in repetitions),
+            on_bytes=fmean(sample.on_bytes for sample in repetitions),
+            gross_bytes=fmean(sample.gross_bytes for sample in repetitions),
+            ksm_bytes=mean_of_known(sample.ksm_bytes for sample in repetitions),
         )
-    return tuple(_mean_sample(repetitions) for repetitions in boots.values())
-
-
-def _mean_sample(repetitions: Sequence[Sample]) -> Sample:
-    rmap = [sample.rmap_bytes for sample in repetitions if sample.rmap_bytes is not None]
-    return replace(
-        repetitions[0],
-        off_bytes=fmean(sample.off_bytes for sample in repetitions),
-        on_bytes=fmean(sample.on_bytes for sample in repetitions),
-        gross_bytes=fmean(sample.gross_bytes for sample in repetitions),
-        rmap_bytes=fmean(rmap) if len(rmap) == len(repetitions) else None,
+        for (workload, guests, _boot), repetitions in boots.items()
     )
 
 
-def _censuses(cells: Sequence[CellRecords]) -> dict[str, tuple[Path, Census]]:
-    """By workload, the census of its cell with the most guests, the last of these."""
-    found: dict[str, tuple[Path, Census]] = {}
-    for cell in sorted(cells, key=lambda cell: (cell.cell.guests, cell.records["on"]["recorded_at"])):
-        counted = cell_census(cell)
+def _censuses(cells: Sequence[CellRecords]) -> tuple[dict[Path, Census], list[str]]:
+    """By directory, the census of each cell that has one, and a sentence for each that cannot be used."""
+    found, problems = {}, []
+    for cell in cells:
+        try:
+            counted = cell_census(cell)
+        except CensusError as error:
+            problems.append(str(error).rstrip("."))
+            continue
         if counted is not None:
-            found[cell.cell.workload] = (cell.directory, counted)
-    return found
+            found[cell.directory] = counted
+    return found, problems
+
+
+def _last_of_each(
+    cells: Sequence[CellRecords], censuses: Mapping[Path, Census]
+) -> dict[str, tuple[Path, Census]]:
+    """By workload, the census of its cell with the most guests, the last of these."""
+    return {
+        cell.cell.workload: (cell.directory, censuses[cell.directory])
+        for cell in sorted(cells, key=lambda cell: (cell.cell.guests, cell.records["on"]["recorded_at"]))
+        if cell.directory in censuses
+    }
 
 
 def _bases(results: Path, hypervisor: str, wanted: Mapping[str, str]) -> tuple[tuple[str, str, int], ...]:
     """Use with no guest, where it was measured under these conditions."""
-    steps = base_steps(load_capacity(results)[0], hypervisor)
-    return tuple(
-        (str(step.path.relative_to(results)), step.sha256, host_used_bytes(step.content))
-        for step in steps
-        if all(wanted.get(name) == value for name, value in conditions(step.content).items())
-    )
+    found = []
+    for step in base_steps(load_capacity(results)[0], hypervisor):
+        used = used_bytes(step.content["observed"]["host"], step.content["provenance"]["page_size_bytes"])
+        alike = all(wanted.get(name) == value for name, value in conditions(step.content).items())
+        if alike and not isinstance(used, Unknown):
+            found.append((str(step.path.relative_to(results)), step.sha256, int(used)))
+    return tuple(found)

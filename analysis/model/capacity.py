@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.measure import saving
 from analysis.plan.policies import OFF
 from analysis.records.capacity import PROBES, CapacityRecord, CapacityRun
 from analysis.records.loading import flat, self_tuned
@@ -99,28 +100,12 @@ def text(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def used_bytes(content: dict[str, Any]) -> int:
-    """What a step uses of its capacity: the envelope's working set, or the host's MemTotal - MemAvailable."""
-    envelope = content["observed"]["envelope"]
+def used_bytes(content: dict[str, Any]) -> float:
+    """What a step uses of its capacity: the envelope's working set, or what the host uses; NaN: not known."""
     if content["envelope_bytes"] is not None:
-        return int(envelope["working_set_bytes"])
-    return host_used_bytes(content)
-
-
-def host_used_bytes(content: dict[str, Any]) -> int:
-    """What the host uses at a step, see :func:`in_use_bytes`."""
-    return in_use_bytes(content["observed"]["host"], content["provenance"]["page_size_bytes"])
-
-
-def in_use_bytes(host: Mapping[str, Any], page_size_bytes: int) -> int:
-    """MemTotal - MemAvailable, less the free pages on the per-CPU lists.
-
-    MemAvailable does not count these (mm/show_mem.c), and how many there are is chance: tens to hundreds of
-    MiB from one reading to the next. Where the kernel hides them they stay in.
-    """
-    memory = host["meminfo"]
-    per_cpu = (host["per_cpu_free_pages"] or 0) * page_size_bytes
-    return int(memory["MemTotal_bytes"] - memory["MemAvailable_bytes"] - per_cpu)
+        return float(content["observed"]["envelope"]["working_set_bytes"])
+    used = saving.used_bytes(content["observed"]["host"], content["provenance"]["page_size_bytes"])
+    return math.nan if isinstance(used, saving.Unknown) else used
 
 
 def base_steps(runs: Sequence[CapacityRun], hypervisor: str) -> list[CapacityRecord]:

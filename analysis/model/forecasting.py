@@ -25,20 +25,15 @@ from analysis.records.forecasts import (
     record_digests,
 )
 
-_CURVE_MOST = 200
+# So far goes a curve of a load without a limit.
+_UNLIMITED = 200
 
 
-def make_model(found: Calibration, scope: str, name: str = SHARING) -> Model:
+def make_model(found: Calibration, name: str = SHARING) -> Model:
     """The model of a calibration: SHARING, or CENSUS, in which the saving follows the censuses' curves.
 
     Raises ForecastError or SharingError.
     """
-    samples = found.samples[scope]
-    if samples is None:
-        raise ForecastError(
-            "the records lack Pss_Anon of smaps_rollup, so the guests alone cannot be forecast: "
-            "use --host-memory-mib in place of --envelope-mib."
-        )
     missing = sorted({cell.cell.workload for cell in found.cells} - found.censuses.keys())
     if name == CENSUS and missing:
         raise ForecastError(
@@ -46,8 +41,8 @@ def make_model(found: Calibration, scope: str, name: str = SHARING) -> Model:
             "sharing."
         )
     return fit(
-        samples,
-        scope=scope,
+        found.samples,
+        scope=found.scope,
         guest_memory_bytes=found.guest_memory_bytes,
         page_size_bytes=found.page_size_bytes,
         max_page_sharing=found.max_page_sharing,
@@ -172,8 +167,8 @@ def _predicted(model: Model, mix: Mapping[str, int]) -> dict[str, Any]:
 
 def _load(model: Model, shares: Mapping[str, int], capacity_bytes: float) -> dict[str, Any]:
     found = limits(model, shares, capacity_bytes)
-    furthest = max(_CURVE_MOST if n is None else n for n in (found.off, found.on, found.safe))
-    guests = list(range(1, min(max(furthest + 2, 4), _CURVE_MOST) + 1))
+    furthest = max(_UNLIMITED if n is None else n for n in (found.off, found.on, found.safe))
+    guests = list(range(1, max(furthest + 2, 4) + 1))
     seen = [predict(model, scaled(shares, n)) for n in guests]
     return {
         "workload": mix_text(shares),

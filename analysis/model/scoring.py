@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from analysis.errors import UserError
+from analysis.measure.saving import Unknown, known
 from analysis.measure.statistics import OFF_ON
 from analysis.measure.table import PROVENANCE, tidy
 from analysis.model.calibration import scope_used_bytes
@@ -26,6 +27,8 @@ from analysis.records.capacity import (
     CapacityRun,
 )
 from analysis.records.loading import COMPLETE, CellRecords, Run
+
+Row = Mapping[Hashable, Any]
 
 NAIVE = {
     "constant_saving": "constant saving per VM, as at the largest calibration N",
@@ -130,39 +133,46 @@ class CapacityJoin:
     worst_error: float | None
 
 
-def join(content: Mapping[str, Any], runs: Sequence[Run]) -> tuple[list[Joined], list[str]]:
-    """Join a sound forecast with the measured cells of the runs.
+def measured(runs: Sequence[Run]) -> list[tuple[Row, CellRecords]]:
+    """Each planned cell of the runs, its row of the tidy table and its records."""
+    stored = {
+        (run.plan.run_id, cell.cell.hypervisor, cell.cell.cell_id): cell for run in runs for cell in run.cells
+    }
+    return [
+        (row, stored[row["run_id"], row["hypervisor"], row["cell_id"]])
+        for row in (tidy(list(runs)).to_dict("records") if runs else ())
+    ]
+
+
+def join(
+    content: Mapping[str, Any], cells: Sequence[tuple[Row, CellRecords]]
+) -> tuple[list[Joined], list[str]]:
+    """Join a sound forecast with measured cells.
 
     Returns the joined cells, one for each repetition, and a sentence for each cell that is refused: among
     the calibration, recorded before the forecast, not complete, of other provenance; or not measured yet.
     """
     joined: list[Joined] = []
     refused: list[str] = []
-    table = tidy(list(runs))
-    stored = {
-        (run.plan.run_id, cell.cell.hypervisor, cell.cell.cell_id): cell for run in runs for cell in run.cells
-    }
-    here = table[
-        (table["hypervisor"] == content["hypervisor"]) & (table["policy"] == content["policy"])
-    ].to_dict("records")
     for predicted in content["predicted"]:
-        wanted = (predicted["workload"], predicted["guests"])
+        wanted = (content["hypervisor"], content["policy"], predicted["workload"], predicted["guests"])
         before = len(joined)
-        for row in here:
-            if (load_name(str(row["workload"])), row["guests"]) != wanted:
+        for row, cell in cells:
+            is_of = (row["hypervisor"], row["policy"], load_name(str(row["workload"])), row["guests"])
+            if is_of != wanted:
                 continue
-            cell = stored[(row["run_id"], row["hypervisor"], row["cell_id"])]
             reason = _refusal(content, row, cell)
-            off, on = (
-                None if reason else scope_used_bytes(cell, kind, content["scope"]) for kind in ("off", "on")
-            )
-            if off is None or on is None:
-                reason = reason or "its records lack Pss_Anon"
-                refused.append(f"run {row['run_id']}, {row['cell_id']} is not joined: {reason}")
+            used: list[float] | Unknown = Unknown(reason)
+            if not reason:
+                used = known(scope_used_bytes(cell, kind, content["scope"]) for kind in ("off", "on"))
+            if isinstance(used, Unknown):
+                refused.append(f"run {row['run_id']}, {row['cell_id']} is not joined: {used.reason}")
             else:
-                joined.append(_joined(content, predicted, row, (off, on)))
+                joined.append(_joined(content, predicted, row, (used[0], used[1])))
         if len(joined) == before:
-            refused.append(f"{wanted[0]} at {wanted[1]} guests has no measurement to join yet")
+            refused.append(
+                f"{predicted['workload']} at {predicted['guests']} guests has no measurement to join yet"
+            )
     return joined, refused
 
 
@@ -260,7 +270,7 @@ def join_capacity(content: Mapping[str, Any], run: CapacityRun) -> list[Capacity
         errors = [
             abs(predicted[step.content["guests"]] / used_bytes(step.content) - 1)
             for step in steps
-            if step.content["guests"] in predicted and used_bytes(step.content)
+            if step.content["guests"] in predicted and used_bytes(step.content) > 0
         ]
         joins.append(
             CapacityJoin(
@@ -297,7 +307,7 @@ def safe_bytes(content: Mapping[str, Any] | None, run: CapacityRun, guests: int)
     return dict(zip(curve["guests"], curve["safe_bytes"], strict=True)).get(guests)
 
 
-def _refusal(content: Mapping[str, Any], row: Mapping[Hashable, Any], cell: CellRecords) -> str:
+def _refusal(content: Mapping[str, Any], row: Row, cell: CellRecords) -> str:
     """Why a measured cell may not be joined with the forecast that predicts its load; "" when it may."""
     calibrated = {(c["run_id"], c["cell_id"]) for c in content["calibration"]["cells"]}
     if (row["run_id"], row["cell_id"]) in calibrated:
@@ -329,7 +339,7 @@ def _step_differences(content: Mapping[str, Any], step: dict[str, Any]) -> list[
 def _joined(
     content: Mapping[str, Any],
     predicted: Mapping[str, Any],
-    row: Mapping[Hashable, Any],
+    row: Row,
     used: tuple[float, float],
 ) -> Joined:
     return Joined(

@@ -156,14 +156,14 @@ def arms(design: Design) -> dict[str, dict[str, Any]]:
 
 
 def stop(
-    design: CapacityDesign, observed: Mapping[str, Any], used_bytes: int
+    design: CapacityDesign, observed: Mapping[str, Any], used_bytes: float
 ) -> dict[str, str | float | None] | None:
     """Why a step is beyond the limit; None while it is not.
 
     Args:
         design: with the limits.
         observed: of a capacity_step record.
-        used_bytes: what the step uses of the envelope, where there is one.
+        used_bytes: what the step uses, of the envelope where there is one; NaN where it is not known.
     """
     window, memory = observed["window"], observed["host"]["meminfo"]
     seconds, vmstat, psi = window["seconds"], window["vmstat"], window["psi_some_microseconds"]
