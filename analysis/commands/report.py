@@ -2,12 +2,10 @@
 
 import json
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from analysis.errors import UserError
 from analysis.model.capacity import Divergence, actual_limit, divergence, relation, steps_table
 from analysis.model.scoring import (
     KSM_MATTERS,
@@ -30,7 +28,9 @@ from analysis.plan.design import MIB, REFERENCE
 from analysis.plan.policies import OFF
 from analysis.records.capacity import CAPACITY, CapacityRun, load_capacity
 from analysis.records.forecasts import FORECASTS, forecast_problem, load_forecasts
-from analysis.records.loading import RecordError, Run, find_run, find_runs, load_run
+from analysis.records.loading import RunsLoaded, choose_runs, find_runs
+from analysis.records.models import ForecastRecord
+from analysis.records.reading import RecordError
 from analysis.report import forecast_figures
 from analysis.report.capacity import capacity_lines, divergence_lines
 from analysis.report.figures import save
@@ -52,19 +52,19 @@ def report(arguments: Namespace) -> int:
             f"{arguments.results} holds no forecast and no capacity run: write one with `python -m analysis "
             "forecast --guests N --out results/forecasts/NAME.json` before the run that it predicts."
         )
-    runs, unreadable = _runs(results, arguments.run) if forecasts else ([], [])
-    left_out += unreadable
-    cells = measured(runs)
+    runs = _runs(results, arguments.run) if forecasts else RunsLoaded((), ())
+    left_out += runs.problems
+    cells = measured(runs.runs)
     joined: list[Joined] = []
     refused: list[str] = []
-    sound: list[Mapping[str, Any]] = []
+    sound: list[ForecastRecord] = []
     for one in forecasts:
         problem = forecast_problem(one, results)
         if problem:
             refused.append(f"{one.path.name}: {problem}")
             continue
-        sound.append(one.content)
-        mine, reasons = join(one.content, cells)
+        sound.append(one.record)
+        mine, reasons = join(one.record, cells)
         joined += mine
         refused += [f"{one.path.name}: {reason}" for reason in reasons]
     sections = [_capacity_section(run, sound) for run in capacity]
@@ -82,7 +82,7 @@ def report(arguments: Namespace) -> int:
 
 def own_or_published(results: Path) -> Path:
     """These results, or the published ones in them while they hold nothing else."""
-    own = any((results / name).is_dir() for name in (FORECASTS, CAPACITY)) or bool(_directories(results))
+    own = any((results / name).is_dir() for name in (FORECASTS, CAPACITY)) or _has_runs(results)
     return results if own or not (results / REFERENCE).is_dir() else results / REFERENCE
 
 
@@ -126,7 +126,7 @@ def left_out_text(problems: Sequence[str]) -> str:
 class _Section:
     """What is known of one capacity run. ``forecasts``: that of each policy which has one."""
 
-    forecasts: dict[str, Mapping[str, Any]]
+    forecasts: dict[str, ForecastRecord]
     joins: tuple[CapacityJoin, ...]
     divergences: tuple[Divergence, ...]
     refused: tuple[str, ...]
@@ -162,48 +162,38 @@ class _Section:
         return "\n".join(line.rstrip() for line in lines)
 
 
-def _capacity_section(run: CapacityRun, forecasts: Sequence[Mapping[str, Any]]) -> _Section:
-    fitting = [content for content in forecasts if not capacity_problem(content, run)]
+def _capacity_section(run: CapacityRun, forecasts: Sequence[ForecastRecord]) -> _Section:
+    problems = {one.digest: capacity_problem(one, run) for one in forecasts}
     refused = [
-        f"forecast {content['forecast_id']} is not joined with run {run.run_id}: "
-        f"{capacity_problem(content, run)}"
-        for content in forecasts
-        if content not in fitting and load_of(content, run) is not None
+        f"forecast {one.forecast_id} is not joined with run {run.run_id}: {problems[one.digest]}"
+        for one in forecasts
+        if problems[one.digest] and load_of(one, run) is not None
     ]
     # Of each policy the last one written before the run is the one that predicts it.
-    chosen: dict[str, Mapping[str, Any]] = {}
-    for content in sorted(fitting, key=lambda content: str(content["created_at"])):
-        chosen[content["policy"]] = content
+    fitting = [one for one in forecasts if not problems[one.digest]]
+    chosen = {one.policy: one for one in sorted(fitting, key=lambda one: one.created_at)}
     return _Section(
         forecasts=chosen,
-        joins=tuple(one for content in chosen.values() for one in join_capacity(content, run)),
+        joins=tuple(join for one in chosen.values() for join in join_capacity(one, run)),
         divergences=tuple(
-            divergence(
-                record, safe_bytes(chosen.get(record.content["policy"]), run, record.content["guests"])
-            )
+            divergence(record, safe_bytes(chosen.get(record.policy), run, record.guests))
             for record in run.divergences
         ),
         refused=tuple(refused),
     )
 
 
-def _runs(results: Path, run_ids: Sequence[str] | None) -> tuple[list[Run], list[str]]:
-    """The runs, and a sentence for each that cannot be read."""
-    chosen = [find_run(results, run_id) for run_id in run_ids or ()]
-    runs, problems = [], []
-    for directory in chosen or _directories(results):
-        try:
-            runs.append(load_run(directory))
-        except UserError as error:
-            problems.append(str(error).rstrip("."))
-    return runs, problems
+def _runs(results: Path, run_ids: Sequence[str] | None) -> RunsLoaded:
+    if not run_ids and not _has_runs(results):
+        return RunsLoaded((), ())
+    return choose_runs(results, run_ids)
 
 
-def _directories(results: Path) -> list[Path]:
+def _has_runs(results: Path) -> bool:
     try:
-        return find_runs(results)
+        return bool(find_runs(results).directories)
     except RecordError:
-        return []
+        return False
 
 
 def _line(one: Joined) -> str:
@@ -273,7 +263,7 @@ def _draw(
             save(forecast_figures.trade_off_figure(run), directory / f"trade-off-{name}.png")
         for number, (record, seen) in enumerate(zip(run.divergences, section.divergences, strict=True), 1):
             save(
-                forecast_figures.divergence_figure(record.content, seen),
+                forecast_figures.divergence_figure(record, seen),
                 directory / f"divergence-{name}-{number}.png",
             )
 

@@ -8,16 +8,18 @@ from statistics import fmean
 from typing import Any
 
 from analysis.errors import UserError
-from analysis.measure.cell_census import cell_census
-from analysis.measure.census import Census, CensusError
+from analysis.measure.efficiency import cell_census
+from analysis.measure.page_contents import Census
+from analysis.measure.pooling import Row
 from analysis.measure.saving import Unknown, Value, known, saving, used_bytes
 from analysis.measure.statistics import OFF_ON
 from analysis.measure.table import PROVENANCE, REQUESTED, tidy
-from analysis.model.capacity import base_steps, conditions, text
+from analysis.model.capacity import conditions, text
 from analysis.model.sharing import CENSUS, HOST, SHARING, Sample, mean_of_known
 from analysis.plan.policies import DEFAULT, OFF, policy_order
 from analysis.records.capacity import load_capacity
 from analysis.records.loading import COMPLETE, CellRecords, Run
+from analysis.records.models import SnapshotRecord
 
 Key = tuple[str, str, str]
 
@@ -78,6 +80,7 @@ def calibration(
     hypervisor: str | None = None,
     policy: str | None = None,
     bases_in: Path | None = None,
+    unread: Sequence[str] = (),
 ) -> Calibration:
     """The largest set of cells of the runs that were measured under the same conditions.
 
@@ -93,6 +96,7 @@ def calibration(
         hypervisor: this one only.
         policy: this one only.
         bases_in: results whose capacity runs may hold the host's use with no guest.
+        unread: a sentence for each run that could not be read, for those left out.
 
     Raises ForecastError when nothing is left, or hypervisor or policy was not measured.
     """
@@ -134,31 +138,30 @@ def calibration(
         guest_memory_bytes=first.cell.guest_memory_bytes,
         page_size_bytes=first.page_size_bytes,
         # The kernel's own default (mm/ksm.c), where the file is absent.
-        max_page_sharing=int(first.provenance["ksm_knobs"].get("max_page_sharing", 256)),
-        memory_total_bytes=int(first.provenance["memory_total_bytes"]),
+        max_page_sharing=int(first.provenance.ksm_knobs.get("max_page_sharing", 256)),
+        memory_total_bytes=first.provenance.memory_total_bytes,
         conditions=shared,
         cells=tuple(one.records for one in chosen),
         run_ids=tuple(one.key[0] for one in chosen),
         samples=_samples(chosen),
         censuses=_last_of_each([one.records for one in chosen], censuses or {}),
         bases=() if bases_in is None else _bases(bases_in, first.cell.hypervisor, shared),
-        left_out=(*_sentences(reasons), *damaged),
+        left_out=(*_sentences(reasons), *damaged, *(problem.rstrip(".") for problem in unread)),
         cells_left_out=len(reasons),
     )
 
 
-def scope_used_bytes(cell: CellRecords, kind: str, scope: str) -> Value:
+def scope_used_bytes(cell: CellRecords, arm: SnapshotRecord, scope: str) -> Value:
     """What an off or on record uses: of the host, or of the guests' own anonymous memory and page tables."""
-    arm = cell.observed(kind)
     if scope == HOST:
-        return used_bytes(arm["host"], cell.page_size_bytes)
-    guests = arm["guests"].values()
-    if any("Pss_Anon_bytes" not in guest["smaps_rollup"] for guest in guests):
+        return used_bytes(arm.observed.host, cell.page_size_bytes)
+    guests = arm.observed.guests.values()
+    if any("Pss_Anon_bytes" not in guest.smaps_rollup for guest in guests):
         return Unknown(
             "its kernel has no Pss_Anon in smaps_rollup, so the guests alone are not known "
             "(use --host-memory-mib in place of --envelope-mib)"
         )
-    return float(sum(g["smaps_rollup"]["Pss_Anon_bytes"] + g["page_tables_bytes"] for g in guests))
+    return float(sum(guest.smaps_rollup["Pss_Anon_bytes"] + guest.page_tables_bytes for guest in guests))
 
 
 def _only(
@@ -175,7 +178,7 @@ def _only(
 
 def _usable(
     key: Key,
-    row: Mapping[Hashable, Any],
+    row: Row,
     records: CellRecords,
     predicted: Collection[tuple[str | None, int]],
     scope: str,
@@ -194,7 +197,7 @@ def _usable(
         return reason
     saved = saving(records)
     values = known(
-        [scope_used_bytes(records, "off", scope), scope_used_bytes(records, "on", scope), saved.gross]
+        [*(scope_used_bytes(records, arm, scope) for arm in (records.off, records.on)), saved.gross]
     )
     if isinstance(values, Unknown):
         return values.reason
@@ -235,7 +238,7 @@ def _largest(
             len({boot for boot in boots if boot[0] in fits}),
             len(cells),
             name == DEFAULT,
-            max(str(one.records.records["on"]["recorded_at"]) for one in cells),
+            max(one.records.on.recorded_at for one in cells),
         )
 
     best = max(alike, key=worth)
@@ -335,7 +338,7 @@ def _censuses(cells: Sequence[CellRecords]) -> tuple[dict[Path, Census], list[st
     for cell in cells:
         try:
             counted = cell_census(cell)
-        except CensusError as error:
+        except UserError as error:
             problems.append(str(error).rstrip("."))
             continue
         if counted is not None:
@@ -349,7 +352,7 @@ def _last_of_each(
     """By workload, the census of its cell with the most guests, the last of these."""
     return {
         cell.cell.workload: (cell.directory, censuses[cell.directory])
-        for cell in sorted(cells, key=lambda cell: (cell.cell.guests, cell.records["on"]["recorded_at"]))
+        for cell in sorted(cells, key=lambda cell: (cell.cell.guests, cell.on.recorded_at))
         if cell.directory in censuses
     }
 
@@ -357,9 +360,12 @@ def _last_of_each(
 def _bases(results: Path, hypervisor: str, wanted: Mapping[str, str]) -> tuple[tuple[str, str, int], ...]:
     """Use with no guest, where it was measured under these conditions."""
     found = []
-    for step in base_steps(load_capacity(results)[0], hypervisor):
-        used = used_bytes(step.content["observed"]["host"], step.content["provenance"]["page_size_bytes"])
-        alike = all(wanted.get(name) == value for name, value in conditions(step.content).items())
+    for base in (base for run in load_capacity(results)[0] for base in run.bases):
+        step = base.step
+        used = used_bytes(step.observed.host, step.provenance.page_size_bytes)
+        alike = step.hypervisor == hypervisor and all(
+            wanted.get(name, "absent") == value for name, value in conditions(step).items()
+        )
         if alike and not isinstance(used, Unknown):
-            found.append((str(step.path.relative_to(results)), step.sha256, int(used)))
+            found.append((str(base.path.relative_to(results)), base.sha256, int(used)))
     return tuple(found)

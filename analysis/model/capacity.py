@@ -11,11 +11,13 @@ import pandas as pd
 
 from analysis.measure import saving
 from analysis.plan.policies import OFF
-from analysis.records.capacity import PROBES, CapacityRecord, CapacityRun
-from analysis.records.loading import flat, self_tuned
+from analysis.records.capacity import PROBES, CapacityRun
+from analysis.records.checks import self_tuned
+from analysis.records.loading import flat
+from analysis.records.models import DivergenceRecord, Probe, StepRecord, WritingProbe
 
 # Of the start, only from what is a condition.
-_NO_CONDITION = frozenset({"design_digest", "start"})
+_NO_CONDITION = {"design_digest", "start"}
 _TAIL = 0.05
 
 
@@ -71,26 +73,22 @@ class Divergence:
         return self.survived and self.peak_used_bytes <= self.safe_bytes
 
 
-def conditions(content: dict[str, Any]) -> dict[str, str]:
+def conditions(record: StepRecord | DivergenceRecord) -> dict[str, str]:
     """What two measurements must have in common, as flat names and text."""
-    provenance, off = content["provenance"], content["policy"] == OFF
-    knobs, start = provenance["ksm_knobs"], provenance["start"]
-    tuned = self_tuned(knobs, "")
+    provenance = record.provenance
+    tuned = self_tuned(provenance.ksm_knobs, "")
+    # With KSM off they say nothing.
+    knobs = {} if record.policy == OFF else provenance.ksm_knobs
+    start = None if record.guests == 0 else provenance.start
     found = flat(
         {
-            **{name: value for name, value in provenance.items() if name not in _NO_CONDITION},
-            # With KSM off they say nothing.
-            "ksm_knobs": {} if off else {n: value for n, value in knobs.items() if n not in tuned},
-            "start": {} if no_guests(content) or start is None else {"from": start["from"]},
-            "requested": content["requested"],
+            **provenance.model_dump(exclude=_NO_CONDITION),
+            "ksm_knobs": {name: value for name, value in knobs.items() if name not in tuned},
+            "start": {} if start is None else {"from": start.origin},
+            "requested": record.requested.model_dump(),
         }
     )
     return {name: text(value) for name, value in found.items()}
-
-
-def no_guests(content: Mapping[str, Any]) -> bool:
-    """Whether a step measured the host alone, which nothing began from."""
-    return int(content["guests"]) == 0
 
 
 def text(value: Any) -> str:
@@ -100,24 +98,12 @@ def text(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def used_bytes(content: dict[str, Any]) -> float:
+def used_bytes(step: StepRecord) -> float:
     """What a step uses of its capacity: the envelope's working set, or what the host uses; NaN: not known."""
-    if content["envelope_bytes"] is not None:
-        return float(content["observed"]["envelope"]["working_set_bytes"])
-    used = saving.used_bytes(content["observed"]["host"], content["provenance"]["page_size_bytes"])
+    if step.envelope_bytes is not None and step.observed.envelope is not None:
+        return float(step.observed.envelope.working_set_bytes)
+    used = saving.used_bytes(step.observed.host, step.provenance.page_size_bytes)
     return math.nan if isinstance(used, saving.Unknown) else used
-
-
-def base_steps(runs: Sequence[CapacityRun], hypervisor: str) -> list[CapacityRecord]:
-    """The steps that measured a host with no guest at all."""
-    return [
-        step
-        for run in runs
-        if run.hypervisor == hypervisor
-        for steps in run.arms.values()
-        for step in steps
-        if no_guests(step.content)
-    ]
 
 
 def steps_table(run: CapacityRun) -> pd.DataFrame:
@@ -127,7 +113,7 @@ def steps_table(run: CapacityRun) -> pd.DataFrame:
     ``silent_guests``; ksmd_percent and psi_memory_percent of the window's time, steal_percent of all CPUs;
     cow_ksm_per_second, pgmajfault_per_second, swapped_pages; converged; stop, "" while it went on.
     """
-    return pd.DataFrame([_row(step.content) for steps in run.arms.values() for step in steps])
+    return pd.DataFrame([_row(step) for steps in run.arms.values() for step in steps])
 
 
 def relation(table: pd.DataFrame) -> pd.DataFrame:
@@ -158,89 +144,91 @@ def relation(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def actual_limit(steps: Sequence[CapacityRecord]) -> ActualLimit:
+def actual_limit(steps: Sequence[StepRecord]) -> ActualLimit:
     """The limit that one arm's steps, by rising guests, ran into."""
     guests = 0
     for step in steps:
-        stop = step.content["stop"]
-        if stop is not None:
-            beyond = step.content["guests"]
-            if beyond > guests + 1:
-                between = f"it lies between {guests} and {beyond - 1}: the run ended before it was found"
+        if step.stop is not None:
+            if step.guests > guests + 1:
+                between = f"it lies between {guests} and {step.guests - 1}: the run ended before it was found"
                 return ActualLimit(guests, False, between)
-            return ActualLimit(guests, True, str(stop["reason"]))
-        guests = step.content["guests"]
+            return ActualLimit(guests, True, step.stop.reason)
+        guests = step.guests
     return ActualLimit(guests, False, "the run ended before a limit")
 
 
-def divergence(record: CapacityRecord, safe_bytes: float | None) -> Divergence:
+def divergence(record: DivergenceRecord, safe_bytes: float | None) -> Divergence:
     """Judge one divergence record."""
-    content = record.content
-    observed, provenance = content["observed"], content["provenance"]
-    samples = observed["samples"]
-    seconds, saved = samples["seconds"], saved_series(content)
+    observed = record.observed
+    seconds, saved = observed.samples.seconds, saved_series(record)
     regained = [max(0, before - now) for before, now in pairwise(saved)]
     spans = [later - earlier for earlier, later in pairwise(seconds)]
-    lost = saved[0] - min(saved)
-    finished = observed["write"]["finished_seconds"]
+    first, *_between, last = observed.samples.cow_ksm
+    finished = observed.write.finished_seconds
     return Divergence(
-        run_id=content["run_id"],
-        workload=content["workload"],
-        policy=content["policy"],
-        guests=content["guests"],
-        guests_alive=observed["guests_alive"],
-        oom_kills=observed["oom_kills"],
-        regained_bytes=lost,
+        run_id=record.run_id,
+        workload=record.workload,
+        policy=record.policy,
+        guests=record.guests,
+        guests_alive=observed.guests_alive,
+        oom_kills=observed.oom_kills,
+        regained_bytes=saved[0] - min(saved),
         peak_rate=max((r / s for r, s in zip(regained, spans, strict=True) if s > 0), default=0.0),
         mean_rate=_mean_rate(seconds, saved),
-        cow_ksm=None if None in samples["cow_ksm"] else samples["cow_ksm"][-1] - samples["cow_ksm"][0],
-        peak_used_bytes=max(used_series(content)),
-        capacity_bytes=content["envelope_bytes"] or provenance["memory_total_bytes"],
-        p99_before_us=_median(observed["probes_before"], "write_latency_p99_us"),
-        p99_during_us=_median(observed["probes_during"], "write_latency_p99_us"),
+        cow_ksm=None if first is None or last is None else last - first,
+        peak_used_bytes=max(used_series(record)),
+        capacity_bytes=record.envelope_bytes or record.provenance.memory_total_bytes,
+        p99_before_us=_median(observed.probes_before, "write_latency_p99_us"),
+        p99_during_us=_median(observed.probes_during, "write_latency_p99_us"),
         safe_bytes=safe_bytes,
         whole=finished is not None and finished <= seconds[-1],
     )
 
 
-def saved_series(content: dict[str, Any]) -> list[int]:
+def saved_series(record: DivergenceRecord) -> list[int]:
     """Gross saved bytes of each sample."""
-    samples, page = content["observed"]["samples"], content["provenance"]["page_size_bytes"]
+    samples = record.observed.samples
     return [
-        (sharing + (zero or 0)) * page
-        for sharing, zero in zip(samples["pages_sharing"], samples["ksm_zero_pages"], strict=True)
+        (sharing + (zero or 0)) * record.provenance.page_size_bytes
+        for sharing, zero in zip(samples.pages_sharing, samples.ksm_zero_pages, strict=True)
     ]
 
 
-def used_series(content: dict[str, Any]) -> list[int]:
-    """Use of the capacity at each sample, as in :func:`used_bytes`."""
-    samples = content["observed"]["samples"]
-    if content["envelope_bytes"] is not None:
-        return [int(value or 0) for value in samples["envelope_working_set_bytes"]]
-    total = content["provenance"]["memory_total_bytes"]
-    return [total - available for available in samples["MemAvailable_bytes"]]
+def used_series(record: DivergenceRecord) -> list[int]:
+    """Use of the capacity at each sample, as in :func:`used_bytes`.
+
+    Where the free pages on per-CPU lists were not sampled they count as used: the safe side of a limit.
+    """
+    samples, page = record.observed.samples, record.provenance.page_size_bytes
+    if record.envelope_bytes is not None:
+        return [value or 0 for value in samples.envelope_working_set_bytes]
+    lists = samples.per_cpu_free_pages or [0] * len(samples.seconds)
+    return [
+        record.provenance.memory_total_bytes - available - (pages or 0) * page
+        for available, pages in zip(samples.MemAvailable_bytes, lists, strict=True)
+    ]
 
 
-def _row(content: dict[str, Any]) -> dict[str, Any]:
-    observed = content["observed"]
-    window, probes = observed["window"], observed["probes"]
-    seconds, vmstat, psi = window["seconds"], window["vmstat"], window["psi_some_microseconds"]
-    cpus = content["provenance"]["cpu_count"] or 1
-    steal, cow = window["steal_seconds"], vmstat["cow_ksm"]
+def _row(step: StepRecord) -> dict[str, Any]:
+    observed, window = step.observed, step.observed.window
+    seconds, vmstat, psi = window.seconds, window.vmstat, window.psi_some_microseconds
+    steal, cow = window.steal_seconds, vmstat["cow_ksm"]
     return {
-        "policy": content["policy"],
-        "guests": content["guests"],
-        "used_bytes": used_bytes(content),
-        **{name: _number(_median(probes, name)) for name in PROBES},
-        "silent_guests": sum(probe is None for probe in probes.values()),
-        "ksmd_percent": 100 * window["ksmd_cpu_seconds"] / seconds,
-        "psi_memory_percent": _number(None if psi is None else psi["memory"] / 1e4 / seconds),
-        "steal_percent": _number(None if steal is None else 100 * steal / seconds / cpus),
+        "policy": step.policy,
+        "guests": step.guests,
+        "used_bytes": used_bytes(step),
+        **{name: _number(_median(observed.probes, name)) for name in PROBES},
+        "silent_guests": sum(probe is None for probe in observed.probes.values()),
+        "ksmd_percent": 100 * window.ksmd_cpu_seconds / seconds,
+        "psi_memory_percent": _number(None if psi is None else psi.memory / 1e4 / seconds),
+        "steal_percent": _number(
+            None if steal is None else 100 * steal / seconds / step.provenance.cpu_count
+        ),
         "cow_ksm_per_second": _number(None if cow is None else cow / seconds),
         "pgmajfault_per_second": _number(vmstat["pgmajfault"]) / seconds,
         "swapped_pages": _number(vmstat["pswpin"]) + _number(vmstat["pswpout"]),
-        "converged": observed["converged"],
-        "stop": "" if content["stop"] is None else content["stop"]["reason"],
+        "converged": observed.converged,
+        "stop": "" if step.stop is None else step.stop.reason,
     }
 
 
@@ -254,8 +242,10 @@ def _mean_rate(seconds: Sequence[float], saved: Sequence[int]) -> float | None:
     return (fell[end] - fell[start]) / (seconds[end] - seconds[start])
 
 
-def _median(probes: dict[str, Any], name: str) -> float | None:
-    values = [probe[name] for probe in probes.values() if probe is not None]
+def _median(
+    probes: Mapping[str, Probe | None] | Mapping[str, WritingProbe | None], name: str
+) -> float | None:
+    values = [getattr(probe, name) for probe in probes.values() if probe is not None]
     return median(values) if values else None
 
 

@@ -65,7 +65,7 @@ def forecast_content(
     capacity_bytes: float,
     now: datetime,
 ) -> dict[str, Any]:
-    """The forecast as it is stored, see schema/forecast.schema.json.
+    """The forecast as it is stored, see :class:`analysis.records.models.ForecastRecord`.
 
     Args:
         forecast_id: its name.
@@ -105,6 +105,7 @@ def forecast_content(
             ],
             "bases": [{"path": path, "sha256": sha256} for path, sha256, _used in found.bases],
             "conditions": found.conditions,
+            "left_out": list(found.left_out),
         },
         "base_bytes": model.base_bytes,
         "predicted": predicted,

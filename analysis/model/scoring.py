@@ -1,34 +1,23 @@
 """Forecasts joined with what was measured afterwards, and scored beside answers that need no model."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from analysis.errors import UserError
+from analysis.measure.pooling import Row
 from analysis.measure.saving import Unknown, known
 from analysis.measure.statistics import OFF_ON
 from analysis.measure.table import PROVENANCE, tidy
 from analysis.model.calibration import scope_used_bytes
-from analysis.model.capacity import (
-    ActualLimit,
-    actual_limit,
-    conditions,
-    no_guests,
-    text,
-    used_bytes,
-)
+from analysis.model.capacity import ActualLimit, actual_limit, conditions, text, used_bytes
 from analysis.model.sharing import ENVELOPE, HOST
 from analysis.plan.design import MIB
 from analysis.plan.mix import mix_text, parse_mix
 from analysis.plan.policies import OFF
-from analysis.records.capacity import (
-    CapacityRecord,
-    CapacityRun,
-)
+from analysis.records.capacity import CapacityRun
 from analysis.records.loading import COMPLETE, CellRecords, Run
-
-Row = Mapping[Hashable, Any]
+from analysis.records.models import DivergenceRecord, ForecastRecord, LoadForecast, Predicted, StepRecord
 
 NAIVE = {
     "constant_saving": "constant saving per VM, as at the largest calibration N",
@@ -145,7 +134,7 @@ def measured(runs: Sequence[Run]) -> list[tuple[Row, CellRecords]]:
 
 
 def join(
-    content: Mapping[str, Any], cells: Sequence[tuple[Row, CellRecords]]
+    forecast: ForecastRecord, cells: Sequence[tuple[Row, CellRecords]]
 ) -> tuple[list[Joined], list[str]]:
     """Join a sound forecast with measured cells.
 
@@ -154,24 +143,24 @@ def join(
     """
     joined: list[Joined] = []
     refused: list[str] = []
-    for predicted in content["predicted"]:
-        wanted = (content["hypervisor"], content["policy"], predicted["workload"], predicted["guests"])
+    for predicted in forecast.predicted:
+        wanted = (forecast.hypervisor, forecast.policy, predicted.workload, predicted.guests)
         before = len(joined)
         for row, cell in cells:
             is_of = (row["hypervisor"], row["policy"], load_name(str(row["workload"])), row["guests"])
             if is_of != wanted:
                 continue
-            reason = _refusal(content, row, cell)
+            reason = _refusal(forecast, row, cell)
             used: list[float] | Unknown = Unknown(reason)
             if not reason:
-                used = known(scope_used_bytes(cell, kind, content["scope"]) for kind in ("off", "on"))
+                used = known(scope_used_bytes(cell, arm, forecast.scope) for arm in (cell.off, cell.on))
             if isinstance(used, Unknown):
                 refused.append(f"run {row['run_id']}, {row['cell_id']} is not joined: {used.reason}")
             else:
-                joined.append(_joined(content, predicted, row, (used[0], used[1])))
+                joined.append(_joined(forecast, predicted, row, (used[0], used[1])))
         if len(joined) == before:
             refused.append(
-                f"{predicted['workload']} at {predicted['guests']} guests has no measurement to join yet"
+                f"{predicted.workload} at {predicted.guests} guests has no measurement to join yet"
             )
     return joined, refused
 
@@ -225,27 +214,29 @@ def score(joined: Sequence[Joined]) -> Score:
     )
 
 
-def capacity_problem(content: Mapping[str, Any], run: CapacityRun) -> str:
+def capacity_problem(forecast: ForecastRecord, run: CapacityRun) -> str:
     """Why a forecast does not speak of this capacity run, "" when it does."""
     scope = HOST if run.envelope_bytes is None else ENVELOPE
-    spoken_of = _arms_of(content, run)
-    steps = [step.content for arm in spoken_of.values() for step in arm] or [run.first]
-    differing = [words for step in steps for words in _step_differences(content, step)]
+    steps: list[StepRecord | DivergenceRecord] = [
+        step for arm in _arms_of(forecast, run).values() for step in arm
+    ]
+    steps = steps or [run.first]
+    differing = [words for step in steps for words in _step_differences(forecast, step)]
     problems = (
-        (load_of(content, run) is None, f"it does not forecast {run.workload}"),
+        (load_of(forecast, run) is None, f"it does not forecast {run.workload}"),
         (
-            bool(run.policies) and content["policy"] not in run.policies,
-            f"it is for the policy {content['policy']}",
+            bool(run.policies) and forecast.policy not in run.policies,
+            f"it is for the policy {forecast.policy}",
         ),
         (
-            (content["scope"], content["capacity_bytes"]) != (scope, run.capacity_bytes),
-            f"it is for {content['capacity_bytes'] / MIB:.0f} MiB of the {content['scope']}, the run had "
+            (forecast.scope, forecast.capacity_bytes) != (scope, run.capacity_bytes),
+            f"it is for {forecast.capacity_bytes / MIB:.0f} MiB of the {forecast.scope}, the run had "
             f"{run.capacity_bytes / MIB:.0f} MiB of the {scope}",
         ),
-        (content["hypervisor"] != run.hypervisor, "it is of another host"),
-        (content["guest_memory_bytes"] != run.guest_memory_bytes, "it is of another size of guests"),
+        (forecast.hypervisor != run.hypervisor, "it is of another host"),
+        (forecast.guest_memory_bytes != run.guest_memory_bytes, "it is of another size of guests"),
         (
-            min(step["recorded_at"] for step in steps) <= content["created_at"],
+            min(step.recorded_at for step in steps) <= forecast.created_at,
             "the run was recorded before it was written",
         ),
         (bool(differing), f"the conditions differ ({'; '.join(dict.fromkeys(differing))})"),
@@ -253,33 +244,30 @@ def capacity_problem(content: Mapping[str, Any], run: CapacityRun) -> str:
     return next((words for wrong, words in problems if wrong), "")
 
 
-def join_capacity(content: Mapping[str, Any], run: CapacityRun) -> list[CapacityJoin]:
+def join_capacity(forecast: ForecastRecord, run: CapacityRun) -> list[CapacityJoin]:
     """Predicted beside actual limit, without KSM and with the forecast's policy.
 
     Raises ScoringError when they do not belong together.
     """
-    problem = capacity_problem(content, run)
-    load = load_of(content, run)
+    problem = capacity_problem(forecast, run)
+    load = load_of(forecast, run)
     if problem or load is None:
-        raise ScoringError(f"forecast {content['forecast_id']} is not joined with {run.run_id}: {problem}.")
-    limit, curve = load["limits"], load["curve"]
+        raise ScoringError(f"forecast {forecast.forecast_id} is not joined with {run.run_id}: {problem}.")
+    limits, curve = load.limits, load.curve
     joins = []
-    for policy, steps in _arms_of(content, run).items():
-        arm = "off" if policy == OFF else "on"
-        predicted = dict(zip(curve["guests"], curve[f"{arm}_bytes"], strict=True))
-        errors = [
-            abs(predicted[step.content["guests"]] / used_bytes(step.content) - 1)
-            for step in steps
-            if step.content["guests"] in predicted and used_bytes(step.content) > 0
-        ]
+    for policy, steps in _arms_of(forecast, run).items():
+        off = policy == OFF
+        predicted = dict(zip(curve.guests, curve.off_bytes if off else curve.on_bytes, strict=True))
+        pairs = [(predicted.get(step.guests), used_bytes(step)) for step in steps]
+        errors = [abs(need / used - 1) for need, used in pairs if need is not None and used > 0]
         joins.append(
             CapacityJoin(
-                forecast_id=content["forecast_id"],
+                forecast_id=forecast.forecast_id,
                 policy=policy,
-                predicted=limit[arm],
-                predicted_low=limit["on_low"] if arm == "on" else None,
-                predicted_high=limit["on_high"] if arm == "on" else None,
-                safe=limit["safe"],
+                predicted=limits.off if off else limits.on,
+                predicted_low=None if off else limits.on_low,
+                predicted_high=None if off else limits.on_high,
+                safe=limits.safe,
                 actual=actual_limit(steps),
                 worst_error=max(errors, default=None),
             )
@@ -287,75 +275,69 @@ def join_capacity(content: Mapping[str, Any], run: CapacityRun) -> list[Capacity
     return joins
 
 
-def _arms_of(content: Mapping[str, Any], run: CapacityRun) -> dict[str, tuple[CapacityRecord, ...]]:
-    """The arms that a forecast speaks of: off, and that of its policy."""
-    return {policy: arm for policy, arm in run.arms.items() if policy in (OFF, content["policy"])}
-
-
-def load_of(content: Mapping[str, Any], run: CapacityRun) -> Mapping[str, Any] | None:
+def load_of(forecast: ForecastRecord, run: CapacityRun) -> LoadForecast | None:
     """What a forecast says of the load of this run; None when it does not speak of it."""
     wanted = load_name(run.workload)
-    return next((load for load in content["loads"] if load["workload"] == wanted), None)
+    return next((load for load in forecast.loads if load.workload == wanted), None)
 
 
-def safe_bytes(content: Mapping[str, Any] | None, run: CapacityRun, guests: int) -> float | None:
+def safe_bytes(forecast: ForecastRecord | None, run: CapacityRun, guests: int) -> float | None:
     """The safe need that a forecast says of so many guests of this run; None when it says none."""
-    load = None if content is None else load_of(content, run)
+    load = None if forecast is None else load_of(forecast, run)
     if load is None:
         return None
-    curve = load["curve"]
-    return dict(zip(curve["guests"], curve["safe_bytes"], strict=True)).get(guests)
+    return dict(zip(load.curve.guests, load.curve.safe_bytes, strict=True)).get(guests)
 
 
-def _refusal(content: Mapping[str, Any], row: Row, cell: CellRecords) -> str:
+def _arms_of(forecast: ForecastRecord, run: CapacityRun) -> dict[str, tuple[StepRecord, ...]]:
+    """The arms that a forecast speaks of: off, and that of its policy."""
+    return {policy: arm for policy, arm in run.arms.items() if policy in (OFF, forecast.policy)}
+
+
+def _refusal(forecast: ForecastRecord, row: Row, cell: CellRecords) -> str:
     """Why a measured cell may not be joined with the forecast that predicts its load; "" when it may."""
-    calibrated = {(c["run_id"], c["cell_id"]) for c in content["calibration"]["cells"]}
+    calibrated = {(used.run_id, used.cell_id) for used in forecast.calibration.cells}
     if (row["run_id"], row["cell_id"]) in calibrated:
         return "it is among the calibration"
     if row["status"] != COMPLETE:
         return f"{row['status']}: {row['problem']}".rstrip(".")
-    if min(cell.records[kind]["recorded_at"] for kind in ("off", "on")) <= content["created_at"]:
+    if min(cell.off.recorded_at, cell.on.recorded_at) <= forecast.created_at:
         return "it was recorded before the forecast was written"
     found = {
         str(name).removeprefix(PROVENANCE): text(value)
         for name, value in row.items()
         if str(name).startswith(PROVENANCE)
     }
-    differing = differences(content["calibration"]["conditions"], found)
+    differing = differences(forecast.calibration.conditions, found)
     return f"its conditions differ from the calibration's ({'; '.join(differing)})" if differing else ""
 
 
-def _step_differences(content: Mapping[str, Any], step: dict[str, Any]) -> list[str]:
+def _step_differences(forecast: ForecastRecord, step: StepRecord | DivergenceRecord) -> list[str]:
     expected = {
         name: value
-        for name, value in content["calibration"]["conditions"].items()
+        for name, value in forecast.calibration.conditions.items()
         # With KSM off the knobs say nothing, and no guest began from nothing.
-        if not (step["policy"] == OFF and name.startswith("ksm_knobs."))
-        and not (no_guests(step) and name == "start.from")
+        if not (step.policy == OFF and name.startswith("ksm_knobs."))
+        and not (step.guests == 0 and name == "start.from")
     }
     return differences(expected, conditions(step))
 
 
-def _joined(
-    content: Mapping[str, Any],
-    predicted: Mapping[str, Any],
-    row: Row,
-    used: tuple[float, float],
-) -> Joined:
+def _joined(forecast: ForecastRecord, predicted: Predicted, row: Row, used: tuple[float, float]) -> Joined:
     return Joined(
-        forecast_id=content["forecast_id"],
-        model=content["model"],
-        scope=content["scope"],
-        policy=content["policy"],
-        workload=predicted["workload"],
-        guests=predicted["guests"],
+        forecast_id=forecast.forecast_id,
+        model=forecast.model,
+        scope=forecast.scope,
+        policy=forecast.policy,
+        workload=predicted.workload,
+        guests=predicted.guests,
         run_id=str(row["run_id"]),
         cell_id=str(row["cell_id"]),
         arm_order=str(row["arm_order"]),
         measured_off=used[0],
         measured_on=used[1],
-        predicted_off=predicted["used_off"]["mean_bytes"],
-        predicted_on=predicted["used_on"]["mean_bytes"],
-        half_width_on=predicted["used_on"]["half_width_bytes"],
-        naive_on=dict(predicted["naive_used_on_bytes"]),
+        predicted_off=predicted.used_off.mean_bytes,
+        predicted_on=predicted.used_on.mean_bytes,
+        half_width_on=predicted.used_on.half_width_bytes,
+        naive_on=predicted.naive_used_on_bytes.model_dump(),
     )

@@ -9,9 +9,9 @@ from typing import Any
 
 from analysis.errors import UserError
 from analysis.plan.design import canonical_digest
-from analysis.records.capacity import breach
-from analysis.records.loading import RecordError, find_run
-from analysis.records.migration import migrate_forecast
+from analysis.records.loading import find_run
+from analysis.records.models import ForecastRecord
+from analysis.records.reading import RecordError, parse_record
 
 FORECASTS = "forecasts"
 
@@ -22,7 +22,7 @@ class Forecast:
 
     path: Path
     stored: dict[str, Any]
-    content: dict[str, Any]
+    record: ForecastRecord
 
 
 def load_forecasts(results: Path, files: Sequence[Path] | None = None) -> tuple[list[Forecast], list[str]]:
@@ -32,7 +32,7 @@ def load_forecasts(results: Path, files: Sequence[Path] | None = None) -> tuple[
         try:
             found.append(_read(path))
         except RecordError as error:
-            problems.append(str(error).rstrip("."))
+            problems.append(f"{path.parent}: {str(error).rstrip('.')}")
     return found, problems
 
 
@@ -43,7 +43,7 @@ def forecast_problem(forecast: Forecast, results: Path) -> str:
         return "it was changed after it was written (its digest differs)"
     if stored["design_digest"] != design_digest(stored):
         return "its predicted cells are not those of its design digest"
-    return _calibration_problem(stored, results)
+    return _calibration_problem(forecast.record, results)
 
 
 def design_digest(content: Mapping[str, Any]) -> str:
@@ -63,38 +63,39 @@ def digest(content: Any) -> str:
 
 def record_digests(directory: Path, kinds: Iterable[str]) -> dict[str, str]:
     """SHA-256 of these record files of a cell."""
-    return {
-        kind: "sha256:" + hashlib.sha256((directory / f"{kind}.json").read_bytes()).hexdigest()
-        for kind in kinds
-    }
+    return {kind: _file_digest(directory / f"{kind}.json") for kind in kinds}
 
 
 def _read(path: Path) -> Forecast:
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path} cannot be read: {error}.") from None
-    content = migrate_forecast(stored)
-    found = breach(content, "forecast")
-    if found:
-        raise RecordError(f"{path} is not a forecast, at {found}.")
-    return Forecast(path, stored, content)
+        raw = path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path.name} cannot be read: {error.strerror}.") from None
+    record = parse_record(raw, ForecastRecord, path.name)
+    return Forecast(path, json.loads(raw), record)
 
 
-def _calibration_problem(content: Mapping[str, Any], results: Path) -> str:
-    for cell in content["calibration"]["cells"]:
-        name = f"its calibration cell {cell['cell_id']} of run {cell['run_id']}"
+def _calibration_problem(record: ForecastRecord, results: Path) -> str:
+    runs: dict[str, Path] = {}
+    for cell in record.calibration.cells:
+        name = f"its calibration cell {cell.cell_id} of run {cell.run_id}"
         try:
-            directory = find_run(results, cell["run_id"]) / content["hypervisor"] / cell["cell_id"]
-            found = record_digests(directory, cell["records"])
+            if cell.run_id not in runs:
+                runs[cell.run_id] = find_run(results, cell.run_id)
+            directory = runs[cell.run_id] / record.hypervisor / cell.cell_id
+            found = record_digests(directory, cell.records)
         except (OSError, UserError):
             return f"{name} is no longer there"
-        if found != cell["records"]:
+        if found != cell.records:
             return f"{name} has other records now (digests differ)"
-    for base in content["calibration"]["bases"]:
-        path = results / base["path"]
+    for base in record.calibration.bases:
+        path = results / base.path
         if not path.is_file():
-            return f"its record with no guest {base['path']} is no longer there"
-        if "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest() != base["sha256"]:
-            return f"its record with no guest {base['path']} has changed (digests differ)"
+            return f"its record with no guest {base.path} is no longer there"
+        if _file_digest(path) != base.sha256:
+            return f"its record with no guest {base.path} has changed (digests differ)"
     return ""
+
+
+def _file_digest(path: Path) -> str:
+    return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()

@@ -35,6 +35,7 @@ from analysis.model.sharing import (
 )
 from analysis.plan.design import Cell
 from analysis.plan.mix import mix_text
+from analysis.records.models import ForecastRecord
 from analysis.report.forecast_figures import forecast_figure
 
 NUMBERS = (2, 4, 6)
@@ -324,7 +325,7 @@ def test_a_mix_on_the_command_line(capsys: pytest.CaptureFixture[str], results: 
 def test_the_figure_draws_the_curve(capsys: pytest.CaptureFixture[str], results: Path) -> None:
     store_numbers(results, NUMBERS)
     found = content(capsys, results, "--fit", "--workload", "idle", "--host-memory-mib", "8192")
-    (axes,) = forecast_figure(found).axes
+    (axes,) = forecast_figure(ForecastRecord.model_validate_json(json.dumps(found))).axes
     curves = {str(line.get_label()): line for line in axes.lines}
     guests = list(curves["ksm"].get_xdata())
     drawn = [float(value) for value in curves["ksm"].get_ydata()]  # type: ignore[arg-type]
