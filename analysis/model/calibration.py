@@ -1,7 +1,7 @@
 """What a forecast rests on: the largest set of cells that belong together, and what it leaves out."""
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -77,7 +77,6 @@ def calibration(
     predicted: Collection[tuple[str | None, int]] = (),
     asked: Collection[str] = (),
     model: str = SHARING,
-    hypervisor: str | None = None,
     policy: str | None = None,
     bases_in: Path | None = None,
     unread: Sequence[str] = (),
@@ -93,19 +92,23 @@ def calibration(
         predicted: workload (None: every one) and guests of what is predicted: never read.
         asked: the workloads asked for; of others, those that the model cannot be fitted to are left out.
         model: SHARING or CENSUS.
-        hypervisor: this one only.
         policy: this one only.
         bases_in: results whose capacity runs may hold the host's use with no guest.
         unread: a sentence for each run that could not be read, for those left out.
 
-    Raises ForecastError when nothing is left, or hypervisor or policy was not measured.
+    Raises ForecastError when nothing is left, or the policy was not measured.
     """
     stored = {
         (run.plan.run_id, cell.cell.hypervisor, cell.cell.cell_id): cell for run in runs for cell in run.cells
     }
     rows = tidy(list(runs)).to_dict("records")
-    rows = _only(rows, "hypervisor", hypervisor, sorted({key[1] for key in stored}))
-    rows = _only(rows, "policy", policy, sorted({str(row["policy"]) for row in rows}, key=policy_order))
+    if policy is not None:
+        policies = sorted({str(row["policy"]) for row in rows}, key=policy_order)
+        if policy not in policies:
+            raise ForecastError(
+                f"--policy is {policy!r}: measured, and so allowed, is {', '.join(policies) or 'none'}."
+            )
+        rows = [row for row in rows if row["policy"] == policy]
     reasons: dict[Key, str] = {}
     usable = []
     for row in rows:
@@ -162,18 +165,6 @@ def scope_used_bytes(cell: CellRecords, arm: SnapshotRecord, scope: str) -> Valu
             "(use --host-memory-mib in place of --envelope-mib)"
         )
     return float(sum(guest.smaps_rollup["Pss_Anon_bytes"] + guest.page_tables_bytes for guest in guests))
-
-
-def _only(
-    rows: list[dict[Hashable, Any]], name: str, wanted: str | None, measured: Sequence[str]
-) -> list[dict[Hashable, Any]]:
-    if wanted is None:
-        return rows
-    if wanted not in measured:
-        raise ForecastError(
-            f"--{name} is {wanted!r}: measured, and so allowed, is {', '.join(measured) or 'none'}."
-        )
-    return [row for row in rows if row[name] == wanted]
 
 
 def _usable(

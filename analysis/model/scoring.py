@@ -10,7 +10,15 @@ from analysis.measure.saving import Unknown, known
 from analysis.measure.statistics import OFF_ON
 from analysis.measure.table import PROVENANCE, tidy
 from analysis.model.calibration import scope_used_bytes
-from analysis.model.capacity import ActualLimit, actual_limit, conditions, text, used_bytes
+from analysis.model.capacity import (
+    ActualLimit,
+    Divergence,
+    actual_limit,
+    conditions,
+    divergence,
+    text,
+    used_bytes,
+)
 from analysis.model.sharing import ENVELOPE, HOST
 from analysis.plan.design import MIB
 from analysis.plan.mix import mix_text, parse_mix
@@ -120,6 +128,20 @@ class CapacityJoin:
     safe: int | None
     actual: ActualLimit
     worst_error: float | None
+
+
+@dataclass(frozen=True)
+class JudgedRun:
+    """What is known of one capacity run.
+
+    ``loads``: by policy, what its forecast says of the run's load; ``divergences``: as those of the run.
+    """
+
+    run: CapacityRun
+    loads: dict[str, LoadForecast]
+    joins: tuple[CapacityJoin, ...]
+    divergences: tuple[Divergence, ...]
+    refused: tuple[str, ...]
 
 
 def measured(runs: Sequence[Run]) -> list[tuple[Row, CellRecords]]:
@@ -275,15 +297,37 @@ def join_capacity(forecast: ForecastRecord, run: CapacityRun) -> list[CapacityJo
     return joins
 
 
+def judge(run: CapacityRun, forecasts: Sequence[ForecastRecord]) -> JudgedRun:
+    """A capacity run beside the forecasts that speak of it."""
+    problems = {one.digest: capacity_problem(one, run) for one in forecasts}
+    fitting = [one for one in forecasts if not problems[one.digest]]
+    # Of each policy the last one written before the run is the one that predicts it.
+    chosen = {one.policy: one for one in sorted(fitting, key=lambda one: one.created_at)}
+    loads = {policy: load for policy, one in chosen.items() if (load := load_of(one, run)) is not None}
+    return JudgedRun(
+        run=run,
+        loads=loads,
+        joins=tuple(join for one in chosen.values() for join in join_capacity(one, run)),
+        divergences=tuple(
+            divergence(record, _safe_bytes(loads.get(record.policy), record.guests))
+            for record in run.divergences
+        ),
+        refused=tuple(
+            f"forecast {one.forecast_id} is not joined with run {run.run_id}: {problems[one.digest]}"
+            for one in forecasts
+            if problems[one.digest] and load_of(one, run) is not None
+        ),
+    )
+
+
 def load_of(forecast: ForecastRecord, run: CapacityRun) -> LoadForecast | None:
     """What a forecast says of the load of this run; None when it does not speak of it."""
     wanted = load_name(run.workload)
     return next((load for load in forecast.loads if load.workload == wanted), None)
 
 
-def safe_bytes(forecast: ForecastRecord | None, run: CapacityRun, guests: int) -> float | None:
-    """The safe need that a forecast says of so many guests of this run; None when it says none."""
-    load = None if forecast is None else load_of(forecast, run)
+def _safe_bytes(load: LoadForecast | None, guests: int) -> float | None:
+    """The forecast safe need of so many guests; None without one."""
     if load is None:
         return None
     return dict(zip(load.curve.guests, load.curve.safe_bytes, strict=True)).get(guests)

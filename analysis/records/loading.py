@@ -4,7 +4,7 @@ A file that is damaged, foreign or newer is named among the problems and left ou
 for by name, and that one cannot be used, is there an error.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -197,15 +197,6 @@ def find_run(results: Path, run_id: str) -> Path:
     known = ", ".join(plan.run_id for plan in (plans | more).values()) or "none"
     unread = "".join(f" {problem}" for problem in problems + others)
     raise RecordError(f"run {run_id!r} is not under {results}: there are {known}.{unread}")
-
-
-def choose_runs(results: Path, run_ids: Sequence[str] | None) -> RunsLoaded:
-    """These runs of ``results``, or every one of them. Raises RecordError where a run is not there."""
-    if run_ids:
-        return load_runs([find_run(results, run_id) for run_id in run_ids])
-    found = find_runs(results)
-    loaded = load_runs(found.directories)
-    return RunsLoaded(loaded.runs, found.problems + loaded.problems)
 
 
 def load_runs(directories: Iterable[Path]) -> RunsLoaded:

@@ -18,16 +18,18 @@ from analysis.model.capacity import (
     steps_table,
     used_series,
 )
+from analysis.model.scoring import judge
 from analysis.records.capacity import CapacityRun, load_capacity
 from analysis.records.models import RECORDS, DivergenceRecord, StepRecord
 from analysis.records.reading import RecordError, parse_record
-from analysis.report.capacity import capacity_lines, divergence_lines
+from analysis.report.capacity import capacity_parts, divergence_lines
 from analysis.report.forecast_figures import (
     capacity_figure,
     divergence_figure,
     performance_figure,
     trade_off_figure,
 )
+from analysis.report.tables import render
 
 GIB = 1 << 30
 
@@ -190,8 +192,8 @@ def test_several_policies_are_each_compared_with_off(results: Path) -> None:
         "advisor, touching memory",
         "advisor, CPU work",
     ]
-    text = "\n".join(capacity_lines(run))
-    assert sum(line.startswith("advisor ") for line in text.splitlines()) == 4
+    text = render(*capacity_parts(judge(run, [])))
+    assert sum(line.startswith("advisor ") for line in text.splitlines()) == 5
     assert max(map(len, text.splitlines())) <= 110
 
 
@@ -264,7 +266,7 @@ def test_a_record_that_cannot_be_used_is_named_left_out_and_counted(
     assert sentence in problem
     assert main(["report", "--results", str(results)]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "1 file or run is left out: ! " in said
+    assert "1 file or run is left out ! " in said
     assert sentence in said
 
 
@@ -353,8 +355,10 @@ def test_the_report_of_a_run_without_a_forecast(
     store_capacity(results, [*both_arms(), storm_content()])
     assert main(["report", "--results", str(results), "--figures", str(tmp_path / "drawn")]) == 0
     text = capsys.readouterr().out
-    assert "stopped: PSI above 20 %" in text
-    assert "KSM off: actual 4 (PSI above 20 %)" in text
+    assert "off, 5 guests: stopped: PSI above 20 %." in text
+    (line,) = [line.split() for line in text.splitlines() if line.startswith("KSM off  ")]
+    assert line[2] == "4"
+    assert "KSM off: PSI above 20 %." in text
     assert "800 MiB regained by the guests, 200 MiB/s on average, 300 MiB/s at the peak" in " ".join(
         text.split()
     )

@@ -360,7 +360,7 @@ def test_a_curve_goes_beyond_the_limit(capsys: pytest.CaptureFixture[str], resul
         (["--guests", "15", "--policy", "moon"], "--policy is 'moon': measured, and so allowed, is ksm."),
         (
             ["--guests", "15", "--hypervisor", "moon"],
-            "--hypervisor is 'moon': measured, and so allowed, is host1.",
+            "--hypervisor is 'moon': measured were host1.",
         ),
     ],
 )
@@ -436,7 +436,7 @@ def test_of_several_hosts_one_is_taken_and_a_typo_names_those_that_exist(
     assert content(capsys, results, "--guests", "15", "--hypervisor", "host2")["hypervisor"] == "host2"
     assert main(["forecast", "--results", str(results), "--guests", "15", "--hypervisor", "hots1"]) == 2
     error = capsys.readouterr().err
-    assert "--hypervisor is 'hots1': measured, and so allowed, is host1, host2." in error
+    assert "--hypervisor is 'hots1': measured were host1, host2." in error
 
 
 def test_a_forecast_is_of_one_policy(capsys: pytest.CaptureFixture[str], results: Path) -> None:
