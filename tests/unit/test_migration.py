@@ -9,9 +9,6 @@ from pydantic import ValidationError
 
 from analysis.measure.statistics import summarise
 from analysis.measure.table import tidy
-from analysis.model.capacity import load_capacity
-from analysis.model.forecast import digest
-from analysis.model.validation import forecast_problem, load_forecasts
 from analysis.plan.design import PROJECT, RECORD_KINDS
 from analysis.records.loading import load_run
 from analysis.records.migration import migrate_capacity, migrate_census, migrate_forecast, migrate_record
@@ -134,23 +131,3 @@ def test_the_arms_of_abba_are_lines_of_their_own_with_their_own_figures() -> Non
         ("random_fill", "KSM on first"): 57.4,
     }
     assert {value.half_width for value in saved.values() if value is not None} == {None}
-
-
-def test_the_published_capacity_run_loads_with_its_policy() -> None:
-    (run,) = load_capacity(REFERENCE)
-    assert {policy: len(steps) for policy, steps in run.arms.items()} == {"off": 8, "ksm": 12}
-    assert list(run.arms) == ["off", "ksm"]
-    (divergence,) = run.divergences
-    assert divergence.content["policy"] == "ksm"
-    assert divergence.content["provenance"]["start"]["from"] == "boot"
-    assert "ksm" not in divergence.content
-
-
-def test_the_published_forecasts_are_sound_by_the_digests_that_they_were_written_with() -> None:
-    forecasts = load_forecasts(REFERENCE)
-    assert len(forecasts) == 5
-    for one in forecasts:
-        assert forecast_problem(one, REFERENCE) == ""
-        assert one.content["policy"] == "ksm"
-        assert one.content["calibration"]["conditions"]["start.from"] == "boot"
-        assert one.stored["digest"] != digest(one.content)
