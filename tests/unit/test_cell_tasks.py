@@ -1,0 +1,188 @@
+"""The cells of an experiment, played by the project's playbook with modules that only say that they ran."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planned import variables
+from playing import play_book
+from plugin_files import ROOT, load, run
+
+RECORDED = ROOT / "tests/fixtures/host/linux-6.18"
+DOMAINS = {"guest01": "ksm-guest01", "guest02": "ksm-guest02"}
+# Each writes down that it ran and answers what it was made with; it fails where a file says so.
+MODULE = """#!/usr/bin/python3
+# WANT_JSON
+import json, pathlib, sys
+
+folder, name = pathlib.Path(FOLDER), NAME
+given = json.loads(pathlib.Path(sys.argv[1]).read_text())
+with open(folder / "log", "a") as log:
+    log.write(" ".join([name, given.get("state", "")]).strip() + "\\n")
+failing = folder / (name + ".fails")
+answer = {"failed": True, "msg": failing.read_text()} if failing.exists() else json.loads(ANSWER)
+print(json.dumps({"changed": True, **answer}))
+"""
+# The real ones have files of their own on the host, which a run that measures meanwhile may use.
+ACTION = """
+import json, pathlib
+from ansible.plugins.action import ActionBase
+
+
+class ActionModule(ActionBase):
+    TRANSFERS_FILES = False
+
+    def run(self, tmp=None, task_vars=None):
+        state = self._task.args.get("state", "")
+        with open(pathlib.Path(FOLDER) / "log", "a") as log:
+            log.write(" ".join([NAME, state]).strip() + "\\n")
+        answer = {"domains": {}} if state == "absent" else json.loads(ANSWER)
+        return {**super().run(tmp, task_vars), **answer}
+"""
+RESTORED = {
+    "domains": DOMAINS,
+    "channels": dict.fromkeys(DOMAINS, "/nowhere"),
+    "barrier": {name: {"available_bytes": 400 << 20} for name in DOMAINS},
+    "load": {},
+    "start": {
+        "from": "checkpoint",
+        "checkpoint": "boot1-512mib-0123456789ab",
+        "booted_at": "2026-11-26T08:00:00.000000Z",
+        "boot_seconds": 85.5,
+        "restore_seconds": 12.3,
+        "loaded": False,
+        "arm_order": "off-on",
+    },
+}
+BEGINS = ["guests absent", "ksm", "guests restored"]
+IDLE = [*BEGINS, "measure_host", "measure_series", "measure_host"]
+
+
+class Host:
+    """A host whose modules and their answers are files in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("library", "actions"):
+            (folder / name).mkdir()
+        for action in (ROOT / "plugins/action").glob("*.py"):
+            (folder / "actions" / action.name).symlink_to(action)
+        for name in ("guests", "put_right"):
+            self._write(f"actions/{name}.py", ACTION, name, RESTORED)
+        for name in ("ksm", "census"):
+            self._write(f"library/{name}.py", MODULE, name, {})
+        tree = shutil.copytree(RECORDED, folder / "host")
+        roots = {f"{name}_root": str(tree / name) for name in ("proc", "sys")}
+        observed = load("plugins/module_utils/ksm_probe.py").observe(
+            DOMAINS,
+            load("plugins/module_utils/ksm_probe.py").Roots(*(tree / one for one in ("proc", "sys", "run"))),
+        )
+        once = {"start_ksm": True, "until": "seconds", "duration_seconds": 0.1, "interval_seconds": 0.1}
+        series = run("plugins/modules/measure_series.py", **once, **roots)
+        self._write("library/measure_series.py", MODULE, "measure_series", series)
+        self._write("library/measure_host.py", MODULE, "measure_host", {**series, "observed": observed})
+
+    def _write(self, path: str, text: str, name: str, answer: dict[str, Any]) -> None:
+        (self.folder / path).unlink(missing_ok=True)
+        values = {"FOLDER": repr(str(self.folder)), "NAME": repr(name), "ANSWER": repr(json.dumps(answer))}
+        for word, value in values.items():
+            text = text.replace(word, value)
+        (self.folder / path).write_text(text)
+
+    def fails(self, name: str, why: str) -> None:
+        (self.folder / f"{name}.fails").write_text(why)
+
+    def measure(self, **changes: Any) -> tuple[int, str]:
+        """Play the cells of an experiment with two guests; return (exit code, what was printed)."""
+        given = {
+            **variables(guests="2", cell_order_seed=7, **changes),
+            "run_id": "run",
+            "results_directory": f"{self.folder}/results",
+            "guests_ssh_key_path": f"{self.folder}/key",
+            "ansible_python_interpreter": sys.executable,
+            "ansible_become": False,
+            "kvm_host_result": {"accelerator": "tcg"},
+            "guest_image_result": {"image": {"digest": "sha256:" + "1" * 64, "kernel": "/k", "initrd": "/i"}},
+        }
+        return play_book(
+            ROOT / "playbooks/experiment.yml",
+            *("--start-at-task", "List the cells", "-e", json.dumps(given)),
+            hosts=str(ROOT / "inventory/hosts.yml"),
+            environment={
+                "ANSIBLE_LIBRARY": f"{self.folder}/library:{ROOT}/plugins/modules",
+                "ANSIBLE_ACTION_PLUGINS": f"{self.folder}/actions",
+                # Not put_right: what it runs is the real teardown.
+                "ANSIBLE_CALLBACKS_ENABLED": "matrix",
+                "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
+                "ANSIBLE_ASYNC_DIR": f"{self.folder}/async",
+            },
+        )
+
+    @property
+    def log(self) -> list[str]:
+        """The modules and actions that ran, in their order."""
+        return (self.folder / "log").read_text().splitlines()
+
+    def records(self, cell: str) -> dict[str, Any]:
+        """The records of a cell by their kind."""
+        folder = self.folder / "results/run/localhost" / cell
+        return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def test_an_idle_cell_is_six_module_runs_and_the_host_is_put_right_around_all(host: Host) -> None:
+    code, out = host.measure(repetitions="2")
+    assert code == 0, out
+    assert host.log == ["put_right", *IDLE, *IDLE, "put_right"]
+    for repetition in (1, 2):
+        records = host.records(f"idle-ksm-guests2-boot1-rep{repetition}")
+        assert set(records) == {"off", "merge", "on", "verify"}
+        for record in records.values():
+            assert record["requested"]["policy"] == "ksm"
+            assert record["cell"]["hypervisor"] == "localhost"
+            assert record["provenance"]["start"] == RESTORED["start"]
+            assert record["provenance"]["kernel_release"].startswith("6.18.")
+        assert records["off"]["observed"]["workload"] == {}
+        assert records["verify"]["observed"] == {"guests": {}}
+
+
+def test_a_cell_that_fails_is_recorded_and_the_next_one_is_measured(host: Host) -> None:
+    host.fails("ksm", "no room")
+    code, out = host.measure(repetitions="2")
+    assert code == 2, out
+    assert host.log == ["put_right", *["guests absent", "ksm", "measure_host"] * 2, "put_right"]
+    for repetition in (1, 2):
+        ((kind, record),) = host.records(f"idle-ksm-guests2-boot1-rep{repetition}").items()
+        assert (kind, record["provenance"]["start"]) == ("failed", None)
+        assert record["observed"]["phase"] == "restore"
+        assert record["observed"]["message"] == "localhost: no room"
+    assert '"msg": "localhost: no room; localhost: no room"' in out
+
+
+def test_a_cell_whose_census_fails_is_measured_all_the_same_and_the_run_says_so(host: Host) -> None:
+    host.fails("census", "no numpy")
+    code, out = host.measure(census="true")
+    assert code == 2, out
+    assert host.log == ["put_right", *IDLE, "census", "put_right"]
+    cell = "idle-ksm-guests2-boot1-rep1"
+    assert set(host.records(cell)) == {"off", "merge", "on", "verify"}
+    said = f"localhost: no census of {cell}, whose measurement is not affected: no numpy"
+    assert f'"msg": "{said}"' in out
+
+
+def test_guests_that_are_measured_as_they_booted_are_kept_then_and_restored_for_the_next_cell(
+    host: Host,
+) -> None:
+    code, out = host.measure(checkpoint="measured", repetitions="2")
+    assert code == 0, out
+    booted = ["guests absent", "ksm", "guests booted", *IDLE[3:], "guests saved"]
+    assert host.log == ["put_right", *booted, *IDLE, "put_right"]
