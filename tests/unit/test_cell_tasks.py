@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -13,9 +14,11 @@ from planned import variables
 from playing import play_book
 from plugin_files import ROOT, load, run
 
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="long modules have their progress in /run")
 RECORDED = ROOT / "tests/fixtures/host/linux-6.18"
 DOMAINS = {"guest01": "ksm-guest01", "guest02": "ksm-guest02"}
-# Each writes down that it ran and answers what it was made with; it fails where a file says so.
+# Each writes down that it ran and answers what it was made with, or that for its state; it fails where a file
+# says so.
 MODULE = """#!/usr/bin/python3
 # WANT_JSON
 import json, pathlib, sys
@@ -25,7 +28,10 @@ given = json.loads(pathlib.Path(sys.argv[1]).read_text())
 with open(folder / "log", "a") as log:
     log.write(" ".join([name, given.get("state", "")]).strip() + "\\n")
 failing = folder / (name + ".fails")
-answer = {"failed": True, "msg": failing.read_text()} if failing.exists() else json.loads(ANSWER)
+answers = json.loads(ANSWER)
+answer = answers.get(given.get("state"), answers)
+if failing.exists():
+    answer = {"failed": True, "msg": failing.read_text()}
 print(json.dumps({"changed": True, **answer}))
 """
 # The real ones have files of their own on the host, which a run that measures meanwhile may use.
@@ -59,6 +65,12 @@ RESTORED = {
         "arm_order": "off-on",
     },
 }
+REPORT = {"filled_bytes": 1 << 20, "digest": "d", "fill_seconds": 1.5, "seed": "s"}
+VERDICT = {"filled_bytes": 1 << 20, "digest_before": "d", "digest_after": "d", "intact": True}
+WORKLOAD = {
+    "loaded": {"answers": dict.fromkeys(DOMAINS, REPORT), "silent": {}, "size_bytes": 1 << 20},
+    "verified": {"answers": dict.fromkeys(DOMAINS, VERDICT), "silent": {}},
+}
 BEGINS = ["guests absent", "ksm", "guests restored"]
 IDLE = [*BEGINS, "measure_host", "measure_series", "measure_host"]
 
@@ -76,6 +88,7 @@ class Host:
             self._write(f"actions/{name}.py", ACTION, name, RESTORED)
         for name in ("ksm", "census"):
             self._write(f"library/{name}.py", MODULE, name, {})
+        self._write("library/workload.py", MODULE, "workload", WORKLOAD)
         tree = shutil.copytree(RECORDED, folder / "host")
         roots = {f"{name}_root": str(tree / name) for name in ("proc", "sys")}
         observed = load("plugins/module_utils/ksm_probe.py").observe(
@@ -153,6 +166,17 @@ def test_an_idle_cell_is_six_module_runs_and_the_host_is_put_right_around_all(ho
             assert record["provenance"]["kernel_release"].startswith("6.18.")
         assert records["off"]["observed"]["workload"] == {}
         assert records["verify"]["observed"] == {"guests": {}}
+
+
+def test_what_guests_filled_is_recorded_and_verified(host: Host) -> None:
+    code, out = host.measure(focus="2")
+    assert code == 0, out
+    load, verify = ["workload loaded"], ["workload verified", "measure_host"]
+    assert host.log == ["put_right", *BEGINS, *load, *IDLE[3:], *verify, "put_right"]
+    records = host.records("constant_fill-ksm-guests2-boot1-rep1")
+    assert records["off"]["observed"]["workload"] == dict.fromkeys(DOMAINS, REPORT)
+    assert records["on"]["observed"]["workload"] == dict.fromkeys(DOMAINS, REPORT)
+    assert records["verify"]["observed"]["guests"] == dict.fromkeys(DOMAINS, VERDICT)
 
 
 def test_a_cell_that_fails_is_recorded_and_the_next_one_is_measured(host: Host) -> None:
