@@ -1,4 +1,4 @@
-"""The cells of an experiment, played by the project's playbook with modules that only say that they ran."""
+"""Cells and the arms of a capacity run, played by the playbooks with modules that only say that they ran."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from planned import variables
 from playing import play_book
 from plugin_files import ROOT, load, run
+from synthetic_capacity import capacity_record
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="long modules have their progress in /run")
 RECORDED = ROOT / "tests/fixtures/host/linux-6.18"
@@ -21,7 +22,7 @@ DOMAINS = {"guest01": "ksm-guest01", "guest02": "ksm-guest02"}
 # says so.
 MODULE = """#!/usr/bin/python3
 # WANT_JSON
-import json, pathlib, sys
+import datetime, json, pathlib, sys, time
 
 folder, name = pathlib.Path(FOLDER), NAME
 given = json.loads(pathlib.Path(sys.argv[1]).read_text())
@@ -30,6 +31,9 @@ with open(folder / "log", "a") as log:
 failing = folder / (name + ".fails")
 answers = json.loads(ANSWER)
 answer = answers.get(given.get("state"), answers)
+if "recorded_at" in answer:
+    answer["recorded_at"] = f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%dT%H:%M:%S.%fZ}"
+    answer["monotonic_seconds"] = time.monotonic()
 if failing.exists():
     answer = {"failed": True, "msg": failing.read_text()}
 print(json.dumps({"changed": True, **answer}))
@@ -67,9 +71,19 @@ RESTORED = {
 }
 REPORT = {"filled_bytes": 1 << 20, "digest": "d", "fill_seconds": 1.5, "seed": "s"}
 VERDICT = {"filled_bytes": 1 << 20, "digest_before": "d", "digest_after": "d", "intact": True}
+PROBE = capacity_record()["observed"]["probes"]["guest01"]
+DIVERGED = {
+    **PROBE,
+    "cpu_iterations_per_second": None,
+    "written_bytes": 1 << 20,
+    "digest": "d",
+    "seconds": 1.5,
+}
 WORKLOAD = {
     "loaded": {"answers": dict.fromkeys(DOMAINS, REPORT), "silent": {}, "size_bytes": 1 << 20},
     "verified": {"answers": dict.fromkeys(DOMAINS, VERDICT), "silent": {}},
+    "probed": {"answers": dict.fromkeys(DOMAINS, PROBE), "silent": {}},
+    "diverged": {"answers": dict.fromkeys(DOMAINS, DIVERGED), "silent": {}},
 }
 BEGINS = ["guests absent", "ksm", "guests restored"]
 IDLE = [*BEGINS, "measure_host", "measure_series", "measure_host"]
@@ -112,8 +126,17 @@ class Host:
 
     def measure(self, **changes: Any) -> tuple[int, str]:
         """Play the cells of an experiment with two guests; return (exit code, what was printed)."""
+        given = variables(guests="2", cell_order_seed=7, **changes)
+        return self._play("experiment.yml", "List the cells", given)
+
+    def fill(self, **changes: Any) -> tuple[int, str]:
+        """Play the arms of a capacity run of up to two guests."""
+        given = {"capacity_envelope_mib": "0", "capacity_most_guests": "2", **changes}
+        return self._play("capacity.yml", "Name the run", given)
+
+    def _play(self, playbook: str, task: str, given: dict[str, Any]) -> tuple[int, str]:
         given = {
-            **variables(guests="2", cell_order_seed=7, **changes),
+            **given,
             "run_id": "run",
             "results_directory": f"{self.folder}/results",
             "guests_ssh_key_path": f"{self.folder}/key",
@@ -123,8 +146,8 @@ class Host:
             "guest_image_result": {"image": {"digest": "sha256:" + "1" * 64, "kernel": "/k", "initrd": "/i"}},
         }
         return play_book(
-            ROOT / "playbooks/experiment.yml",
-            *("--start-at-task", "List the cells", "-e", json.dumps(given)),
+            ROOT / "playbooks" / playbook,
+            *("--start-at-task", task, "-e", json.dumps(given)),
             hosts=str(ROOT / "inventory/hosts.yml"),
             environment={
                 "ANSIBLE_LIBRARY": f"{self.folder}/library:{ROOT}/plugins/modules",
@@ -210,3 +233,42 @@ def test_guests_that_are_measured_as_they_booted_are_kept_then_and_restored_for_
     assert code == 0, out
     booted = ["guests absent", "ksm", "guests booted", *IDLE[3:], "guests saved"]
     assert host.log == ["put_right", *booted, *IDLE, "put_right"]
+
+
+STEP = ["guests restored", "workload loaded", "measure_host", "workload probed", "measure_host"]
+
+
+def test_the_arms_of_a_capacity_run_go_up_one_by_one_and_then_all_guests_diverge(host: Host) -> None:
+    code, out = host.fill()
+    assert code == 0, out
+    begins = ["guests absent", "ksm", "measure_host", "measure_host"]
+    settled = [*STEP[:2], "measure_series", *STEP[2:]]
+    arms = [*begins, *STEP, *STEP, *begins, *settled, *settled]
+    assert host.log[: 1 + len(arms)] == ["put_right", *arms]
+    diverged = ["guests restored", "measure_series", "workload probed"]
+    assert host.log[1 + len(arms) :][:3] == diverged
+    # The series in the background begins when it can.
+    last = ["measure_series", "measure_host", "workload diverged", "measure_host", "workload verified"]
+    assert sorted(host.log[4 + len(arms) :]) == sorted([*last, "put_right"])
+    folder = host.folder / "results/capacity/run/localhost"
+    records = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    steps = [f"constant_fill-{arm}-guests00{guests}" for arm in ("off", "ksm") for guests in range(3)]
+    assert set(records) == {*steps, "constant_fill-divergence-guests002"}
+    assert [records[name]["observed"]["converged"] for name in steps] == [None] * 4 + [False] * 2
+    assert records[steps[2]]["observed"]["probes"] == dict.fromkeys(DOMAINS, PROBE)
+    assert records["constant_fill-divergence-guests002"]["observed"]["guests_alive"] == 2
+
+
+def test_an_arm_ends_at_its_limit_and_the_other_one_is_taken_all_the_same(host: Host) -> None:
+    code, out = host.fill(capacity_stop_available_mib="1048576")
+    assert code == 0, out
+    begins = ["guests absent", "ksm", "measure_host", "measure_host"]
+    assert host.log == ["put_right", *begins, *begins, "put_right"]
+
+
+def test_a_step_that_fails_ends_the_run_with_its_reason(host: Host) -> None:
+    host.fails("measure_series", "ksmd is gone")
+    code, out = host.fill()
+    assert code == 2, out
+    assert host.log[-1] == "put_right"
+    assert '"msg": "localhost: ksmd is gone"' in out
