@@ -12,6 +12,10 @@ KSM = Path("/sys/kernel/mm/ksm")
 CHECKPOINTS = Path("/var/lib/ksm-testbed/checkpoints")
 MIB = 1 << 20
 RECORDS = ("off", "merge", "on", "verify")
+# The guests that boot for all system tests; with fewer, the first ones are restored.
+GUESTS = 3
+MEMORY_MIB = 256
+Cells = dict[str, dict[str, Any]]
 
 
 def command(*arguments: str, name: str = "experiment.yml", **variables: Any) -> list[str]:
@@ -33,7 +37,7 @@ def succeeded(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout
 
 
-def cells(run: Path) -> dict[str, dict[str, Any]]:
+def cells(run: Path) -> Cells:
     """The records of a run: cell -> kind -> record."""
     return {
         place.name: {path.stem: json.loads(path.read_text()) for path in place.glob("*.json")}
