@@ -1,4 +1,4 @@
-"""What all system tests share: guests that boot once and are kept in the checkpoint that each run restores."""
+"""What the system tests share: guests that boot once, in the checkpoint that every run restores."""
 
 from __future__ import annotations
 
