@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +36,16 @@ SIZE = {"guests": 2, "guest_memory_mib": MEMORY_MIB}
 
 
 @pytest.fixture(scope="module")
-def campaign(results: Path, proof: Cells) -> Iterator[dict[str, Any]]:
+def campaign(results: Path, proof: Cells) -> dict[str, Any]:
     """Foci 2 and 3 of the boot that the proof made, the last cell's guests kept."""
     asked = {**SIZE, "focus": "2,3", "census": True, "keep_guests": True, "run_id": "system"}
     output = succeeded(playbook(results_directory=str(results), **asked))
     measured = cells(results / "system")
-    yield {
+    return {
         "output": output,
         "constant": next(cell for name, cell in measured.items() if name.startswith("constant_fill")),
         "random": next(cell for name, cell in measured.items() if name.startswith("random_fill")),
     }
-    playbook(name="teardown.yml")
 
 
 def gross_bytes(cell: dict[str, Any]) -> int:
@@ -251,29 +249,6 @@ def test_an_interruption_puts_the_host_right(
     assert seen["task"] == "Switch KSM on and follow it until the saving has settled"
 
 
-def test_the_run_after_one_that_was_killed_starts_clean_and_goes_on(
-    results: Path, proof: Cells, before: dict[str, str]
-) -> None:
-    run = merging(results, "killed", focus=1)
-    os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
-    assert len(domains()) == 2
-    assert knobs()["pages_to_scan"] == "1234"
-    # Another scale for the same knobs: what the killed run set is not under them.
-    output = succeeded(playbook(results_directory=str(results), **SIZE, focus=1, run_id="after",
-                                policies="smart_scan", ksm_knobs={"max_page_sharing": 64}))
-    assert "is up after" not in output
-    (cell,) = cells(results / "after").values()
-    measured = cell["on"]["provenance"]["ksm_knobs"]
-    assert (measured["pages_to_scan"], measured["smart_scan"], measured["max_page_sharing"]) == (20000, 1, 64)
-    # What is applied is what is recorded as requested.
-    asked = cell["on"]["requested"]
-    assert asked["policy"] == "smart_scan"
-    assert {name: measured[name] for name in asked["ksm_knobs"]} == asked["ksm_knobs"]
-    assert domains() == []
-    assert knobs() == before
-
-
 def test_summary_of_the_campaign(campaign: dict[str, Any], results: Path) -> None:
     summarize = [sys.executable, "-m", "analysis", "summarize", "--results", str(results), "--run", "system"]
     done = subprocess.run(summarize, cwd=ROOT, check=False, capture_output=True, text=True)
@@ -287,23 +262,63 @@ def test_every_record_is_there(campaign: dict[str, Any]) -> None:
         assert set(campaign[name]) == {*RECORDS, "census"}
 
 
-def test_a_checkpoint_damaged_in_the_middle_of_a_run_is_made_again(results: Path, proof: Cells) -> None:
-    """One guest is enough for it, and boots soonest."""
-    booted_at = start(next(iter(proof.values())))["booted_at"]
-    run = started(results, guests=1, focus=1, repetitions=2, run_id="damaged")
-    said = follow(run, "cell 1 of 2 idle-ksm-guests1-boot1-rep")
+@pytest.fixture(scope="module")
+def aftermath(results: Path, proof: Cells) -> dict[str, Any]:
+    """A run is killed while it merges; the next one's checkpoint is damaged after its first cell has begun.
+
+    One guest is enough for it, and boots soonest.
+    """
+    killed = merging(results, "killed", focus=1)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    left = {"domains": domains(), "knobs": knobs()}
+    # Another scale for the same knobs: what the killed run set is not under them.
+    asked = {"policies": "smart_scan", "ksm_knobs": {"max_page_sharing": 64}, "repetitions": 2}
+    run = started(results, focus=1, guests=1, run_id="after", **asked)
+    said = follow(run, "cell 1 of 2 idle-smart_scan-guests1-boot1-rep")
     said += follow(run, ": on")
-    of_the_boot = [path for path in CHECKPOINTS.glob("*/manifest.json") if booted_at in path.read_text()]
-    (folder,) = [path.parent for path in of_the_boot if '"load": null' in path.read_text()]
-    with (folder / "guest01/memory").open("r+b") as memory:
+    booted_at = start(next(iter(proof.values())))["booted_at"]
+    folders = [path.parent for path in CHECKPOINTS.glob("*/manifest.json") if booted_at in path.read_text()]
+    (damaged,) = [folder for folder in folders if '"load": null' in (folder / "manifest.json").read_text()]
+    with (damaged / "guest01/memory").open("r+b") as memory:
         memory.truncate(MIB)
     assert run.stdout is not None
-    said.append(run.stdout.read())
-    output = "".join(said)
-    assert run.wait() == 0, output[-3000:]
-    assert f"checkpoint {folder.name} is thrown away: guest01/memory has {MIB} bytes of" in output
-    assert "guest01 is up" in output
+    rest = run.stdout.read()
+    assert run.wait() == 0, rest[-3000:]
+    return {
+        "left": left,
+        "said": "".join(said),
+        "rest": rest,
+        "cells": cells(results / "after"),
+        "folders": folders,
+        "damaged": damaged.name,
+    }
+
+
+def test_the_run_after_one_that_was_killed_starts_clean_and_goes_on(
+    aftermath: dict[str, Any], before: dict[str, str]
+) -> None:
+    assert len(aftermath["left"]["domains"]) == 2
+    assert aftermath["left"]["knobs"]["pages_to_scan"] == "1234"
+    assert "is up after" not in aftermath["said"]
+    for cell in aftermath["cells"].values():
+        measured = cell["on"]["provenance"]["ksm_knobs"]
+        found = (measured["pages_to_scan"], measured["smart_scan"], measured["max_page_sharing"])
+        assert found == (20000, 1, 64)
+        # What is applied is what is recorded as requested.
+        asked = cell["on"]["requested"]
+        assert asked["policy"] == "smart_scan"
+        assert {name: measured[name] for name in asked["ksm_knobs"]} == asked["ksm_knobs"]
+    assert domains() == []
+    assert knobs() == before
+
+
+def test_a_checkpoint_damaged_in_the_middle_of_a_run_is_made_again(aftermath: dict[str, Any]) -> None:
+    name, rest = aftermath["damaged"], aftermath["rest"]
+    assert f"checkpoint {name} is thrown away: guest01/memory has {MIB} bytes of" in rest
+    assert "guest01 is up" in rest
     # With it goes what stands on it.
-    assert not any(path.parent.exists() for path in of_the_boot)
+    assert not any(folder.exists() for folder in aftermath["folders"])
     # The records name two boots, which are two replicates whatever their number.
-    assert len({start(cell)["booted_at"] for cell in cells(results / "damaged").values()}) == 2
+    assert len(aftermath["cells"]) == 2
+    assert len({start(cell)["booted_at"] for cell in aftermath["cells"].values()}) == 2
