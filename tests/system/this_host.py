@@ -16,11 +16,14 @@ RECORDS = ("off", "merge", "on", "verify")
 GUESTS = 3
 MEMORY_MIB = 256
 Cells = dict[str, dict[str, Any]]
+# Against guests that hang; on a busy machine they take as long as they take.
+PATIENCE = {"guests_boot_timeout_seconds": 3600, "guests_answer_timeout_seconds": 3600}
 
 
 def command(*arguments: str, name: str = "experiment.yml", **variables: Any) -> list[str]:
     """The command of a playbook with these variables."""
-    return ["ansible-playbook", f"playbooks/{name}", *arguments, "-e", json.dumps(variables)]
+    given = json.dumps({**PATIENCE, **variables})
+    return ["ansible-playbook", f"playbooks/{name}", *arguments, "-e", given]
 
 
 def playbook(

@@ -18,6 +18,7 @@ import pytest
 from ansible.errors import AnsibleActionFail
 from channel_guest import ChannelGuest
 from jsonschema import Draft202012Validator
+from playing import QUICK
 from small_project import HEED_SIGNALS
 from waiting import FOREVER_SECONDS, wait_until
 
@@ -106,7 +107,7 @@ class Play:
             }
         ]
         (self.folder / "play.yml").write_text(json.dumps(plays))
-        (self.folder / "ansible.cfg").touch()
+        (self.folder / "ansible.cfg").write_text(QUICK)
         environment = {
             **os.environ,
             "ANSIBLE_LIBRARY": str(ROOT / "plugins/modules"),
@@ -267,13 +268,14 @@ def test_of_a_mix_the_guests_that_hold_something_are_named(tmp_path: Path) -> No
 def test_a_record_is_not_written_over_unless_asked(tmp_path: Path) -> None:
     play = Play(tmp_path)
     verify = dict.fromkeys(GUESTS, VERIFIED)
-    play.run([play.arguments("verify", verify=verify)])
-    first = play.record("verify")["recorded_at"]
-    output = play.run([play.arguments("verify", verify=verify)])
+    other = {"guest01": {**VERIFIED, "filled_bytes": 8192}, "guest02": VERIFIED}
+    output = play.run([play.arguments("verify", verify=verify), play.arguments("verify", verify=other)])
     assert "verify.json exists and is kept" in output
-    assert play.record("verify")["recorded_at"] == first
-    play.run([play.arguments("verify", verify=verify, replace=True)])
-    assert play.record("verify")["recorded_at"] > first
+    first = play.record("verify")
+    assert first["observed"]["guests"] == verify
+    play.run([play.arguments("verify", verify=other, replace=True)])
+    assert play.record("verify")["observed"]["guests"] == other
+    assert play.record("verify")["recorded_at"] > first["recorded_at"]
 
 
 def test_check_mode_says_what_it_would_do_and_does_nothing(tmp_path: Path) -> None:
