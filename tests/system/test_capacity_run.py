@@ -1,4 +1,7 @@
-"""A real capacity run of small guests: the envelope ends the arm without KSM, the merged guests diverge."""
+"""A real capacity run of small guests: the envelope ends the arm without KSM, the merged guests diverge.
+
+Its guests are restored from the checkpoint that the proof has made.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from this_host import MIB, domains, knobs, playbook, succeeded
+from this_host import GUESTS, MEMORY_MIB, MIB, Cells, domains, knobs, playbook, succeeded
 
 from analysis.__main__ import main
 
@@ -17,23 +20,23 @@ ENVELOPE_MIB = 1000
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def run(proof: Cells, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     results = tmp_path_factory.mktemp("results")
-    before = knobs()
     variables = {
-        "guest_memory_mib": 256,
+        "guest_memory_mib": MEMORY_MIB,
         "capacity_envelope_mib": ENVELOPE_MIB,
-        "capacity_step_guests": 3,
-        "capacity_most_guests": 3,
+        "capacity_step_guests": GUESTS,
+        "capacity_most_guests": GUESTS,
         "capacity_probe_seconds": 2,
         "run_id": "small",
         "results_directory": str(results),
     }
-    succeeded(playbook(name="capacity.yml", **variables))
+    output = succeeded(playbook(name="capacity.yml", **variables))
+    assert "is up after" not in output
     paths = sorted((results / "capacity/small/localhost").iterdir())
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in paths)
     records = {path.stem: json.loads(path.read_text()) for path in paths}
-    return {"results": results, "records": records, "before": before, "after": knobs()}
+    return {"results": results, "records": records, "after": knobs()}
 
 
 def steps(run: dict[str, Any], policy: str) -> dict[int, dict[str, Any]]:
@@ -47,9 +50,9 @@ def steps(run: dict[str, Any], policy: str) -> dict[int, dict[str, Any]]:
 def test_without_ksm_the_envelope_is_full_and_the_limit_exact(run: dict[str, Any]) -> None:
     seen = steps(run, "off")
     limit = max(guests for guests, record in seen.items() if record["stop"] is None)
-    assert 0 < limit < 3
-    # Each guest has its 256 MiB and QEMU's own, whatever the envelope is told.
-    assert limit * 256 < ENVELOPE_MIB < (limit + 1) * 512
+    assert 0 < limit < GUESTS
+    # Each guest has its memory and QEMU's own, whatever the envelope is told.
+    assert limit * MEMORY_MIB < ENVELOPE_MIB < (limit + 1) * 2 * MEMORY_MIB
     beyond = seen[limit + 1]
     assert beyond["stop"]["measure"] == "used_mib"
     assert beyond["observed"]["envelope"]["working_set_bytes"] > ENVELOPE_MIB * MIB
@@ -58,11 +61,11 @@ def test_without_ksm_the_envelope_is_full_and_the_limit_exact(run: dict[str, Any
 
 
 def test_with_ksm_the_same_guests_fit(run: dict[str, Any]) -> None:
-    on, off = steps(run, "ksm")[3], steps(run, "off")[3]
+    on, off = steps(run, "ksm")[GUESTS], steps(run, "off")[GUESTS]
     assert on["stop"] is None
     assert on["observed"]["converged"] is True
     used = {record["policy"]: record["observed"]["envelope"]["working_set_bytes"] for record in (on, off)}
-    assert used["off"] - used["ksm"] > 3 * 64 * MIB
+    assert used["off"] - used["ksm"] > GUESTS * 64 * MIB
 
 
 def test_the_guests_live_through_their_divergence(run: dict[str, Any]) -> None:
@@ -77,8 +80,8 @@ def test_the_guests_live_through_their_divergence(run: dict[str, Any]) -> None:
     assert max(used) - used[0] > record["guests"] * 64 * MIB
 
 
-def test_everything_is_put_right(run: dict[str, Any]) -> None:
-    assert run["after"] == run["before"]
+def test_everything_is_put_right(run: dict[str, Any], before: dict[str, str]) -> None:
+    assert run["after"] == before
     assert domains() == []
     assert list(Path("/sys/fs/cgroup").glob("**/ksmtestbed.partition")) == []
     assert list(Path("/sys/fs/cgroup").glob("**/machine-ksmtestbed.slice")) == []

@@ -12,11 +12,18 @@ KSM = Path("/sys/kernel/mm/ksm")
 CHECKPOINTS = Path("/var/lib/ksm-testbed/checkpoints")
 MIB = 1 << 20
 RECORDS = ("off", "merge", "on", "verify")
+# The guests that boot for all system tests; with fewer, the first ones are restored.
+GUESTS = 3
+MEMORY_MIB = 256
+Cells = dict[str, dict[str, Any]]
+# Against guests that hang; on a busy machine they take as long as they take.
+PATIENCE = {"guests_boot_timeout_seconds": 3600, "guests_answer_timeout_seconds": 3600}
 
 
 def command(*arguments: str, name: str = "experiment.yml", **variables: Any) -> list[str]:
     """The command of a playbook with these variables."""
-    return ["ansible-playbook", f"playbooks/{name}", *arguments, "-e", json.dumps(variables)]
+    given = json.dumps({**PATIENCE, **variables})
+    return ["ansible-playbook", f"playbooks/{name}", *arguments, "-e", given]
 
 
 def playbook(
@@ -33,7 +40,7 @@ def succeeded(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout
 
 
-def cells(run: Path) -> dict[str, dict[str, Any]]:
+def cells(run: Path) -> Cells:
     """The records of a run: cell -> kind -> record."""
     return {
         place.name: {path.stem: json.loads(path.read_text()) for path in place.glob("*.json")}

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from waiting import FOREVER_SECONDS
+
 Talk = Callable[[socket.socket, Iterator[dict[str, Any]]], None]
 
 
@@ -44,7 +46,7 @@ class ChannelGuest:
     def close(self) -> None:
         """End it, and wait until it has."""
         self._server.shutdown(socket.SHUT_RDWR)
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=FOREVER_SECONDS)
         self._server.close()
         assert not self._thread.is_alive()
 

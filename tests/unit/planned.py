@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from playing import QUICK
 
 from analysis.plan.design import (
     PROJECT,
@@ -60,11 +61,13 @@ def play_action(directory: Path, task: dict[str, Any], *words: str) -> dict[str,
     ]
     play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": tasks}
     (directory / "play.yml").write_text(json.dumps([play]))
+    (directory / "ansible.cfg").write_text(QUICK)
     ansible = Path(sys.executable).with_name("ansible-playbook")
     subprocess.run(
         [ansible, "-i", "localhost,", directory / "play.yml", *words],
         env={
             **os.environ,
+            "ANSIBLE_CONFIG": str(directory / "ansible.cfg"),
             "ANSIBLE_ACTION_PLUGINS": str(PROJECT / "plugins" / "action"),
             "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
         },

@@ -17,6 +17,7 @@ from typing import Any
 import ansible.module_utils
 import numpy as np
 import pytest
+from playing import QUICK
 from waiting import FOREVER_SECONDS, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -408,7 +409,7 @@ def play(host: Host, *options: str, **arguments: Any) -> str:
     }
     plays = [{"hosts": "all", "gather_facts": False, "tasks": [{"name": "Take", "census_record": task}]}]
     (host.run / "play.yml").write_text(json.dumps(plays))
-    (host.run / "ansible.cfg").touch()
+    (host.run / "ansible.cfg").write_text(QUICK)
     environment = {
         **os.environ,
         "PYTHONPATH": f"{FIXTURES}{os.pathsep}{ROOT}",

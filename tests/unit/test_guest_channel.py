@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from channel_guest import ChannelGuest, Talk, answer
 from plugin_files import load
-from waiting import FOREVER_SECONDS
+from waiting import FOREVER_SECONDS, wait_until
 
 channel = load("plugins/module_utils/guest_channel.py")
 SOON = 0.3
@@ -128,6 +128,7 @@ def test_a_silent_guest_is_given_up_after_the_limit(guest: Make) -> None:
     with pytest.raises(channel.ChannelError, match=r"^it gave no answer to probe within 0 s$"):
         channel.ask(one.path, ["probe", "6"], SOON)
     assert time.monotonic() - began >= SOON
+    wait_until(lambda: one.heard, "the guest hears of it")
     assert len(one.heard) == 1
 
 

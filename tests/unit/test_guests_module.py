@@ -18,6 +18,7 @@ import yaml
 from fake_libvirt import LIBVIRT, Domain, Host
 from jinja2 import Environment
 from plugin_files import ROOT, load, run
+from waiting import FOREVER_SECONDS
 
 MODULE = "plugins/modules/guests.py"
 guests = load(MODULE)
@@ -68,8 +69,8 @@ class Bench:
             "image": IMAGE,
             "memory_mib": memory_mib,
             "accelerator": "tcg",
-            "boot_timeout_seconds": 20,
-            "answer_timeout_seconds": 20,
+            "boot_timeout_seconds": FOREVER_SECONDS,
+            "answer_timeout_seconds": FOREVER_SECONDS,
             "ssh_port_base": PORTS,
             "ssh_private_key": "private",
             "ssh_public_key": "public",

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from channel_guest import ChannelGuest
+from playing import QUICK
 from small_project import HEED_SIGNALS
 from waiting import FOREVER_SECONDS, wait_until
 
@@ -105,7 +106,7 @@ class Play:
             }
         ]
         (self.folder / "play.yml").write_text(json.dumps(plays))
-        (self.folder / "ansible.cfg").touch()
+        (self.folder / "ansible.cfg").write_text(QUICK)
         environment = {
             **os.environ,
             "ANSIBLE_LIBRARY": str(ROOT / "plugins/modules"),
@@ -266,13 +267,14 @@ def test_of_a_mix_the_guests_that_hold_something_are_named(tmp_path: Path) -> No
 def test_a_record_is_not_written_over_unless_asked(tmp_path: Path) -> None:
     play = Play(tmp_path)
     verify = dict.fromkeys(GUESTS, VERIFIED)
-    play.run([play.arguments("verify", verify=verify)])
-    first = play.record("verify")["recorded_at"]
-    output = play.run([play.arguments("verify", verify=verify)])
+    other = {"guest01": {**VERIFIED, "filled_bytes": 8192}, "guest02": VERIFIED}
+    output = play.run([play.arguments("verify", verify=verify), play.arguments("verify", verify=other)])
     assert "verify.json exists and is kept" in output
-    assert play.record("verify")["recorded_at"] == first
-    play.run([play.arguments("verify", verify=verify, replace=True)])
-    assert play.record("verify")["recorded_at"] > first
+    first = play.record("verify")
+    assert first["observed"]["guests"] == verify
+    play.run([play.arguments("verify", verify=other, replace=True)])
+    assert play.record("verify")["observed"]["guests"] == other
+    assert play.record("verify")["recorded_at"] > first["recorded_at"]
 
 
 def test_where_nothing_is_held_the_record_of_verify_is_of_the_host_as_it_was_measured(tmp_path: Path) -> None:

@@ -167,7 +167,8 @@ class Guests:
         return {guest.path.name: str(guest.path) for guest in self.made}
 
     def run(self, state: str, **arguments: Any) -> dict[str, Any]:
-        return run(MODULE, state=state, **{"channels": self.channels, "timeout_seconds": 20, **arguments})
+        given = {"channels": self.channels, "timeout_seconds": FOREVER_SECONDS, **arguments}
+        return run(MODULE, state=state, **given)
 
 
 @pytest.fixture

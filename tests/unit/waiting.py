@@ -14,4 +14,4 @@ def wait_until(happened: Callable[[], object], what: str) -> None:
     end = time.monotonic() + FOREVER_SECONDS
     while not happened():
         assert time.monotonic() < end, f"this never came: {what}"
-        time.sleep(0.01)
+        time.sleep(0.1)
