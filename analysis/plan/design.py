@@ -39,7 +39,9 @@ PROJECT = data_files.PROJECT
 RESULTS = PROJECT / "results"
 
 # How guests are handled, not what is measured: a run may go on with another value.
-HANDLING = frozenset({"boot_wave", "keep_guests", "census", "guest_ssh_port_base", "checkpoint"})
+HANDLING = frozenset(
+    {"boot_wave", "keep_guests", "census", "follow_seconds", "guest_ssh_port_base", "checkpoint"}
+)
 
 # Ways to say what the guests do: what they come to is compared, not the words.
 LOADS = frozenset({"focus", "workloads", "mix"})
@@ -116,6 +118,7 @@ class Design:
     converge_threshold_percent: float
     converge_timeout_seconds: float
     sample_interval_seconds: float
+    follow_seconds: float
 
     @classmethod
     def from_variables(cls, variables: Mapping[str, Any]) -> "Design":
@@ -513,5 +516,6 @@ _CASTS: dict[str, Caster] = {
     "converge_threshold_percent": number(0.001, 100),
     "converge_timeout_seconds": number(1, 604_800),
     "sample_interval_seconds": number(0.1, 10),
+    "follow_seconds": number(0, 604_800),
 }
 VARIABLES = tuple(field.name for field in fields(Design))

@@ -1,7 +1,7 @@
 """Measure one phase of a cell on a hypervisor and write its record on the controller.
 
 Arguments:
-    phase: off, merge, on, verify or failed.
+    phase: off, merge, on, after, verify or failed.
     run_id, cell, requested: as in the record (analysis/records/models.py).
     provenance: design_digest, image_digest, accelerator, testbed_version and start; the rest is read from the
         host.
@@ -14,8 +14,8 @@ Arguments:
         no guest is asked, and the host is as in the record on.
     drop_caches: drop the host's caches before it is read (off, on).
     failure: phase, task and message (failed).
-    start_ksm: merge begins with writing 1 to run (default true).
-    until, duration_seconds: what ends merge (converged or seconds), as in the module measure_series.
+    start_ksm: merge begins with writing 1 to run (default true); after goes on with what runs.
+    until, duration_seconds: what ends merge or after (converged or seconds), as in the module measure_series.
     replace: write over a record of this phase (default false; a failed record always replaces its kind).
     proc_root, sys_root, run_root: the host's trees, for tests.
 
@@ -40,7 +40,8 @@ from analysis.progress.module import run_series, run_workload, show_begin
 from analysis.records.models import PHASES as RECORDS
 from analysis.records.writing import prepare_folder, write_record
 
-PHASES = ("off", "merge", "on", "verify", "failed")
+PHASES = ("off", "merge", "on", "after", "verify", "failed")
+SERIES = ("merge", "after")
 # YAML 1.1 reads an unquoted off or on as a truth value.
 YAML_TRUTH = {False: "off", True: "on"}
 PROVENANCE_GIVEN = ("design_digest", "image_digest", "accelerator", "testbed_version", "start")
@@ -89,7 +90,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
         if phase == "failed":
             measured = self._failed(args, variables)
-        elif phase == "merge":
+        elif phase in SERIES:
             measured = self._merge(args, variables)
         elif phase == "verify":
             measured = self._verify(args, variables)
@@ -103,7 +104,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         except UserError as error:
             raise AnsibleActionFail(f"measure_record: {error}") from None
         facts = add_failure(variables, record["observed"]["message"]) if phase == "failed" else {}
-        changed = args["start_ksm"] if phase == "merge" else measured.get("changed", False)
+        changed = args["start_ksm"] if phase in SERIES else measured.get("changed", False)
         return {
             **result,
             "changed": changed,
@@ -237,7 +238,7 @@ def observed(args: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
     if args["phase"] == "failed":
         return failure(args["failure"])
     seen: dict[str, Any] = measured["observed"]
-    return seen if args["phase"] == "merge" else {**seen, "workload": args["workload"]}
+    return seen if args["phase"] in SERIES else {**seen, "workload": args["workload"]}
 
 
 def assemble(args: dict[str, Any], measured: dict[str, Any], seen: dict[str, Any]) -> dict[str, Any]:
@@ -292,8 +293,10 @@ def summary(record: dict[str, Any]) -> str:
             f"{kind}: {available / MIB:.0f} MiB available, KSM saves {saved / MIB:.0f} MiB, "
             f"PSS of {len(seen['guests'])} guests {pss / MIB:.0f} MiB"
         )
-    if kind == "merge":
-        return f"merge: {seen['full_scans']} full scans in {seen['duration_seconds']:.0f} s; {seen['reason']}"
+    if kind in SERIES:
+        return (
+            f"{kind}: {seen['full_scans']} full scans in {seen['duration_seconds']:.0f} s; {seen['reason']}"
+        )
     if kind == "verify":
         intact = sum(guest["intact"] for guest in seen["guests"].values())
         return f"verify: {intact} of {len(seen['guests'])} guests intact"

@@ -3,7 +3,8 @@
 Pages are read through /proc/PID/mem. process_vm_readv would be faster, and change what it measures: it pins
 pages (FOLL_PIN), and a page that is pinned for reading and not its owner's alone is copied first (mm/gup.c,
 gup_must_unshare), so that each merged page would come apart. Absent pages are never touched: reading one
-would map the zero page there.
+would map the zero page there. What KSM has merged is told by the pages' frames: their numbers in
+/proc/PID/pagemap, and what these are in /proc/kpageflags; both are for root alone.
 Sources: Documentation/admin-guide/mm/pagemap.rst, Documentation/filesystems/proc.rst (smaps, mem).
 """
 
@@ -37,11 +38,24 @@ KIB = 1024
 PAGEMAP_PRESENT = 1 << 63
 PAGEMAP_SWAPPED = 1 << 62
 PAGEMAP_FILE_OR_SHARED = 1 << 61
+PAGEMAP_FRAME = (1 << 55) - 1
+KPAGEFLAGS = "/proc/kpageflags"
+FLAGS_BYTES = 8
+KPF_KSM = 1 << 21
+KPF_ZERO_PAGE = 1 << 24
+# Frames whose flags are read at once: half a MiB of them
+FRAMES_AT_ONCE = 1 << 16
 PR_SET_PDEATHSIG = 1
 MATRIX_ROWS = 1 << 16
 COPIES_BITS = 40
+# What the program in the guests writes for `constant` (roles/guests/files/testbed_workload.py)
+CONSTANT_FILL_BYTE = b"\xa5"
+LARGEST_CONTENTS = 10
+# Odd, so that frames times it stay distinct: one number for a frame and what it holds.
+FRAME_FACTOR = 0x9E3779B97F4A7C15
 
 Hashes = npt.NDArray[np.uint64]
+Frames = npt.NDArray[np.uint64]
 
 
 class CensusError(Exception):
@@ -78,19 +92,28 @@ class Layout:
 class Counted:
     """Pages of one process while it was paused.
 
-    ``hashes`` are those of all present anonymous pages, the zero page's mappings among them.
+    ``hashes`` are those of all present anonymous pages, the zero page's mappings among them; ``flags`` those
+    of the frame that each is on, as /proc/kpageflags has them.
     """
 
     hashes: Hashes
+    frames: Frames
+    flags: Frames
     swapped_pages: int
+
+    @property
+    def zero_mapped_pages(self) -> int:
+        """Mappings of the kernel's zero page, which take no memory."""
+        return int(np.count_nonzero(self.flags & np.uint64(KPF_ZERO_PAGE)))
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The hashes of all processes, the hash of a page of zeros, and what reading cost."""
+    """The hashes of all processes, those of two known contents, and what reading cost."""
 
     counted: tuple[Counted, ...]
     zero_hash: int
+    constant_hash: int
     bytes_read: int
     seconds: float
     processes: int
@@ -142,14 +165,15 @@ class Reader:
         self.processes = max(1, min(processes, len(self._tasks)))
         pages = sum(layout.mergeable_bytes for layout in layouts) // PAGE_BYTES
         # Shared with the workers; what is not written to takes no memory.
-        self._shared = mmap.mmap(-1, max(1, pages) * HASH_BYTES)
-        self._hashes: Hashes = np.frombuffer(self._shared, dtype=np.uint64)
+        self._hashes, self._frames = (
+            np.frombuffer(mmap.mmap(-1, max(1, pages) * HASH_BYTES), dtype=np.uint64) for _ in range(2)
+        )
         self._seed = secrets.randbits(64)
         self._pool = ProcessPoolExecutor(
             self.processes,
             mp_context=multiprocessing.get_context("fork"),
             initializer=_start_worker,
-            initargs=(self._hashes, self._seed, os.getpid(), close),
+            initargs=(self._hashes, self._frames, self._seed, os.getpid(), close),
         )
         self._guarded(lambda: self._pool.submit(os.getpid).result())
 
@@ -162,13 +186,13 @@ class Reader:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def read(self, progress: Callable[[int], None]) -> Reading:
-        """Hash every present anonymous page.
+        """Hash every present anonymous page and look what its frame is.
 
         Args:
             progress: called with the bytes read so far, now and then.
 
         Raises:
-            CensusError: a process ended, or a worker did.
+            CensusError: a process ended, or a worker did; or this is not root.
         """
         begin = time.monotonic()
         done: dict[int, tuple[int, int]] = {}
@@ -180,20 +204,33 @@ class Reader:
                 progress(sum(pages for pages, _ in done.values()) * PAGE_BYTES)
 
         self._guarded(gather)
+        frames = [self._of(self._frames, owner, done) for owner in range(self._owners)]
+        flags = frame_flags(frames)
         seconds = time.monotonic() - begin
         return Reading(
-            counted=tuple(self._counted(owner, done) for owner in range(self._owners)),
+            counted=tuple(
+                Counted(
+                    hashes=self._of(self._hashes, owner, done),
+                    frames=frames[owner],
+                    flags=flags[owner],
+                    swapped_pages=sum(done[task.place][1] for task in self._tasks if task.owner == owner),
+                )
+                for owner in range(self._owners)
+            ),
             zero_hash=xxhash.xxh3_64_intdigest(bytes(PAGE_BYTES), self._seed),
+            constant_hash=xxhash.xxh3_64_intdigest(CONSTANT_FILL_BYTE * PAGE_BYTES, self._seed),
             bytes_read=sum(pages for pages, _ in done.values()) * PAGE_BYTES,
             seconds=seconds,
             processes=self.processes,
         )
 
-    def _counted(self, owner: int, done: dict[int, tuple[int, int]]) -> Counted:
-        places = [task.place for task in self._tasks if task.owner == owner]
-        parts = [self._hashes[place : place + done[place][0]] for place in places]
-        hashes = np.concatenate(parts) if parts else np.empty(0, np.uint64)
-        return Counted(hashes, sum(done[place][1] for place in places))
+    def _of(self, numbers: Frames, owner: int, done: dict[int, tuple[int, int]]) -> Frames:
+        parts = [
+            numbers[task.place : task.place + done[task.place][0]]
+            for task in self._tasks
+            if task.owner == owner
+        ]
+        return np.concatenate([*parts, np.empty(0, np.uint64)])
 
     @staticmethod
     def _guarded(work: Callable[[], Any]) -> None:
@@ -201,6 +238,33 @@ class Reader:
             work()
         except BrokenProcessPool:
             raise CensusError("a worker of the census was killed; is the host out of memory?") from None
+
+
+def frame_flags(frames: Sequence[Frames], path: str = KPAGEFLAGS) -> list[Frames]:
+    """The flags of each frame; CensusError where they cannot be read."""
+    numbers, places = np.unique(np.concatenate([*frames, np.empty(0, np.uint64)]), return_inverse=True)
+    flags = np.empty(len(numbers), np.uint64)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            first = 0
+            while first < len(numbers):
+                start = int(numbers[first])
+                after = int(np.searchsorted(numbers, np.uint64(start + FRAMES_AT_ONCE)))
+                length = int(numbers[after - 1]) + 1 - start
+                read = np.frombuffer(
+                    os.pread(descriptor, length * FLAGS_BYTES, start * FLAGS_BYTES), np.uint64
+                )
+                if len(read) != length:
+                    raise CensusError(f"{path} ends before frame {start + length - 1}")
+                flags[first:after] = read[(numbers[first:after] - np.uint64(start)).astype(np.int64)]
+                first = after
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise CensusError(f"{path} cannot be read: {error.strerror}; a census needs root") from None
+    ends = np.cumsum([len(mine) for mine in frames])[:-1]
+    return np.split(flags[places], ends)
 
 
 def _tasks(pids: Sequence[int], layouts: Sequence[Layout]) -> Iterator[_Task]:
@@ -215,9 +279,10 @@ def _tasks(pids: Sequence[int], layouts: Sequence[Layout]) -> Iterator[_Task]:
 
 @dataclass(frozen=True)
 class _Worker:
-    """What one worker process keeps: its buffer, a view of each page in it, and where hashes go."""
+    """What one worker process keeps: its buffer, a view of each page in it, and where its numbers go."""
 
     hashes: Hashes
+    frames: Frames
     seed: int
     buffer: memoryview
     pages: tuple[memoryview, ...]
@@ -226,7 +291,7 @@ class _Worker:
 _worker: _Worker
 
 
-def _start_worker(hashes: Hashes, seed: int, parent: int, close: int | None) -> None:
+def _start_worker(hashes: Hashes, frames: Frames, seed: int, parent: int, close: int | None) -> None:
     global _worker  # noqa: PLW0603 -- a worker process has one state, made once
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -239,11 +304,11 @@ def _start_worker(hashes: Hashes, seed: int, parent: int, close: int | None) -> 
         os.close(close)
     buffer = memoryview(mmap.mmap(-1, BUFFER_BYTES))
     pages = tuple(buffer[at : at + PAGE_BYTES] for at in range(0, BUFFER_BYTES, PAGE_BYTES))
-    _worker = _Worker(hashes, seed, buffer, pages)
+    _worker = _Worker(hashes, frames, seed, buffer, pages)
 
 
 def _hash_task(task: _Task) -> tuple[int, int]:
-    """Hash the present anonymous pages of a range into its place; (their number, swapped pages)."""
+    """Hash the present anonymous pages of a range and note their frames; (their number, swapped pages)."""
     try:
         pagemap = os.open(f"/proc/{task.pid}/pagemap", os.O_RDONLY)
         try:
@@ -256,6 +321,8 @@ def _hash_task(task: _Task) -> tuple[int, int]:
         swapped = np.count_nonzero(flags & np.uint64(PAGEMAP_SWAPPED))
         mask = np.uint64(PAGEMAP_PRESENT | PAGEMAP_FILE_OR_SHARED)
         present = (flags & mask) == np.uint64(PAGEMAP_PRESENT)
+        frames = flags[present] & np.uint64(PAGEMAP_FRAME)
+        _worker.frames[task.place : task.place + len(frames)] = frames
         memory = os.open(f"/proc/{task.pid}/mem", os.O_RDONLY)
         try:
             return _hash_pages(memory, task, present), int(swapped)
@@ -310,12 +377,14 @@ class Tally:
 
     ``zero_pages``, ``distinct_pages``: one for each process.
     ``contents``: (processes that hold it, copies in all, number of such contents), ascending.
+    ``largest``: the contents with most copies, those first: (copies, processes that hold it, hash).
     ``shared``: distinct contents that two processes both hold; the diagonal is ``distinct_pages``.
     """
 
     zero_pages: tuple[int, ...]
     distinct_pages: tuple[int, ...]
     contents: tuple[tuple[int, int, int], ...]
+    largest: tuple[tuple[int, int, int], ...]
     shared: tuple[tuple[int, ...], ...]
 
 
@@ -330,7 +399,7 @@ def tally(hashes: Sequence[Hashes], zero_hash: int) -> Tally:
     distinct = [len(values) for values, _ in counted]
     if not sum(distinct):
         shared = tuple((0,) * len(hashes) for _ in hashes)
-        return Tally(zero_pages, tuple(distinct), (), shared)
+        return Tally(zero_pages, tuple(distinct), (), (), shared)
     values = np.concatenate([values for values, _ in counted])
     copies = np.concatenate([counts.astype(np.uint32) for _, counts in counted])
     del counted
@@ -339,15 +408,24 @@ def tally(hashes: Sequence[Hashes], zero_hash: int) -> Tally:
     values, copies, owners = values[order], copies[order], owners[order]
     starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
     held_by = np.diff(starts, append=len(values))
+    copied = np.add.reduceat(copies, starts, dtype=np.int64)
+    largest = np.argsort(-copied, kind="stable")[:LARGEST_CONTENTS]
     # One number for each pair of (held by, copies): sorting rows would take several times as long.
-    pairs = (held_by << COPIES_BITS) + np.add.reduceat(copies, starts, dtype=np.int64)
-    kinds, numbers = np.unique(pairs, return_counts=True)
+    kinds, numbers = np.unique((held_by << COPIES_BITS) + copied, return_counts=True)
     return Tally(
         zero_pages=zero_pages,
         distinct_pages=tuple(distinct),
         contents=tuple(
             (kind >> COPIES_BITS, kind & ((1 << COPIES_BITS) - 1), number)
             for kind, number in zip(kinds.tolist(), numbers.tolist(), strict=True)
+        ),
+        largest=tuple(
+            zip(
+                copied[largest].tolist(),
+                held_by[largest].tolist(),
+                values[starts[largest]].tolist(),
+                strict=True,
+            )
         ),
         shared=_shared(owners, held_by, starts, distinct),
     )
@@ -371,3 +449,32 @@ def _shared(
         matrix += np.rint(held.T @ held).astype(np.int64)
     np.fill_diagonal(matrix, distinct)
     return tuple(tuple(row) for row in matrix.tolist())
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What KSM has merged in the pages that were read: so many mappings of so many frames of its own.
+
+    ``mapped_pages`` - ``frames`` is what is saved by it. It never exceeds what equal contents could save: a
+    content's n copies, m of them on its f frames, save m - f, at most n - 1; and since a frame serves at most
+    max_page_sharing mappings, at most n - ceil(n / max_page_sharing).
+    """
+
+    mapped_pages: int
+    frames: int
+
+
+def merged(counted: Sequence[Counted]) -> Merged:
+    """What KSM has merged, by the flags of the frames; mappings of the kernel's zero page are none of it.
+
+    A frame is counted once for each content that was read on it, which is one while nothing moves frames.
+    """
+    frames, contents = [], []
+    for one in counted:
+        ours = (one.flags & np.uint64(KPF_KSM)) != 0
+        frames.append(one.frames[ours])
+        contents.append(one.hashes[ours])
+    all_frames = np.concatenate([*frames, np.empty(0, np.uint64)])
+    all_contents = np.concatenate([*contents, np.empty(0, np.uint64)])
+    pairs = (all_frames * np.uint64(FRAME_FACTOR)) ^ all_contents
+    return Merged(mapped_pages=len(pairs), frames=len(np.unique(pairs)))

@@ -7,12 +7,14 @@ DOCUMENTATION = r"""
 module: census
 short_description: Count equal pages within and between the guests of a KSM host
 description:
-  - Pauses the guests through libvirt, hashes every resident page of their mergeable memory (VmFlags mg), lets
-    them run again and counts equal hashes. Nothing of the guests is changed, and merged pages stay merged.
+  - Stops ksmd where it runs (O(sys_root)/kernel/mm/ksm/run becomes 0, and 1 again afterwards) and pauses the
+    guests through libvirt, hashes every resident page of their mergeable memory (VmFlags mg), looks which of
+    them are on frames that KSM has merged, reads KSM's counters, lets all run again and counts equal hashes.
+    Nothing of the guests is changed, and merged pages stay merged.
   - Hashes are xxh3_64 with a random seed that is forgotten; they never leave this host's memory, and contents
     are not kept either. The result has numbers only.
-  - A guest that was paused before stays paused. The others run again whatever happens, by a second process
-    if this one is killed outright.
+  - A guest that was paused before stays paused. The others, and ksmd, run again whatever happens, by a second
+    process if this one is killed outright.
 options:
   domains:
     description: Guest name to libvirt domain name; empty means every running guest of this testbed.
@@ -104,10 +106,13 @@ except ImportError:
     MISSING.append("libvirt")
 try:
     from ansible.module_utils.page_census import (
-        PAGE_BYTES,
+        LARGEST_CONTENTS,
         CensusError,
         Layout,
         Reader,
+        Reading,
+        Tally,
+        merged,
         parse_smaps,
         tally,
     )
@@ -118,11 +123,12 @@ METADATA_URI = "urn:ksm-testbed"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PROGRESS_SECONDS = 1.0
 MIB = 1 << 20
-ALL_RUN_AGAIN = "\n"
+# What the guardian is told: to resume a domain, to write a value to run; and that this has been done
+RESUME, RUN, DONE = "resume ", "run ", "done "
 
 
 class GuestError(Exception):
-    """A guest cannot be paused; the message is one sentence for the user."""
+    """A guest cannot be paused, or ksmd not stopped; the message is one sentence for the user."""
 
 
 class Stopped(BaseException):
@@ -139,13 +145,13 @@ class Guest:
 
 
 class Guardian:
-    """A process that lets the guests run again should this one be killed outright.
+    """A process that lets guests and ksmd run again should this one be killed outright.
 
-    It holds the reading end of a pipe, and its end of file without the word that all is well means that
-    every writer is gone.
+    It holds the reading end of a pipe: at its end every writer is gone, and what was promised in it and not
+    done is due.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, roots: Roots) -> None:
         """Fork it; before any connection to libvirt, which no two processes may share."""
         reader, self.writer = os.pipe()
         self._pid = os.fork()
@@ -160,33 +166,86 @@ class Guardian:
                 for number in STOP_SIGNALS:
                     signal.signal(number, signal.SIG_IGN)
                 with os.fdopen(reader) as lines:
-                    self._watch(lines.readlines(), uri)
+                    self._put_right(due(lines.read().splitlines()), uri, roots)
             finally:
                 os._exit(0)
         os.close(reader)
 
     @staticmethod
-    def _watch(lines: list[str], uri: str) -> None:
-        if lines and lines[-1] != ALL_RUN_AGAIN:
+    def _put_right(words: list[str], uri: str, roots: Roots) -> None:
+        for word in words:
+            if word.startswith(RUN):
+                write_run(roots, word.removeprefix(RUN))
+        domains = [word.removeprefix(RESUME) for word in words if word.startswith(RESUME)]
+        if domains:
             connection = libvirt.open(uri)
-            for line in lines:
+            for domain in domains:
                 try:
-                    connection.lookupByName(line.strip()).resume()
+                    connection.lookupByName(domain).resume()
                 except libvirt.libvirtError:
                     continue  # it was not paused yet, or has ended
 
-    def will_pause(self, domain: str) -> None:
-        """Tell the name before the domain is paused."""
-        os.write(self.writer, f"{domain}\n".encode())
+    def promise(self, word: str) -> None:
+        """Tell what will be due, before the change that asks for it."""
+        os.write(self.writer, f"{word}\n".encode())
 
-    def all_run_again(self) -> None:
-        """Take back what was told."""
-        os.write(self.writer, ALL_RUN_AGAIN.encode())
+    def done(self, word: str) -> None:
+        """What was promised has been done."""
+        os.write(self.writer, f"{DONE}{word}\n".encode())
 
     def dismiss(self) -> None:
-        """End it; unless all run again, it does its work first."""
+        """End it; it does first what is due."""
         os.close(self.writer)
         os.waitpid(self._pid, 0)
+
+
+def due(lines: list[str]) -> list[str]:
+    """What was promised and not done, in the order of the promises."""
+    promised = dict.fromkeys(line for line in lines if not line.startswith(DONE))
+    for line in lines:
+        if line.startswith(DONE):
+            promised.pop(line.removeprefix(DONE), None)
+    return list(promised)
+
+
+def write_run(roots: Roots, value: str) -> None:
+    """Write to the file run of KSM; with 0 it returns when ksmd has stopped (ksm_thread_mutex, mm/ksm.c)."""
+    try:
+        (roots.ksm / "run").write_text(f"{value}\n", encoding="ascii")
+    except OSError as error:
+        raise GuestError(f"{roots.ksm / 'run'} refused {value}: {error.strerror}") from None
+
+
+class KsmdStopped:
+    """ksmd at rest, from entering to leaving; what is merged stays so."""
+
+    def __init__(self, roots: Roots, guardian: Guardian) -> None:
+        """Nothing is stopped yet."""
+        self._roots = roots
+        self._guardian = guardian
+        self.run_before = 0
+
+    def __enter__(self) -> KsmdStopped:
+        """Stop it if it runs."""
+        self.run_before = self._run()
+        if self.run_before == 1:
+            self._guardian.promise(f"{RUN}1")
+            write_run(self._roots, "0")
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Let it run if it did."""
+        if self.run_before == 1:
+            write_run(self._roots, "1")
+            self._guardian.done(f"{RUN}1")
+
+    def check(self) -> None:
+        """GuestError where something else let it run."""
+        if self.run_before == 1 and self._run() != 0:
+            raise GuestError("something else on the host switched KSM on while its pages were counted")
+
+    def _run(self) -> int:
+        return int(read_required(self._roots.ksm / "run"))
 
 
 class Pause:
@@ -212,7 +271,7 @@ class Pause:
                     raise GuestError(
                         f"domain {domain.name()} of {name} does not run, so its pages can't be counted"
                     )
-                self._guardian.will_pause(domain.name())
+                self._guardian.promise(f"{RESUME}{domain.name()}")
                 self._ours.append(name)
                 domain.suspend()
         except BaseException:
@@ -236,11 +295,10 @@ class Pause:
             try:
                 if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
                     domain.resume()
+                self._guardian.done(f"{RESUME}{domain.name()}")
             except libvirt.libvirtError as error:
                 failed.append(f"{domain.name()} ({error})")
         self.seconds = time.monotonic() - self._begin
-        if not failed:
-            self._guardian.all_run_again()
         for number, handler in previous.items():
             signal.signal(number, handler)
         if failed:
@@ -325,7 +383,7 @@ class ReadProgress:
 
 def take(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
     """Take the census; the module's result."""
-    guardian = Guardian(params["uri"])
+    guardian = Guardian(params["uri"], roots)
     try:
         with connected(params["uri"]) as connection, stop_signals_raise():
             return count(connection, params, roots, guardian)
@@ -334,7 +392,7 @@ def take(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
 
 
 def count(connection: Any, params: dict[str, Any], roots: Roots, guardian: Guardian) -> dict[str, Any]:
-    """Pause, read, resume, count."""
+    """Stop ksmd, pause, read, let run again, count."""
     guests = find_guests(connection, params["domains"], roots)
     host = provenance(roots)
     areas = [layout_of(guest, roots) for guest in guests]
@@ -342,13 +400,12 @@ def count(connection: Any, params: dict[str, Any], roots: Roots, guardian: Guard
     reads = ReadProgress(progress, sum(layout.mergeable_bytes for layout in areas))
     processes = params["processes"] or len(os.sched_getaffinity(0))
     pids = [guest.pid for guest in guests]
-    pause = Pause(connection, guests, guardian)
+    ksmd, pause = KsmdStopped(roots, guardian), Pause(connection, guests, guardian)
     with Reader(pids, areas, processes=processes, close=guardian.writer) as reader:
-        with pause:
+        with ksmd, pause:
             recorded_at, monotonic_seconds = datetime.now(UTC), time.monotonic()
             layouts, ksm_stats = [], []
             for guest, before in zip(guests, areas, strict=True):
-                # Together: KSM may map zero pages meanwhile, from the one number into the other.
                 layout = layout_of(guest, roots)
                 stat = read_optional(roots.proc / str(guest.pid) / "ksm_stat")
                 if layout.areas != before.areas:
@@ -357,8 +414,9 @@ def count(connection: Any, params: dict[str, Any], roots: Roots, guardian: Guard
                     )
                 layouts.append(layout)
                 ksm_stats.append(None if stat is None else parse_ksm_stat(stat))
-            ksm = ksm_counters(roots)
+            ksm = {**ksm_counters(roots), "run": ksmd.run_before}
             reading = reader.read(reads.read)
+            ksmd.check()
         progress.say(f"{len(guests)} guests run again after a pause of {pause.seconds:.1f} s")
     begin = time.monotonic()
     equal = tally([counted.hashes for counted in reading.counted], reading.zero_hash)
@@ -367,7 +425,7 @@ def count(connection: Any, params: dict[str, Any], roots: Roots, guardian: Guard
             "pid": guest.pid,
             "was_paused": pause.was_paused(guest.name),
             "mergeable_bytes": layout.mergeable_bytes,
-            **pages(layout, ksm_stat, len(counted.hashes), zeros),
+            **pages(counted.zero_mapped_pages, ksm_stat, len(counted.hashes), zeros),
             "distinct_pages": distinct,
             "swapped_pages": counted.swapped_pages,
             "ksm_stat": ksm_stat,
@@ -376,6 +434,7 @@ def count(connection: Any, params: dict[str, Any], roots: Roots, guardian: Guard
             guests, layouts, ksm_stats, reading.counted, equal.zero_pages, equal.distinct_pages, strict=True
         )
     }
+    by_ksm = merged(reading.counted)
     return {
         "observed": {
             "guests": seen,
@@ -384,8 +443,19 @@ def count(connection: Any, params: dict[str, Any], roots: Roots, guardian: Guard
                 "copies": [copies for _, copies, _ in equal.contents],
                 "contents": [number for _, _, number in equal.contents],
             },
+            "largest_contents": largest_contents(
+                equal, reading, [guest["zero_pages"] for guest in seen.values()]
+            ),
             "shared_contents": [list(row) for row in equal.shared],
             "ksm": ksm,
+            "merged": {
+                "mapped_pages": by_ksm.mapped_pages,
+                "frames": by_ksm.frames,
+                "zero_pages": sum(
+                    merged_zero_pages(counted.zero_mapped_pages, ksm_stat)
+                    for counted, ksm_stat in zip(reading.counted, ksm_stats, strict=True)
+                ),
+            },
             "pause_seconds": pause.seconds,
             "read_seconds": reading.seconds,
             "count_seconds": time.monotonic() - begin,
@@ -398,21 +468,35 @@ def count(connection: Any, params: dict[str, Any], roots: Roots, guardian: Guard
     }
 
 
-def pages(layout: Layout, ksm_stat: dict[str, Any] | None, present: int, zeros: int) -> dict[str, int]:
+def merged_zero_pages(mapped: int, ksm_stat: dict[str, Any] | None) -> int:
+    """Of so many mappings of the kernel's zero page those that KSM made (use_zero_pages=1)."""
+    return min(mapped, int((ksm_stat or {}).get("ksm_zero_pages", 0)))
+
+
+def pages(mapped: int, ksm_stat: dict[str, Any] | None, present: int, zeros: int) -> dict[str, int]:
     """Resident pages of a guest and zero pages among them.
 
-    A present page that smaps does not count as anonymous is a mapping of the kernel's zero page, which takes
-    no memory: the guest read it and never wrote, or KSM put it there (use_zero_pages=1). Only the latter was
-    a page before.
+    A mapping of the kernel's zero page takes no memory: the guest read it and never wrote, or KSM put it
+    there. Only the latter was a page before.
     """
-    mapped = max(0, present - layout.anonymous_bytes // PAGE_BYTES)
-    by_ksm = min(mapped, int((ksm_stat or {}).get("ksm_zero_pages", 0)))
-    zero_pages = max(0, zeros - mapped + by_ksm)
+    zero_pages = max(0, zeros - mapped + merged_zero_pages(mapped, ksm_stat))
     return {
         "resident_pages": present - zeros + zero_pages,
         "zero_pages": zero_pages,
         "zero_mapped_pages": mapped,
     }
+
+
+def largest_contents(equal: Tally, reading: Reading, zero_pages: list[int]) -> list[dict[str, Any]]:
+    """The contents with most copies, and whether one is zero, the constant fill's or something else's."""
+    zero = (sum(zero_pages), sum(pages > 0 for pages in zero_pages), reading.zero_hash)
+    kinds = {reading.zero_hash: "zero", reading.constant_hash: "constant_fill"}
+    largest = sorted((zero, *equal.largest), reverse=True)[:LARGEST_CONTENTS]
+    return [
+        {"copies": copies, "guests": held_by, "kind": kinds.get(content, "other")}
+        for copies, held_by, content in largest
+        if copies
+    ]
 
 
 def main() -> None:

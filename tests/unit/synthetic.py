@@ -44,6 +44,7 @@ def variables(**changes: Any) -> dict[str, Any]:
         "converge_threshold_percent": 0.5,
         "converge_timeout_seconds": 900,
         "sample_interval_seconds": 1.0,
+        "follow_seconds": 0.0,
         **changes,
     }
 

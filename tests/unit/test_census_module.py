@@ -5,10 +5,12 @@ import json
 import mmap
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,20 +19,32 @@ from typing import Any
 import ansible.module_utils
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from playing import QUICK
+from plugin_files import load
+from synthetic_census import census_record
 from waiting import FOREVER_SECONDS, wait_until
+
+from analysis.measure.census import from_record
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests/fixtures/census"
+RECORDED_SYS = ROOT / "tests/fixtures/host/linux-6.18/sys"
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 ansible.module_utils.__path__.append(str(ROOT / "plugins/module_utils"))
 
 from ansible.module_utils import page_census  # noqa: E402
 from ansible.module_utils.page_census import (  # noqa: E402
+    KPF_KSM,
+    KPF_ZERO_PAGE,
     Area,
     CensusError,
+    Counted,
     Layout,
     Reader,
+    frame_flags,
+    merged,
     parse_smaps,
     tally,
 )
@@ -44,6 +58,11 @@ class Host:
         self.guests: dict[str, subprocess.Popen[bytes]] = {}
         (run / "libvirt/qemu").mkdir(parents=True)
         (run / "events.log").touch()
+        # A recorded one: a test must not stop the ksmd of the host.
+        shutil.copytree(RECORDED_SYS, run / "sys")
+        self.ksm_run = run / "sys/kernel/mm/ksm/run"
+        self.ksm_run.chmod(0o600)
+        self.ksm_run.write_text("1\n")
 
     def start(self, name: str, *words: str, prefix: str = "ksm-testbed-") -> None:
         path = self.run / "libvirt/qemu" / f"{prefix}{name}.pid"
@@ -73,7 +92,7 @@ class Host:
             f"sys.argv = ['module', {str(self.run / 'arguments.json')!r}];"
             f"runpy.run_path({str(ROOT / 'plugins/modules/census.py')!r}, run_name='__main__')"
         )
-        given = {"run_root": str(self.run), **arguments}
+        given = {"run_root": str(self.run), "sys_root": str(self.run / "sys"), **arguments}
         (self.run / "arguments.json").write_text(json.dumps({"ANSIBLE_MODULE_ARGS": given}))
         fixed = {"PYTHONPATH": str(FIXTURES), "RUN_ROOT": str(self.run)}
         return subprocess.Popen(
@@ -148,10 +167,11 @@ def test_a_census_twice_gives_the_same_and_stores_no_hash(host: Host) -> None:
     three(host)
     first, second = host.take()["observed"], host.take(processes=1)["observed"]
     assert second["processes"] == 1
-    for name in ("guests", "contents", "shared_contents", "bytes_read"):
+    for name in ("guests", "contents", "largest_contents", "shared_contents", "bytes_read"):
         assert first[name] == second[name]
     biggest = max(number for column in first["contents"].values() for number in column)
     assert biggest < 1000
+    assert all(set(content) == {"copies", "guests", "kind"} for content in first["largest_contents"])
 
 
 def test_all_are_paused_before_the_first_is_read_and_run_again(host: Host) -> None:
@@ -203,6 +223,49 @@ def test_when_one_cannot_be_paused_the_others_run_again(host: Host, monkeypatch:
     assert "cannot acquire state change lock" in host.take()["msg"]
     assert "suspend ksm-testbed-guest01" in host.events()
     assert host.stopped() == []
+    assert host.ksm_run.read_text() == "1\n"
+
+
+def test_ksmd_is_stopped_while_the_guests_are_paused(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    three(host)
+    monkeypatch.setenv("WATCH_WHEN_PAUSED", str(host.ksm_run))
+    assert host.take()["observed"]["ksm"]["run"] == 1
+    assert (host.run / "watched.log").read_text().split() == ["0"] * 6
+    assert host.ksm_run.read_text() == "1\n"
+
+
+@pytest.mark.parametrize("run", [0, 2])
+def test_ksm_that_does_not_run_is_left_alone(host: Host, run: int) -> None:
+    host.start("guest01", "3x7")
+    host.ksm_run.write_text(f"{run}\n")
+    host.ksm_run.chmod(0o400)
+    before = host.ksm_run.stat().st_mtime_ns
+    assert host.take()["observed"]["ksm"]["run"] == run
+    assert host.ksm_run.stat().st_mtime_ns == before
+
+
+def test_a_guardian_does_what_was_promised_and_not_done() -> None:
+    due = load("plugins/modules/census.py").due
+    assert due(["run 1", "resume a", "resume b", "done resume a"]) == ["run 1", "resume b"]
+    assert due(["run 1", "resume a", "done resume a", "done run 1"]) == []
+
+
+def test_the_largest_contents_are_named_by_kind_alone(host: Host) -> None:
+    constant = int.from_bytes(page_census.CONSTANT_FILL_BYTE * 8, "little")
+    host.start("guest01", "30x0", "8x7", f"40x{constant}", "20*1000")
+    host.start("guest02", "1x7", f"10x{constant}", "4xr")
+    largest = host.take()["observed"]["largest_contents"]
+    assert largest[:3] == [
+        {"copies": 50, "guests": 2, "kind": "constant_fill"},
+        {"copies": 30, "guests": 1, "kind": "zero"},
+        {"copies": 9, "guests": 2, "kind": "other"},
+    ]
+    assert largest[3:] == [{"copies": 1, "guests": 1, "kind": "other"}] * 7
+
+
+def test_the_constant_is_that_of_the_program_in_the_guests() -> None:
+    program = load("roles/guests/files/testbed_workload.py")
+    assert program.CONSTANT_BYTE == page_census.CONSTANT_FILL_BYTE
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
@@ -211,6 +274,7 @@ def test_the_guests_run_again_whatever_ends_the_module(host: Host, number: signa
     host.start("guest02", "100000*1000")
     said = ended_while_paused(host, number)
     wait_until(lambda: host.stopped() == [], "the guests run again")
+    wait_until(lambda: host.ksm_run.read_text() == "1\n", "ksmd runs again")
     assert [event for event in host.events() if event.startswith("suspend")]
     if number != signal.SIGKILL:
         assert said["msg"] == f"stopped by {number.name}; the guests run again"
@@ -242,6 +306,7 @@ def test_the_guests_run_again_when_nobody_waits_for_the_census(host: Host) -> No
     said = host.take(progress_path=str(progress), environment={"REMOVE_WHEN_PAUSED": str(progress)})
     assert said["msg"] == "stopped by itself, as its controller asked it to end; the guests run again"
     assert host.stopped() == []
+    assert host.ksm_run.read_text() == "1\n"
     assert host.events() == ["suspend ksm-testbed-guest01", "resume ksm-testbed-guest01"]
 
 
@@ -263,6 +328,7 @@ def test_it_writes_nothing_but_progress(host: Host) -> None:
     )
     assert {path.name for path in host.run.iterdir()} == {
         "libvirt",
+        "sys",
         "events.log",
         "progress",
         "arguments.json",
@@ -398,6 +464,83 @@ def test_the_tally_against_brute_force(seed: int, monkeypatch: pytest.MonkeyPatc
     assert list(seen.distinct_pages) == distinct
     assert list(seen.contents) == contents
     assert [list(row) for row in seen.shared] == shared
+    copies = Counter(content for guest in guests for content in guest if content)
+    assert [number for number, _, _ in seen.largest] == [number for _, number in copies.most_common(10)]
+    by_hash = {(content * 0x9E3779B97F4A7C15) % 2**64: content for content in copies}
+    for number, held_by, content in seen.largest:
+        assert number == copies[by_hash[content]]
+        assert held_by == sum(by_hash[content] in guest for guest in guests)
+
+
+def test_frames_are_named_by_the_kernel() -> None:
+    child = Child(2000)
+    try:
+        with Reader([child.pid], [Layout((child.area,), 0)], processes=2, close=None) as reader:
+            one = reader.read(lambda _bytes: None).counted[0]
+        # The parent maps the same frames, and none is the kernel's or KSM's.
+        pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
+        text = os.pread(pagemap, 2000 * 8, child.area.start // PAGE_BYTES * 8)
+        os.close(pagemap)
+        mine = np.frombuffer(text, np.uint64) & np.uint64(page_census.PAGEMAP_FRAME)
+        assert one.frames.tolist() == mine.tolist()
+        assert len(np.unique(one.frames)) == 2000
+        assert not np.any(one.flags & np.uint64(KPF_KSM | KPF_ZERO_PAGE))
+        assert np.all(one.flags & np.uint64(1 << 12))  # KPF_ANON
+        assert one.zero_mapped_pages == 0
+    finally:
+        child.end()
+
+
+def test_flags_come_back_in_the_order_of_the_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_census, "FRAMES_AT_ONCE", 8)
+    path = tmp_path / "kpageflags"
+    np.arange(1000, 1100, dtype=np.uint64).tofile(path)
+    frames = [np.array(list_, np.uint64) for list_ in ([99, 0, 7, 8], [], [50, 50, 9])]
+    flags = frame_flags(frames, str(path))
+    assert [list_.tolist() for list_ in flags] == [[1099, 1000, 1007, 1008], [], [1050, 1050, 1009]]
+    with pytest.raises(CensusError, match="ends before frame 100"):
+        frame_flags([np.array([100], np.uint64)], str(path))
+
+
+# Pages as (guest, content, which of the content's frames, whether KSM merged it); content 0 is zero.
+PAGES = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 3), st.booleans()), min_size=1, max_size=80
+)
+
+
+@given(pages=PAGES, max_page_sharing=st.integers(2, 5))
+@settings(max_examples=200, deadline=None)
+def test_what_ksm_saved_never_exceeds_what_could_be_saved(
+    pages: list[tuple[int, int, int, bool]], max_page_sharing: int
+) -> None:
+    guests: list[list[tuple[int, int, int]]] = [[], [], [], []]
+    mapped: Counter[tuple[int, int]] = Counter()
+    alone = 1000
+    for guest, content, which, is_merged in pages:
+        if is_merged:
+            # A frame that serves max_page_sharing mappings is full, and the next one begins.
+            frame = (content * 4 + which) * 100 + mapped[content, which] // max_page_sharing
+            frame += 10_000
+            mapped[content, which] += 1
+        else:
+            alone += 1
+            frame = alone
+        guests[guest].append((content, frame, KPF_KSM if is_merged else 0))
+    counted = [
+        Counted(*(np.array([page[place] for page in held], np.uint64) for place in range(3)), swapped_pages=0)
+        for held in guests
+    ]
+    seen = merged(counted)
+    ours = [(content, frame) for held in guests for content, frame, flag in held if flag]
+    assert (seen.mapped_pages, seen.frames) == (len(ours), len(set(ours)))
+    names = [f"guest{number}" for number in range(4)]
+    contents = {name: [page[0] for page in held] for name, held in zip(names, guests, strict=True)}
+    record = census_record(contents, max_page_sharing=max_page_sharing)
+    record["observed"]["merged"] = {"mapped_pages": len(ours), "frames": len(set(ours)), "zero_pages": 0}
+    census = from_record(record)
+    assert census.saved_pages == len(ours) - len(set(ours))
+    assert census.saved_pages <= census.saving().ideal_pages
+    assert census.efficiency is None or 0 < census.efficiency <= 1
 
 
 def play(host: Host, *options: str, **arguments: Any) -> str:
@@ -405,6 +548,7 @@ def play(host: Host, *options: str, **arguments: Any) -> str:
         "run_id": "run",
         "directory": str(host.run / "results/run/host1"),
         "run_root": str(host.run),
+        "sys_root": str(host.run / "sys"),
         **arguments,
     }
     plays = [{"hosts": "all", "gather_facts": False, "tasks": [{"name": "Take", "census_record": task}]}]

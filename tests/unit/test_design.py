@@ -75,6 +75,7 @@ def design(**changes: Any) -> Design:
         ("converge_threshold_percent", "0.25", 0.25),
         ("converge_timeout_seconds", "60", 60.0),
         ("sample_interval_seconds", "0.5", 0.5),
+        ("follow_seconds", "600", 600.0),
     ],
 )
 def test_strings_from_the_command_line_are_typed(name: str, given: Any, typed: Any) -> None:
@@ -149,6 +150,7 @@ def test_strings_from_the_command_line_are_typed(name: str, given: Any, typed: A
         ("converge_threshold_percent", "nan", "a number"),
         ("converge_timeout_seconds", "0", "a number from 1"),
         ("sample_interval_seconds", "inf", "from 0.1 to 10"),
+        ("follow_seconds", "-1", "a number from 0"),
         ("sample_interval_seconds", True, "from 0.1 to 10"),
     ],
 )
@@ -295,7 +297,14 @@ def test_no_hypervisor_is_refused() -> None:
 
 
 def test_the_digest_tells_designs_apart_and_ignores_how_guests_are_handled() -> None:
-    handled = design(keep_guests=True, boot_wave=3, census=True, checkpoint="fresh", cell_order_seed=5)
+    handled = design(
+        keep_guests=True,
+        boot_wave=3,
+        census=True,
+        follow_seconds=60,
+        checkpoint="fresh",
+        cell_order_seed=5,
+    )
     assert design().digest == handled.digest
     assert design(focus=3).digest == design(workloads="random_fill").digest
     mixed = design(mix="idle=5,random_fill=10").digest

@@ -158,6 +158,7 @@ def cell(tmp_path_factory: pytest.TempPathFactory) -> tuple[Play, str]:
             play.arguments(False, domains=DOMAINS, workload=dict.fromkeys(GUESTS, WORKLOAD)),
             play.arguments("merge"),
             play.arguments(True, domains=DOMAINS, workload=dict.fromkeys(GUESTS, WORKLOAD)),
+            play.arguments("after", start_ksm=False, until="seconds", duration_seconds=1.5),
             play.arguments("verify", verify=dict.fromkeys(GUESTS, VERIFIED)),
             play.arguments("failed", failure={"phase": "verify", "task": "Read", "message": "guest02 died"}),
         ]
@@ -165,7 +166,7 @@ def cell(tmp_path_factory: pytest.TempPathFactory) -> tuple[Play, str]:
     return play, output
 
 
-@pytest.mark.parametrize("phase", ["off", "merge", "on", "verify", "failed"])
+@pytest.mark.parametrize("phase", ["off", "merge", "on", "after", "verify", "failed"])
 def test_every_phase_leaves_a_valid_private_record(cell: tuple[Play, str], phase: str) -> None:
     play, output = cell
     record = play.record(phase)
@@ -184,6 +185,7 @@ def test_every_directory_is_private_and_nothing_else_is_left(cell: tuple[Play, s
     for folder in (play.cell, play.cell.parent, play.cell.parents[1], play.cell.parents[2]):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert sorted(path.name for path in play.cell.iterdir()) == [
+        "after.json",
         "failed.json",
         "merge.json",
         "off.json",
@@ -210,6 +212,21 @@ def test_merge_shows_progress_and_says_that_it_did_not_settle(cell: tuple[Play, 
     assert {len(column) for column in observed["samples"].values()} == {len(observed["samples"]["seconds"])}
     assert "    [localhost] scan 0, saved 0 MiB (0.0 MiB/VM), 0 s\n" in output
     assert "    [localhost] not settled when the 2 s were over: only 0 of the 3 full scans" in output
+
+
+def test_after_follows_for_the_time_that_is_asked(cell: tuple[Play, str]) -> None:
+    observed = cell[0].record("after")["observed"]
+    assert 1.5 <= observed["duration_seconds"] < REQUESTED["convergence"]["timeout_seconds"]  # type: ignore[index]
+    assert observed["samples"]["seconds"][0] < 0.5
+    assert observed["reason"].startswith("not settled when the 1.5 s were over")
+
+
+def test_after_does_not_switch_ksm_on(tmp_path: Path) -> None:
+    play = Play(tmp_path)
+    output = play.run([play.arguments("after", start_ksm=False, until="seconds", duration_seconds=1)])
+    assert "KSM is not running (run is not 1)" in output
+    assert (play.tree / "sys/kernel/mm/ksm/run").read_text() == "0\n"
+    assert not (play.cell / "after.json").exists()
 
 
 def test_what_cannot_be_measured_is_one_sentence_and_no_record(tmp_path: Path) -> None:
@@ -239,7 +256,7 @@ def test_what_cannot_be_measured_is_one_sentence_and_no_record(tmp_path: Path) -
         f"cannot write in {tmp_path}/file/cell: Not a directory.",
         "directory is 'results/cell'; it must be an absolute path.",
         "window_scans is 0; it must be 1 or more",
-        "value of phase must be one of: off, merge, on, verify, failed, got: lunch",
+        "value of phase must be one of: off, merge, on, after, verify, failed, got: lunch",
         "off.json is not valid at $.cell.boot: Input should be greater than or equal to 1.",
         "off.json is not valid at $.provenance.start: Input should be an object.",
         "workload names guest03, guest04, not in domains.",
