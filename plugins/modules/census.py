@@ -435,6 +435,8 @@ def count(connection: Any, params: dict[str, Any], roots: Roots, guardian: Guard
         )
     }
     by_ksm = merged(reading.counted)
+    # Then its zero pages are not told from those that a guest only read.
+    uncounted = ksm["ksm_zero_pages"] is None and host["ksm_knobs"].get("use_zero_pages") == 1
     return {
         "observed": {
             "guests": seen,
@@ -451,7 +453,9 @@ def count(connection: Any, params: dict[str, Any], roots: Roots, guardian: Guard
             "merged": {
                 "mapped_pages": by_ksm.mapped_pages,
                 "frames": by_ksm.frames,
-                "zero_pages": sum(
+                "zero_pages": None
+                if uncounted
+                else sum(
                     merged_zero_pages(counted.zero_mapped_pages, ksm_stat)
                     for counted, ksm_stat in zip(reading.counted, ksm_stats, strict=True)
                 ),

@@ -245,6 +245,17 @@ def test_ksm_that_does_not_run_is_left_alone(host: Host, run: int) -> None:
     assert host.ksm_run.stat().st_mtime_ns == before
 
 
+def test_zero_pages_that_ksm_makes_without_counting_are_unknown(host: Host) -> None:
+    host.start("guest01", "3x0", "2xr")
+    assert host.take()["observed"]["merged"] == {"mapped_pages": 0, "frames": 0, "zero_pages": 0}
+    ksm = host.ksm_run.parent
+    (ksm / "ksm_zero_pages").unlink()
+    assert host.take()["observed"]["merged"]["zero_pages"] == 0
+    (ksm / "use_zero_pages").chmod(0o600)
+    (ksm / "use_zero_pages").write_text("1\n")
+    assert host.take()["observed"]["merged"]["zero_pages"] is None
+
+
 def test_a_guardian_does_what_was_promised_and_not_done() -> None:
     due = load("plugins/modules/census.py").due
     assert due(["run 1", "resume a", "resume b", "done resume a"]) == ["run 1", "resume b"]
