@@ -19,7 +19,6 @@ from analysis.plan.design import (
     check_variable,
     new_run_id,
 )
-from analysis.plan.runs import check_resumable, read_plan
 
 # Variables that are options of the command line, too, with what they say
 OPTIONS = {
@@ -56,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise DesignError(f"--inventory is {str(arguments.inventory)!r}: there is no such file.")
     results = arguments.results.absolute()
     if arguments.resume:
+        from analysis.plan.runs import check_resumable, read_plan
+
         run_id = check_run_id(arguments.resume)
         former = check_resumable(read_plan(results / run_id)).design.model_dump(mode="json")
         variables = {**_for_ansible({name: former[name] for name in VARIABLES}), **variables}

@@ -52,7 +52,7 @@ def html_page(answer: Answer) -> str:
     pictures = _figure_2(drawn) if drawn else []
     explained = explain_all(answer)
     counted = dict(zip(map(id, answer.summaries), censuses(answer.summaries, answer.runs)[0], strict=True))
-    shown = [QUANTITIES[name] for name in dict.fromkeys((*SAVED, *USED, *CENSUS))]
+    names = (*SAVED, *USED, *(CENSUS if any(counted.values()) else ()))
     return environment.get_template("report.html.j2").render(
         heading=measured_on(answer.runs, boots=True),
         figures=pictures,
@@ -70,7 +70,7 @@ def html_page(answer: Answer) -> str:
         differences=[difference_grid(answer.differences)] if answer.differences else [],
         explanations=list(_explanations(explained)),
         notes=[*remarks(answer), *problems_of(explained), UNITS],
-        quantities=shown,
+        quantities=[QUANTITIES[name] for name in names],
         items=SOURCES,
     )
 
