@@ -143,7 +143,9 @@ def condition_text(value: Any) -> str:
 
 
 def _conflict(column: str, *values: str) -> str:
-    return f"{column.removeprefix(PROVENANCE)}: {' / '.join(values)}"
+    # Twelve digits tell digests apart.
+    short = (f"{value[:19]}..." if value.startswith("sha256:") else value for value in values)
+    return f"{column.removeprefix(PROVENANCE)}: {' / '.join(short)}"
 
 
 def _once(conflicts: Sequence[str]) -> tuple[str, ...]:
