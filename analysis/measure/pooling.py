@@ -45,8 +45,8 @@ class Chosen:
 def pooling_conflicts(rows: pd.DataFrame) -> tuple[str, ...]:
     """In what the conditions of these rows differ, as "name: one value / other value"."""
     conflicts = []
-    for column in sorted(_condition_columns(rows)):
-        values = sorted({_text(value) for value in rows[column].unique()})
+    for column in sorted(condition_columns(rows)):
+        values = sorted({condition_text(value) for value in rows[column].unique()})
         if len(values) > 1:
             conflicts.append(_conflict(column, *values))
     return _once(conflicts)
@@ -64,7 +64,7 @@ def largest_set(table: pd.DataFrame, apart: Collection[str] = TREATMENT) -> Chos
         apart: columns in which cells may differ and belong together all the same, for they are told apart.
     """
     rows = table.to_dict("records")
-    columns = [name for name in _condition_columns(table) if name not in {_SAME.get(one) for one in apart}]
+    columns = [name for name in condition_columns(table) if name not in {_SAME.get(one) for one in apart}]
     of_policy = _of_policy(table)
     steps: list[tuple[tuple[str, ...], list[str]]] = [(("hypervisor",), columns)]
     if "policy" in apart:
@@ -93,7 +93,7 @@ def _commonest(
     seen = {
         at: (
             tuple(rows[at][name] for name in group),
-            tuple((name, _text(rows[at][name])) for name in columns),
+            tuple((name, condition_text(rows[at][name])) for name in columns),
         )
         for at in places
     }
@@ -107,11 +107,12 @@ def _commonest(
             kept.append(at)
         else:
             row = rows[at]
-            left_out[str(row["run_id"]), str(row["hypervisor"]), _differing(found, wanted)] += 1
+            left_out[str(row["run_id"]), str(row["hypervisor"]), differing(found, wanted)] += 1
     return kept, left_out
 
 
-def _condition_columns(rows: pd.DataFrame) -> list[str]:
+def condition_columns(rows: pd.DataFrame) -> list[str]:
+    """Of a tidy table, the columns of what measurements must have in common."""
     return [
         name
         for name in map(str, rows.columns)
@@ -121,18 +122,20 @@ def _condition_columns(rows: pd.DataFrame) -> list[str]:
 
 def _of_policy(table: pd.DataFrame) -> tuple[str, ...]:
     """Beginnings of the columns that a policy decides: huge pages where some policy asks for them."""
-    asked = {_text(value) for value in table.get(_THP_ASKED, ())} - {KEEP, _text(None)}
+    asked = {condition_text(value) for value in table.get(_THP_ASKED, ())} - {KEEP, condition_text(None)}
     return (_KNOBS, REQUESTED, _THP) if asked else (_KNOBS, REQUESTED)
 
 
-def _differing(theirs: Conditions, ours: Conditions) -> tuple[str, ...]:
+def differing(theirs: Conditions, ours: Conditions) -> tuple[str, ...]:
+    """In what two sets of the same conditions differ, as "name: theirs / ours"."""
     pairs = zip(theirs, ours, strict=True)
     return _once(
         sorted(_conflict(name, there, here) for (name, there), (_name, here) in pairs if there != here)
     )
 
 
-def _text(value: Any) -> str:
+def condition_text(value: Any) -> str:
+    """A condition as text, the same whether a table holds it as a whole number or not."""
     if value is None or pd.isna(value):
         return "absent"
     # A column with an absent value holds whole numbers as floats.
@@ -140,7 +143,9 @@ def _text(value: Any) -> str:
 
 
 def _conflict(column: str, *values: str) -> str:
-    return f"{column.removeprefix(PROVENANCE)}: {' / '.join(values)}"
+    # Twelve digits tell digests apart.
+    short = (f"{value[:19]}..." if value.startswith("sha256:") else value for value in values)
+    return f"{column.removeprefix(PROVENANCE)}: {' / '.join(short)}"
 
 
 def _once(conflicts: Sequence[str]) -> tuple[str, ...]:

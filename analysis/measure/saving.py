@@ -160,16 +160,22 @@ def gross_bytes(host: Host, knobs: Knobs, page_size_bytes: int) -> Value:
 def ksm_own_bytes(host: Host, guests: Mapping[str, Guest], knobs: Knobs, page_size_bytes: int) -> Value:
     """KSM's own memory at one moment: its rmap_items, of 64 B for each page that ksmd has scanned.
 
-    By gross less general_profit; on a kernel without it by the guests' ksm_stat, which counts the same items.
+    By gross less general_profit; on a kernel without it by the guests' ksm_stat, which counts the same items;
+    else by KSM's counters of pages, which every kernel has: pages_volatile is the rmap_items less the others
+    (mm/ksm.c, pages_volatile_show).
     """
     profit = host.ksm.general_profit
     gross = gross_bytes(host, knobs, page_size_bytes)
     if profit is not None and not isinstance(gross, Unknown):
         return gross - profit
     items = known(map(rmap_items, guests.values()))
-    if isinstance(items, Unknown):
-        return items
-    return sum(items) * RMAP_ITEM_BYTES if items else Unknown("the guests' processes were not read")
+    if items and not isinstance(items, Unknown):
+        return sum(items) * RMAP_ITEM_BYTES
+    pages = (host.ksm.pages_shared, host.ksm.pages_sharing, host.ksm.pages_unshared, host.ksm.pages_volatile)
+    counted = [count for count in pages if count is not None]
+    if len(counted) == len(pages):
+        return float(sum(counted) * RMAP_ITEM_BYTES)
+    return items if isinstance(items, Unknown) else Unknown("the guests' processes were not read")
 
 
 def rmap_items(guest: Guest) -> Value:

@@ -32,6 +32,8 @@ PAPER_GUESTS, PAPER_GUEST_BYTES = 15, 512 * MIB
 # What two policies are compared by.
 COMPARED = PER_VM
 
+_MEASURED = ("run_id", "cell_id", "boot", "repetition", "status", "problem", "freed_mib_per_vm")
+
 OFF_ON = "off-on"
 CHECKPOINT = "checkpoint"
 
@@ -267,10 +269,13 @@ def _summary(rows: pd.DataFrame) -> Summary:
     workload = str(first["workload"])
     usable = rows[rows["status"] == COMPLETE]
     conflicts = pooling_conflicts(usable)
-    boots = [boot for _key, boot in usable.groupby("boot_key", sort=False)]
+    boots: dict[str, list[int]] = {}
+    for place, boot in enumerate(usable["boot_key"]):
+        boots.setdefault(str(boot), []).append(place)
+    values = {name: [float(value) for value in usable[name]] for name in QUANTITIES}
     estimates = {
-        name: None if conflicts else estimate([[float(value) for value in boot[name]] for boot in boots])
-        for name in QUANTITIES
+        name: None if conflicts else estimate([[mine[at] for at in places] for places in boots.values()])
+        for name, mine in values.items()
     }
     guests, guest_memory_bytes = int(first["guests"]), int(first["guest_memory_bytes"])
     like_the_paper = (guests, guest_memory_bytes) == (PAPER_GUESTS, PAPER_GUEST_BYTES)
@@ -286,13 +291,13 @@ def _summary(rows: pd.DataFrame) -> Summary:
         arm_order=str(first["arm_order"]),
         planned=len(rows),
         measured=len(usable),
-        boots=tuple(len(boot) for boot in boots),
+        boots=tuple(map(len, boots.values())),
         not_pooled=conflicts,
         unknown=tuple(sorted({str(reason) for reason in usable["unknown"] if reason})),
         parted=int(usable["parted_mib"].notna().sum()),
         estimates=estimates,
         paper=_compare(estimates["mem_available_mib_per_vm"], paper),
-        cells=tuple(_measured(row) for row in rows.to_dict("records")),
+        cells=tuple(_measured(row) for row in rows[list(_MEASURED)].to_dict("records")),
     )
 
 

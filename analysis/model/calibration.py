@@ -10,11 +10,11 @@ from typing import Any
 from analysis.errors import UserError
 from analysis.measure.efficiency import cell_census
 from analysis.measure.page_contents import Census
-from analysis.measure.pooling import Row
+from analysis.measure.pooling import Conditions, Row, condition_columns, condition_text, differing
 from analysis.measure.saving import Unknown, Value, known, saving, used_bytes
 from analysis.measure.statistics import OFF_ON
-from analysis.measure.table import PROVENANCE, REQUESTED, tidy
-from analysis.model.capacity import conditions, text
+from analysis.measure.table import PROVENANCE, tidy
+from analysis.model.capacity import conditions
 from analysis.model.sharing import CENSUS, HOST, SHARING, Sample, mean_of_known
 from analysis.plan.policies import DEFAULT, OFF, policy_order
 from analysis.records.capacity import load_capacity
@@ -63,7 +63,7 @@ class _Found:
     records: CellRecords
     sample: Sample
     loaded: bool
-    conditions: dict[str, str]
+    conditions: Conditions
 
     @property
     def workload(self) -> str:
@@ -101,7 +101,9 @@ def calibration(
     stored = {
         (run.plan.run_id, cell.cell.hypervisor, cell.cell.cell_id): cell for run in runs for cell in run.cells
     }
-    rows = tidy(list(runs)).to_dict("records")
+    table = tidy(list(runs))
+    columns = condition_columns(table)
+    rows = table.to_dict("records")
     if policy is not None:
         policies = sorted({str(row["policy"]) for row in rows}, key=policy_order)
         if policy not in policies:
@@ -113,11 +115,12 @@ def calibration(
     usable = []
     for row in rows:
         key = (str(row["run_id"]), str(row["hypervisor"]), str(row["cell_id"]))
-        found = _usable(key, row, stored[key], predicted, scope)
+        found = _sample(row, stored[key], predicted, scope)
         if isinstance(found, str):
             reasons[key] = found.rstrip(".")
         else:
-            usable.append(found)
+            conditions = tuple((name, condition_text(row[name])) for name in columns)
+            usable.append(_Found(key, stored[key], found, bool(row["loaded"]), conditions))
     censuses, damaged = _censuses([one.records for one in usable]) if model == CENSUS else (None, [])
     chosen, others = _largest(usable, asked, censuses)
     reasons |= others
@@ -131,7 +134,7 @@ def calibration(
     first = chosen[0].records
     shared = {
         name.removeprefix(PROVENANCE): value
-        for name, value in chosen[0].conditions.items()
+        for name, value in chosen[0].conditions
         if name.startswith(PROVENANCE)
     }
     return Calibration(
@@ -167,13 +170,9 @@ def scope_used_bytes(cell: CellRecords, arm: SnapshotRecord, scope: str) -> Valu
     return float(sum(guest.smaps_rollup["Pss_Anon_bytes"] + guest.page_tables_bytes for guest in guests))
 
 
-def _usable(
-    key: Key,
-    row: Row,
-    records: CellRecords,
-    predicted: Collection[tuple[str | None, int]],
-    scope: str,
-) -> _Found | str:
+def _sample(
+    row: Row, records: CellRecords, predicted: Collection[tuple[str | None, int]], scope: str
+) -> Sample | str:
     """A cell as a forecast may use it, or why it does not."""
     workload, guests = records.cell.workload, records.cell.guests
     if row["status"] != COMPLETE:
@@ -193,17 +192,7 @@ def _usable(
     if isinstance(values, Unknown):
         return values.reason
     own = None if isinstance(saved.ksm_own, Unknown) else saved.ksm_own
-    return _Found(
-        key,
-        records,
-        Sample(workload, guests, values[0], values[1], values[2], own),
-        bool(row["loaded"]),
-        {
-            str(name): text(value)
-            for name, value in row.items()
-            if str(name).startswith((PROVENANCE, REQUESTED)) or name in ("policy", "convergence_rule")
-        },
-    )
+    return Sample(workload, guests, values[0], values[1], values[2], own)
 
 
 def _largest(
@@ -212,7 +201,7 @@ def _largest(
     """The set to forecast from, and why each other cell is not in it."""
     sets: dict[tuple[Any, ...], list[_Found]] = {}
     for one in usable:
-        sets.setdefault((one.key[1], *sorted(one.conditions.items())), []).append(one)
+        sets.setdefault((one.key[1], one.records.cell.policy, one.conditions), []).append(one)
     if not sets:
         return [], {}
     alike = [_alike_loaded(mine) for mine in sets.values()]
@@ -264,23 +253,13 @@ def _apart(one: _Found, chosen: Sequence[_Found]) -> str:
     """In what a cell differs from those chosen."""
     if one.key[1] != chosen[0].key[1]:
         return f"it is of the host {one.key[1]}, which --hypervisor would choose"
-    theirs, ours = one.conditions, chosen[0].conditions
-    if theirs["policy"] != ours["policy"]:
-        return f"it is under the policy {theirs['policy']}, which --policy would choose"
-    differing = {
-        name.removeprefix(PROVENANCE): f"{theirs[name]} / {ours[name]}"
-        for name in sorted(theirs)
-        if theirs[name] != ours[name]
-    }
-    if not differing:
+    policy = one.records.cell.policy
+    if policy != chosen[0].records.cell.policy:
+        return f"it is under the policy {policy}, which --policy would choose"
+    apart = differing(one.conditions, chosen[0].conditions)
+    if not apart:
         return "its workload was loaded on the other side of the checkpoint than in most of its cells"
-    # What was asked for and is so on the host need not be said twice.
-    said = [
-        f"{name}: {values}"
-        for name, values in differing.items()
-        if not (name.startswith(REQUESTED) and name.removeprefix(REQUESTED) in differing)
-    ]
-    return f"it was measured under other conditions than those chosen ({'; '.join(said)})"
+    return f"it was measured under other conditions than those chosen ({'; '.join(apart)})"
 
 
 def _fitting(cells: Sequence[_Found], censuses: Mapping[Path, Census] | None) -> set[str]:

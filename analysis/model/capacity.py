@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.measure import saving
+from analysis.measure.pooling import condition_text
 from analysis.plan.policies import OFF
 from analysis.records.capacity import PROBES, CapacityRun
 from analysis.records.checks import self_tuned
@@ -88,14 +89,7 @@ def conditions(record: StepRecord | DivergenceRecord) -> dict[str, str]:
             "requested": record.requested.model_dump(),
         }
     )
-    return {name: text(value) for name, value in found.items()}
-
-
-def text(value: Any) -> str:
-    """A condition as text, the same whether a table holds it as a whole number or not."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "absent"
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return {name: condition_text(value) for name, value in found.items()}
 
 
 def used_bytes(step: StepRecord) -> float:

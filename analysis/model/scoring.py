@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from analysis.errors import UserError
-from analysis.measure.pooling import Row
+from analysis.measure.pooling import Row, condition_text
 from analysis.measure.saving import Unknown, known
 from analysis.measure.statistics import OFF_ON
 from analysis.measure.table import PROVENANCE, tidy
@@ -16,7 +16,6 @@ from analysis.model.capacity import (
     actual_limit,
     conditions,
     divergence,
-    text,
     used_bytes,
 )
 from analysis.model.sharing import ENVELOPE, HOST
@@ -348,7 +347,7 @@ def _refusal(forecast: ForecastRecord, row: Row, cell: CellRecords) -> str:
     if min(cell.off.recorded_at, cell.on.recorded_at) <= forecast.created_at:
         return "it was recorded before the forecast was written"
     found = {
-        str(name).removeprefix(PROVENANCE): text(value)
+        str(name).removeprefix(PROVENANCE): condition_text(value)
         for name, value in row.items()
         if str(name).startswith(PROVENANCE)
     }

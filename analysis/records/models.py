@@ -481,19 +481,25 @@ class ContentsTable(Model):
 
 
 class MergedPages(Model):
-    """What KSM had merged by the flags of the frames, not by its counters.
+    """What KSM had merged of the pages that were counted, by the flags of the frames that they are on.
 
-    ``mapped_pages``: mappings of KSM's frames; ``frames``: these frames; ``zero_pages``: mappings of the zero
-    page by KSM, None where it makes them without counting.
+    ``mapped_pages``: mappings of KSM's frames, ``frames``: these frames, ``zero_pages``: mappings of the
+    kernel's zero page that KSM made; None where it makes them without counting.
     """
 
     mapped_pages: Count
     frames: Count
     zero_pages: Count | None
 
+    @model_validator(mode="after")
+    def _each_frame_is_mapped(self) -> Self:
+        if self.frames > self.mapped_pages:
+            raise ValueError("it has more merged frames than mappings of them")
+        return self
+
 
 class LargestContent(Model):
-    """A content with many copies, and whose it is."""
+    """A content with many copies; ``kind``: what it is, as far as the testbed knows contents."""
 
     copies: Positive
     guests: Positive
@@ -504,15 +510,16 @@ class CensusObserved(Model):
     """Equal pages within and between guests, as numbers; no hash, no content.
 
     ``shared_contents``: distinct contents that two guests both hold, rows and columns by the guests' names.
-    ``largest_contents``: those with most copies first.
+    ``largest_contents``: those with most copies, the most first. Before these two were counted, ``merged``
+    is None and ``largest_contents`` empty.
     """
 
     guests: Annotated[dict[str, CountedGuest], Field(min_length=1)]
     contents: ContentsTable
+    largest_contents: Annotated[tuple[LargestContent, ...], Field(max_length=10)] = ()
     shared_contents: tuple[tuple[Count, ...], ...]
     ksm: Annotated[dict[str, Integer | None], *_has("run", "pages_shared", "pages_sharing", "ksm_zero_pages")]
     merged: MergedPages | None = None
-    largest_contents: Annotated[tuple[LargestContent, ...], Field(max_length=10)] = ()
     pause_seconds: Amount
     read_seconds: Amount
     count_seconds: Amount

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from synthetic import MIB
 from synthetic_capacity import capacity_record, divergence_record, step, store_capacity
 
@@ -20,6 +22,7 @@ from analysis.model.capacity import (
 )
 from analysis.model.scoring import judge
 from analysis.records.capacity import CapacityRun, load_capacity
+from analysis.records.forecasts import load_forecasts
 from analysis.records.models import RECORDS, DivergenceRecord, StepRecord
 from analysis.records.reading import RecordError, parse_record
 from analysis.report.capacity import capacity_parts, divergence_lines
@@ -279,6 +282,23 @@ def storm_content(alive: int = 4, **changes: Any) -> dict[str, Any]:
 
 def storm(alive: int = 4, **changes: Any) -> DivergenceRecord:
     return DivergenceRecord.model_validate_json(json.dumps(storm_content(alive, **changes)))
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_no_damage_of_a_byte_or_two_is_more_than_a_file_left_out(tmp_path: Path, data: st.DataObject) -> None:
+    sound = json.dumps(storm_content()).encode()
+    at = data.draw(st.integers(0, len(sound) - 1))
+    content = sound[:at] + data.draw(st.binary(max_size=3)) + sound[at + data.draw(st.integers(0, 3)) :]
+    for name in ("capacity", "forecasts"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "one.json").write_bytes(content)
+    runs, left_out = load_capacity(tmp_path)
+    assert len(runs) + len(left_out) == 1
+    forecasts, unusable = load_forecasts(tmp_path)
+    assert (forecasts, len(unusable)) == ([], 1)
+    for run in runs:
+        assert divergence(run.divergences[0], None).regained_bytes >= 0
 
 
 def test_divergence_by_hand() -> None:

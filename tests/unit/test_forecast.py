@@ -546,7 +546,7 @@ def test_where_ksms_own_memory_is_not_known_nothing_is_taken_for_guest_memory(
     def unknown(cell: Cell, records: dict[str, dict[str, Any]]) -> None:
         shaped()(cell, records)
         for kind in ("off", "on"):
-            records[kind]["observed"]["host"]["ksm"]["general_profit"] = None
+            records[kind]["observed"]["host"]["ksm"] |= {"general_profit": None, "pages_volatile": None}
             for guest in records[kind]["observed"]["guests"].values():
                 guest["ksm_stat"] = None
 

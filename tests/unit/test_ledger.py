@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic import MIB, PAGE, store, synthetic_plan, synthetic_records
 
@@ -35,6 +35,9 @@ from analysis.records.loading import COMPLETE, CellRecords, load_run
 from analysis.records.models import PHASES
 
 Records = dict[str, dict[str, Any]]
+
+# A loaded machine is no failure, and what failed once fails again.
+steady = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
 def book(results: Path, change: Any = None) -> Ledger:
@@ -251,6 +254,7 @@ def any_cell(draw: st.DrawFn) -> CellRecords:
     return CellRecords(PLAN.cells[0], Path(), PLAN.run_id, COMPLETE, "", stored)
 
 
+@steady
 @given(any_cell())
 def test_whatever_the_counters_say_the_items_sum_to_the_measures(cell: CellRecords) -> None:
     found, seen = ledger(cell), saving(cell)
@@ -265,6 +269,7 @@ def test_whatever_the_counters_say_the_items_sum_to_the_measures(cell: CellRecor
     assert found.rest_bytes == items[GUEST_REST] + items[HOST_REST]
 
 
+@steady
 @given(any_cell())
 def test_whatever_the_counters_say_the_values_of_a_saving_agree(cell: CellRecords) -> None:
     seen = saving(cell)

@@ -93,9 +93,9 @@ def test_guests_are_compared_with_those_of_their_own_workload(results: Path) -> 
     def change(_cell: Cell, records: Records) -> None:
         guests = list(records["on"]["observed"]["guests"].values())
         for place, guest in enumerate(guests):
-            guest["smaps_rollup"]["Pss_bytes"] = (482 - (400 if place < 5 else 100)) * MIB
+            guest["smaps_rollup"]["Pss_bytes"] = (482 - (400 if place < 3 else 100)) * MIB
 
-    plan = synthetic_plan(mix="constant_fill=5,idle=10")
+    plan = synthetic_plan(mix="constant_fill=3,idle=12")
     seen = contributions(load_run(store(results, plan, change)).cells[0])
     assert not seen["stands_out"].any()
 

@@ -8,12 +8,24 @@ import pytest
 from synthetic import MIB, store, synthetic_host, synthetic_plan, synthetic_records
 from synthetic_capacity import capacity_record
 
-from analysis.measure.saving import OF_HOST, PER_VM, Saving, Unknown, gross_bytes, parted, saving, saving_of
-from analysis.plan.design import Cell
+from analysis.measure.saving import (
+    OF_HOST,
+    PER_VM,
+    Saving,
+    Unknown,
+    gross_bytes,
+    ksm_own_bytes,
+    parted,
+    saving,
+    saving_of,
+)
+from analysis.plan.design import PROJECT, Cell
 from analysis.records.loading import load_run
-from analysis.records.models import Host, StepRecord
+from analysis.records.models import Host, SnapshotRecord, StepRecord
+from analysis.records.reading import read_record
 
 Records = dict[str, dict[str, Any]]
+PUBLISHED = sorted((PROJECT / "results/reference").rglob("on.json"))
 
 
 def saved(results: Path, change: Any = None, **design: Any) -> Saving:
@@ -72,9 +84,36 @@ def test_without_general_profit_ksms_own_memory_is_told_by_ksm_stat(results: Pat
     assert seen.per_vm_mib("freed") == 92.0
 
 
-def test_without_either_it_is_unknown_and_so_is_what_rests_on_it(results: Path) -> None:
+def test_without_ksm_stat_ksms_counters_of_pages_tell_it(results: Path) -> None:
     def change(_cell: Cell, records: Records) -> None:
         in_both(records, general_profit=None)
+        for kind in ("off", "on"):
+            for guest in records[kind]["observed"]["guests"].values():
+                guest["ksm_stat"] = None
+        counters = {"pages_shared": 100, "pages_sharing": 51200, "pages_unshared": 200000}
+        records["on"]["observed"]["host"]["ksm"] |= {**counters, "pages_volatile": 262144 - 251300}
+
+    # 262144 rmap_items of 64 bytes are 16 MiB, of two guests.
+    assert saved(results, change).per_vm_mib("ksm_own") == 8.0
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: "-".join(path.parts[-4:-1]))
+def test_the_three_ways_to_ksms_own_memory_agree_in_published_records(path: Path) -> None:
+    record = read_record(path, SnapshotRecord)
+    observed, page = record.observed, record.provenance.page_size_bytes
+    told = []
+    ksm = observed.host.ksm
+    poorer = ksm.model_copy(update={"general_profit": None})
+    for counters, guests in ((ksm, observed.guests), (poorer, observed.guests), (poorer, {})):
+        host = observed.host.model_copy(update={"ksm": counters})
+        told.append(ksm_own_bytes(host, guests, record.provenance.ksm_knobs, page))
+    first, *others = told
+    assert others == pytest.approx([first, first], rel=0.02)
+
+
+def test_without_any_it_is_unknown_and_so_is_what_rests_on_it(results: Path) -> None:
+    def change(_cell: Cell, records: Records) -> None:
+        in_both(records, general_profit=None, pages_volatile=None)
         records["on"]["observed"]["guests"]["guest02"]["ksm_stat"] = None
 
     seen = saved(results, change)
