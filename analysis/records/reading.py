@@ -49,8 +49,7 @@ def breach(error: ValidationError) -> str:
     """Where content breaks its model first, and how: "$.observed.guests: it has no guest01"."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ").splitlines()[0]
-    return f"${place}: {_short(message)}"
+    return f"{_short(f'${place}')}: {_short(first['msg'].removeprefix('Value error, '))}"
 
 
 def _second_look(raw: bytes, model: type[R], name: str, error: ValidationError) -> R:
@@ -87,5 +86,6 @@ def _migration(model: type[BaseModel]) -> Callable[[Any], Any]:
 
 
 def _short(message: str) -> str:
-    line = message.splitlines()[0] if message else message
+    """In one line of limited length, whatever the file had in it."""
+    line = " ".join("".join(one if one.isprintable() else " " for one in message).split())
     return line if len(line) <= _LONGEST_MESSAGE else f"{line[:80]} ... {line[-76:]}"

@@ -116,6 +116,15 @@ def test_a_file_is_a_record_or_what_is_wrong_with_it_is_one_sentence(kind: str, 
         assert isinstance(record, MODELS[kind][0])
 
 
+def test_a_name_of_several_lines_is_told_in_one() -> None:
+    content = {**json.loads(published("off")), "two\nlines\u2028" + "x" * 1000: 1}
+    with pytest.raises(
+        RecordError, match=r"^it\.json breaks the schema at \$\.two lines x+ \.\.\. x+: "
+    ) as said:
+        parse_record(json.dumps(content).encode(), PHASES["off"], "it.json")
+    assert len(str(said.value)) < 400
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_what_is_damaged_by_these_strategies_is_whole_before(kind: str) -> None:
     assert parse_record(published(kind), MODELS[kind][0], "it.json")
