@@ -689,7 +689,7 @@ class Testbed:
         answers: dict[str, dict[str, Any]]
         with self.timed("barrier"):
             answers, refused = ask_all(
-                {guest.name: (guest.channel, ["barrier", f"{time.time():.3f}"]) for guest in guests},
+                {guest.name: (guest.channel, ["barrier", f"{time.time():.0f}"]) for guest in guests},
                 self.params["answer_timeout_seconds"],
                 again=True,
             )
