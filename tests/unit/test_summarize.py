@@ -260,6 +260,21 @@ def test_the_newest_run_is_the_default_and_the_others_are_named(results: Path, s
         ]
 
 
+def test_of_many_runs_the_first_and_the_last_are_named(results: Path, summarize: Any) -> None:
+    for number in range(13):
+        boot = f"2026-11-23T{number:02d}:00:00.000000Z"
+
+        def change(_cell: Cell, records: Records, boot: str = boot) -> None:
+            began(records, booted_at=boot)
+            for record in records.values():
+                record["recorded_at"] = boot
+
+        store(results, synthetic_plan(run_id=f"run{number:02d}"), change)
+    text = flowing(summarize("--all"))
+    assert re.search(r"Runs run00, started \S+; 11 more; run12, started", text)
+    assert "guests booted 2026-11-23T00:00:00Z in 200 s, 11 more, 2026-11-23T12:00:00Z in 200 s" in text
+
+
 def test_json_holds_numbers_and_null(results: Path, summarize: Any) -> None:
     def change(cell: Cell, records: Records) -> None:
         if cell.workload == "constant_fill":
