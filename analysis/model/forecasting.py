@@ -169,7 +169,8 @@ def _predicted(model: Model, mix: Mapping[str, int]) -> dict[str, Any]:
 def _load(model: Model, shares: Mapping[str, int], capacity_bytes: float) -> dict[str, Any]:
     found = limits(model, shares, capacity_bytes)
     furthest = max(_UNLIMITED if n is None else n for n in (found.off, found.on, found.safe))
-    guests = list(range(1, max(furthest + 2, 4) + 1))
+    # So that each is seen to go beyond its limit.
+    guests = list(range(1, max(furthest + 2, furthest * 11 // 10, 4) + 1))
     seen = [predict(model, scaled(shares, n)) for n in guests]
     return {
         "workload": mix_text(shares),

@@ -12,27 +12,10 @@ from analysis.plan.design import MIB
 from analysis.plan.policies import OFF
 from analysis.records.capacity import CapacityRun
 from analysis.report.forecast import count
+from analysis.report.quantities import COSTS, QUANTITIES, STEPS
 from analysis.report.tables import Grid, Part, heading, notes, table
 
 _HELD = {True: "it held", False: "it did NOT hold", None: "whether it holds is not known"}
-# Column of the steps, heading, decimals
-_STEPS = (
-    ("write_latency_p50_us", "p50\nµs", 1),
-    ("write_latency_p99_us", "p99\nµs", 1),
-    ("touch_mib_per_second", "touch\nMiB/s", 0),
-    ("cpu_iterations_per_second", "CPU\nit/s", 0),
-    ("ksmd_percent", "ksmd\n%", 1),
-    ("psi_memory_percent", "PSI mem\n%", 1),
-    ("cow_ksm_per_second", "COW\n1/s", 0),
-    ("pgmajfault_per_second", "maj. faults\n1/s", 1),
-    ("steal_percent", "steal\n%", 1),
-)
-_COSTS = (
-    ("touch_lost_percent", "touch lost\n%"),
-    ("cpu_lost_percent", "CPU lost\n%"),
-    ("p50_added_percent", "p50 added\n%"),
-    ("p99_added_percent", "p99 added\n%"),
-)
 
 
 def capacity_parts(judged: JudgedRun) -> list[Part]:
@@ -57,7 +40,7 @@ def capacity_parts(judged: JudgedRun) -> list[Part]:
         remarks += [
             f"{_named(policy)}: {limit.reason}."
             for policy, arm in run.arms.items()
-            if (limit := actual_limit(arm)).reason
+            if not (limit := actual_limit(arm)).reached
         ]
     for seen in judged.divergences:
         remarks += divergence_lines(seen)
@@ -90,13 +73,13 @@ def divergence_lines(seen: Divergence) -> list[str]:
 
 def _steps(steps: pd.DataFrame) -> Grid:
     return table(
-        ("policy", "N", "used\nMiB", *(head for _name, head, _decimals in _STEPS)),
+        ("policy", "N", "used\nMiB", *(QUANTITIES[name].head for name in STEPS)),
         [
             (
                 str(row["policy"]),
                 str(row["guests"]),
                 _number(row["used_bytes"] / MIB, 0),
-                *(_number(row[name], decimals) for name, _head, decimals in _STEPS),
+                *(QUANTITIES[name].number(row[name]) for name in STEPS),
             )
             for row in steps.to_dict("records")
         ],
@@ -105,13 +88,13 @@ def _steps(steps: pd.DataFrame) -> Grid:
 
 def _costs(both: pd.DataFrame) -> Grid:
     return table(
-        ("policy", "N", "saved\nMiB", *(head for _name, head in _COSTS)),
+        ("policy", "N", "saved\nMiB", *(QUANTITIES[name].head for name in COSTS)),
         [
             (
                 str(row["policy"]),
                 str(row["guests"]),
                 _number(row["saved_bytes"] / MIB, 0),
-                *(_number(row[name], 1) for name, _head in _COSTS),
+                *(QUANTITIES[name].number(row[name]) for name in COSTS),
             )
             for row in both.to_dict("records")
         ],

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from analysis.model.sharing import HOST, MOST_GUESTS
 from analysis.plan.design import MIB
 from analysis.records.models import ForecastRecord, IntervalBytes, LoadForecast
+from analysis.report.quantities import QUANTITIES, UNITS
 from analysis.report.tables import Grid, Part, notes, table
 
+SAFE, AT_RISK = QUANTITIES["safe_mib"], QUANTITIES["at_risk_mib"]
 _RUNS_NAMED = 12
 _PARTS = ("between", "within", "unmergeable", "outside", "ksm", "uncounted")
 
@@ -46,9 +48,9 @@ def _predicted(record: ForecastRecord) -> Grid:
         "95 %",
         f"{record.policy}\nMiB",
         "95 %",
-        "saved\nMiB/VM",
-        "safe need\nMiB",
-        "of it at risk\nMiB",
+        "saved\nMB/VM",
+        SAFE.head,
+        AT_RISK.head,
     )
     rows = [
         (
@@ -59,8 +61,8 @@ def _predicted(record: ForecastRecord) -> Grid:
             mib(one.used_on.mean_bytes, 0),
             _half(one.used_on),
             mib((one.used_off.mean_bytes - one.used_on.mean_bytes) / one.guests),
-            mib(one.safe_bytes, 0),
-            mib(one.at_risk_bytes, 0),
+            SAFE.number(one.safe_bytes / MIB),
+            AT_RISK.number(one.at_risk_bytes / MIB),
         )
         for one in record.predicted
     ]
@@ -69,7 +71,7 @@ def _predicted(record: ForecastRecord) -> Grid:
 
 def _limits(record: ForecastRecord) -> Grid:
     return table(
-        ("load", "KSM off", "expected", "95 %", "safe", "guests\nat risk", "memory\nat risk, MiB"),
+        ("load", "KSM off", "expected", "95 %", "safe", "guests\nat risk", f"memory {AT_RISK.head}"),
         [_limit(load) for load in record.loads],
         title=f"How many fit in {record.capacity_bytes / MIB:.0f} MiB",
     )
@@ -102,6 +104,7 @@ def _breakdown(record: ForecastRecord) -> Grid:
 
 def _remarks(record: ForecastRecord, cells_left_out: int) -> list[str]:
     remarks = [
+        UNITS,
         "With KSM off: shared between guests (D), duplicates within (I), unmergeable, outside guest memory "
         "(QEMU, page tables, kernel); with KSM: its own memory, and what is freed beyond its counters.",
     ]

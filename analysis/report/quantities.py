@@ -84,6 +84,9 @@ _PSS = f"/proc/PID/smaps_rollup of each guest's QEMU: Pss ({PROC_RST})"
 _CENSUS = "page census: every page of the paused guests is hashed"
 _BURNDOWN = "samples of /sys/kernel/mm/ksm while KSM merges"
 
+_FORECAST = "the model of analysis/model/sharing.py, fitted to measured cells"
+_PROBE = "the probe in each guest (capacity runs)"
+
 _ALL = (
     Quantity(
         "freed_mib_per_vm",
@@ -315,7 +318,7 @@ _ALL = (
         "error_percent",
         "error",
         "%",
-        1,
+        2,
         "a stored forecast and the records measured after it",
         "Predicted less measured memory used, over the measured.",
     ),
@@ -326,6 +329,126 @@ _ALL = (
         0,
         "forecasts; capacity runs",
         "The largest number of guests that fits.",
+    ),
+    Quantity(
+        "safe_mib",
+        "safe need",
+        "MiB",
+        0,
+        _FORECAST,
+        "Memory needed when no page is shared any more and every page of guest memory is in use.",
+    ),
+    Quantity(
+        "at_risk_mib",
+        "at risk",
+        "MiB",
+        0,
+        _FORECAST,
+        "What is needed beyond the expected use when all pages diverge: safe need less expected use.",
+    ),
+    Quantity(
+        "write_latency_p50_us",
+        "p50",
+        "µs",
+        1,
+        _PROBE,
+        "Half of a guest's writes to a page took no longer; median over the guests.",
+    ),
+    Quantity(
+        "write_latency_p99_us",
+        "p99",
+        "µs",
+        1,
+        _PROBE,
+        "Of 100 writes of a guest to a page 99 took no longer; median over the guests.",
+    ),
+    Quantity(
+        "touch_mib_per_second",
+        "touch",
+        "MiB/s",
+        0,
+        _PROBE,
+        "Memory that a guest touches in a second; median over the guests.",
+    ),
+    Quantity(
+        "cpu_iterations_per_second",
+        "CPU",
+        "it/s",
+        0,
+        _PROBE,
+        "Work of a guest that needs its CPU alone; median over the guests.",
+    ),
+    Quantity(
+        "ksmd_percent",
+        "ksmd",
+        "%",
+        1,
+        "CPU time of ksmd (/proc/PID/stat) over the time of the probes",
+        "Share of one CPU that ksmd took.",
+    ),
+    Quantity(
+        "psi_memory_percent",
+        "PSI mem",
+        "%",
+        1,
+        "/proc/pressure/memory: some (Documentation/accounting/psi.rst)",
+        "Share of the time in which some task of the host waited for memory.",
+    ),
+    Quantity(
+        "cow_ksm_per_second",
+        "COW",
+        "1/s",
+        0,
+        "/proc/vmstat: cow_ksm",
+        "Writes to merged pages, each of which was copied.",
+    ),
+    Quantity(
+        "pgmajfault_per_second",
+        "maj. faults",
+        "1/s",
+        1,
+        "/proc/vmstat: pgmajfault",
+        "Page faults of the host that had to read.",
+    ),
+    Quantity(
+        "steal_percent",
+        "steal",
+        "%",
+        1,
+        "/proc/stat: steal",
+        "Share of all CPUs that the host of this host took.",
+    ),
+    Quantity(
+        "touch_lost_percent",
+        "touch lost",
+        "%",
+        1,
+        _PROBE,
+        "Less memory touched in a second than with KSM off at the same number of guests.",
+    ),
+    Quantity(
+        "cpu_lost_percent",
+        "CPU lost",
+        "%",
+        1,
+        _PROBE,
+        "Less CPU work in a second than with KSM off at the same number of guests.",
+    ),
+    Quantity(
+        "p50_added_percent",
+        "p50 added",
+        "%",
+        1,
+        _PROBE,
+        "Longer median write than with KSM off at the same number of guests.",
+    ),
+    Quantity(
+        "p99_added_percent",
+        "p99 added",
+        "%",
+        1,
+        _PROBE,
+        "Longer 99th percentile of writes than with KSM off at the same number of guests.",
     ),
 )
 
@@ -348,6 +471,19 @@ USED = (
     "converged_after_seconds",
     "ksmd_cpu_seconds",
 )
+# The tables of a capacity run, column by column.
+STEPS = (
+    "write_latency_p50_us",
+    "write_latency_p99_us",
+    "touch_mib_per_second",
+    "cpu_iterations_per_second",
+    "ksmd_percent",
+    "psi_memory_percent",
+    "cow_ksm_per_second",
+    "pgmajfault_per_second",
+    "steal_percent",
+)
+COSTS = ("touch_lost_percent", "cpu_lost_percent", "p50_added_percent", "p99_added_percent")
 CENSUS = (
     "zero_mib_per_vm",
     "within_mib_per_vm",

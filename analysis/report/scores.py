@@ -9,7 +9,10 @@ from analysis.model.scoring import KSM_MATTERS, NAIVE, Joined, JudgedRun, Score,
 from analysis.model.sharing import HOST
 from analysis.plan.design import MIB
 from analysis.report.capacity import capacity_parts
+from analysis.report.quantities import QUANTITIES
 from analysis.report.tables import Grid, Part, heading, notes, table
+
+ERROR = QUANTITIES["error_percent"]
 
 
 @dataclass(frozen=True)
@@ -157,4 +160,4 @@ def _score(label: str, policy: str, seen: Score) -> str:
 
 
 def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:+.2f}"
+    return ERROR.number(None if fraction is None else 100 * fraction, sign=True)

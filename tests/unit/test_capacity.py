@@ -378,7 +378,7 @@ def test_the_report_of_a_run_without_a_forecast(
     assert "off, 5 guests: stopped: PSI above 20 %." in text
     (line,) = [line.split() for line in text.splitlines() if line.startswith("KSM off  ")]
     assert line[2] == "4"
-    assert "KSM off: PSI above 20 %." in text
+    assert "- ksm: the run ended before a limit." in text
     assert "800 MiB regained by the guests, 200 MiB/s on average, 300 MiB/s at the peak" in " ".join(
         text.split()
     )
