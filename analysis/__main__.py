@@ -9,6 +9,7 @@ exit code:
 """
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -55,6 +56,9 @@ def parser(words: Sequence[str]) -> argparse.ArgumentParser:
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; a mistake of the user's is one sentence and exit code 2."""
     words = sys.argv[1:] if words is None else words
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal without "±" gets "?" and no traceback.
+        sys.stdout.reconfigure(errors="replace")
     arguments = parser(words).parse_args(words)
     try:
         return int(arguments.run_command(arguments))

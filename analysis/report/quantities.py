@@ -457,11 +457,11 @@ QUANTITIES = {one.name: one for one in _ALL}
 # The tables of a summary, column by column.
 SAVED = (
     "freed_mib_per_vm",
+    "mem_available_mib_per_vm",
+    "paper_mib_per_vm",
     "freed_host_mib_per_vm",
     "gross_mib_per_vm",
     "pss_mib_per_vm",
-    "mem_available_mib_per_vm",
-    "paper_mib_per_vm",
 )
 USED = (
     "used_off_mib",

@@ -21,7 +21,7 @@ FREED = QUANTITIES["freed_mib_per_vm"]
 PAPER = "paper_mib_per_vm"
 
 _BEGAN = {"checkpoint": ", restored from a checkpoint", "boot": ", measured as booted", "": ""}
-_RUNS_NAMED = 12
+_MOST_NAMED = 12
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,7 @@ LEGEND = (
 def measured_on(runs: Sequence[Run], *, boots: bool = False) -> list[str]:
     """The runs, the hosts that they were measured on with the policies and, where wanted, the boots."""
     named = [f"{run.plan.run_id}, started {run.plan.created_at[:19]}Z" for run in runs]
-    if len(named) > _RUNS_NAMED:
-        named = [named[0], f"{len(named) - 2} more", named[-1]]
-    lines = [f"{'Run' if len(runs) == 1 else 'Runs'} {'; '.join(named)}"]
+    lines = [f"{'Run' if len(runs) == 1 else 'Runs'} {'; '.join(_ends(named))}"]
     by_host: dict[str, list[CellRecords]] = {}
     for run in runs:
         for cell in run.cells:
@@ -113,7 +111,13 @@ def _boot_lines(measured: Sequence[CellRecords]) -> list[str]:
         if start.booted_at is not None:
             took = "" if start.boot_seconds is None else f" in {start.boot_seconds:.0f} s"
             boots[start.booted_at] = f"{start.booted_at[:19]}Z{took}"
-    return [f"guests booted {', '.join(boots[when] for when in sorted(boots))}"] if boots else []
+    named = [boots[when] for when in sorted(boots)]
+    return [f"guests booted {', '.join(_ends(named))}"] if named else []
+
+
+def _ends(named: list[str]) -> list[str]:
+    """The names; of many the first and the last, and how many there are between."""
+    return named if len(named) <= _MOST_NAMED else [named[0], f"{len(named) - 2} more", named[-1]]
 
 
 def asked_knobs(records: CellRecords) -> dict[str, int | str]:

@@ -1,7 +1,7 @@
 """Text for a terminal, a pipe or a file: tables, headings, sentences and notes, by `rich`.
 
-A terminal gets colours and its own width; cells that do not fit are continued below, nothing is cut. Anything
-else gets plain text with every table as wide as it needs.
+A terminal gets colours and its own width; columns that do not fit are continued below, nothing is cut.
+Anything else gets plain text with every table as wide as it needs.
 """
 
 import io
@@ -16,6 +16,8 @@ from rich.text import Text
 
 # Sentences are not wider than this, however wide the terminal is.
 PROSE_WIDTH = 110
+# Between two columns
+_GAP = 2
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,36 @@ def _natural_width(console: Console, part: Part) -> int:
 def _print(console: Console, part: Part, width: int) -> None:
     # A console crops at its own width whatever the options say.
     console.width = width if isinstance(part, Grid) else min(width, PROSE_WIDTH)
-    console.print(_drawn(part), highlight=False, markup=False, emoji=False)
+    for place, piece in enumerate(_fitting(part, width) if isinstance(part, Grid) else [part]):
+        if place:
+            console.print()
+        console.print(_drawn(piece), highlight=False, markup=False, emoji=False)
+
+
+def _fitting(grid: Grid, width: int) -> list[Grid]:
+    """The table in pieces that fit, each with the names; whole where the names alone fill the width."""
+    columns = list(zip(grid.heads, *grid.rows, strict=True))
+    widths = [max(len(line) for cell in column for line in cell.split("\n")) for column in columns]
+    room = width - sum(one + _GAP for one in widths[: grid.names])
+    if room < max(widths[grid.names :], default=0):
+        return [grid]
+    pieces: list[list[int]] = [[]]
+    taken = 0
+    for place in range(grid.names, len(columns)):
+        if pieces[-1] and taken + widths[place] > room:
+            pieces.append([])
+            taken = 0
+        pieces[-1].append(place)
+        taken += widths[place] + _GAP
+    return [
+        _piece(grid, [*range(grid.names), *mine], grid.title if number == 0 else "")
+        for number, mine in enumerate(pieces)
+    ]
+
+
+def _piece(grid: Grid, places: Sequence[int], title: str) -> Grid:
+    rows = (tuple(row[place] for place in places) for row in grid.rows)
+    return table([grid.heads[place] for place in places], rows, names=grid.names, title=title)
 
 
 def _drawn(part: Part) -> RenderableType:

@@ -1,5 +1,6 @@
 """The command line: quick help, one sentence and exit code 2 for a mistake, no traceback."""
 
+import os
 import re
 import subprocess
 import sys
@@ -164,6 +165,19 @@ def test_a_closed_pipe_is_no_traceback(results: Path) -> None:
     command = f"{sys.executable} -m analysis summarize --csv --results {results} | true"
     seen = subprocess.run(["bash", "-c", command], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert "Traceback" not in seen.stderr
+
+
+def test_a_terminal_that_lacks_a_character_is_no_traceback(results: Path) -> None:
+    store(results, synthetic_plan(boots=3))
+    seen = subprocess.run(
+        [sys.executable, "-m", "analysis", "summarize", "--results", str(results)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        check=True,
+    )
+    assert "92.0 ? 0.0" in seen.stdout
 
 
 def test_explain_draws_its_figures(capsys: pytest.CaptureFixture[str], results: Path, tmp_path: Path) -> None:

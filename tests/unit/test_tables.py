@@ -26,12 +26,24 @@ def test_plain_text_is_as_wide_as_the_table_needs() -> None:
     assert "…" not in render(WIDE)
 
 
-@pytest.mark.parametrize("width", [20, 40, 80])
-def test_a_narrow_place_breaks_cells_and_loses_none(width: int) -> None:
+@pytest.mark.parametrize("width", [10, 20, 30, 40, 80])
+def test_a_narrow_place_continues_below_and_loses_nothing(width: int) -> None:
     small = table(["load", "freed\nMB/VM", "gross"], [["constant fill", "98.8 ± 0.6", "101.25 ± 12.75"]])
     text = render(small, width=width)
     assert max(map(len, text.splitlines())) <= width
     assert sorted(filter(str.isdigit, text)) == sorted("98806101251275")
+
+
+def test_columns_that_do_not_fit_go_below_with_their_names() -> None:
+    small = table(["load", "freed\nMB/VM", "gross"], [["constant", "98.8 ± 0.6", "1.2 ± 0.1"]], title="Saved")
+    # The names take 8 and 2, the columns 10 and 9 and 2 between them.
+    assert "constant  98.8 ± 0.6  1.2 ± 0.1" in render(small, width=31)
+    lines = render(small, width=30).splitlines()
+    assert [line for line in lines if line.startswith("constant")] == [
+        "constant  98.8 ± 0.6",
+        "constant  1.2 ± 0.1",
+    ]
+    assert lines.count("Saved") == 1
 
 
 def test_names_stand_left_and_numbers_right() -> None:
