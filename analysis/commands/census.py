@@ -1,186 +1,89 @@
-"""`python -m analysis census`: count the pages of the running guests, or show a census; one screen."""
+"""Equal pages within and between guests: count those of the running guests, or show what was counted.
 
-import math
+With neither FILE nor --run the guests that run now are counted (after a run with `-e keep_guests=true`): they
+are paused for some seconds, every page is hashed, and no content leaves the host's memory.
+
+example: python -m analysis census --results results/reference --run reference-15
+"""
+
+import argparse
+import json
 import sys
-from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
-from analysis.commands.run import Campaign, Progress, play
-from analysis.measure.census import FILE, Census, CensusError, read_census
-from analysis.plan.design import MIB, PROJECT, new_run_id
-from analysis.report.summary import WIDTH, wrap
+from analysis.commands.options import add_hypervisor, add_json, add_results, add_run
+from analysis.plan.design import PROJECT, check_run_id, new_run_id
 
 PLAYBOOK = Path("playbooks/census.yml")
 
-_LABEL, _NUMBER = 44, 12
-_LABEL_OF_COLUMNS = 28
-_MATRIX_GUESTS = 15
-_COPIES = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 64), (65, 256), (257, None))
-_MORE = (1.5, 2)
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this command."""
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("file", metavar="FILE", type=Path, nargs="?", help="show this census")
+    add_run(choice, "count now")
+    add_results(parser)
+    add_hypervisor(parser)
+    add_json(parser)
 
 
-def census(arguments: Namespace) -> int:
-    """Take a census, unless a file is given, and print it; the playbook's exit code when it failed."""
+def run(arguments: argparse.Namespace) -> int:
+    """Show censuses, one taken now unless others are asked for; 1 when taking it failed.
+
+    Raises UserError or OSError with a text for the user.
+    """
+    from analysis.records.models import CensusRecord
+    from analysis.records.reading import RecordError, read_record
+    from analysis.report.census import census_content, census_parts
+    from analysis.report.quantities import CENSUS
+    from analysis.report.summary import described
+    from analysis.report.tables import Part, heading, show
+
     if arguments.file:
-        print(census_text(*read_census(arguments.file)), end="")
-        return 0
-    results = arguments.results.absolute()
-    run_id = new_run_id()
-    campaign = Campaign(PROJECT, results, None, {"results_directory": str(results)}, run_id)
-    code = play(campaign, PLAYBOOK, Progress(sys.stdout))
-    if code:
-        return code
-    paths = sorted((results / run_id).glob(f"*/{FILE}"))
+        paths = [arguments.file]
+    elif arguments.run:
+        paths = [path for run_id in arguments.run for path in _stored(_directory(arguments.results, run_id))]
+    else:
+        run_id = new_run_id()
+        if _count(arguments.results.absolute(), run_id, sys.stderr if arguments.json else sys.stdout):
+            return 1
+        paths = _stored(arguments.results / run_id)
+    if arguments.hypervisor:
+        paths = [path for path in paths if arguments.hypervisor in path.parts]
     if not paths:
-        raise CensusError("the inventory has no host in its group hypervisors, so nothing was counted.")
-    for path in paths:
-        print(f"\n{path}\n{census_text(*read_census(path))}", end="")
+        raise RecordError("there is no census here: none was taken, or not on this host.")
+    records = [(path, read_record(path, CensusRecord)) for path in paths]
+    if arguments.json:
+        content = {
+            "schema_version": 1,
+            "quantities": described(CENSUS),
+            "censuses": [census_content(record) for _path, record in records],
+        }
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+        return 0
+    parts: list[Part] = []
+    for path, record in records:
+        parts += [*([heading(str(path))] if len(records) > 1 else []), *census_parts(record)]
+    show(*parts)
     return 0
 
 
-def census_text(counted: Census, record: dict[str, Any]) -> str:
-    """A census as text of at most 110 columns."""
-    parts = [
-        _heading(counted, record),
-        _ledger(counted),
-        _contents(counted),
-        _rarefaction(counted),
-        _matrix(counted),
-    ]
-    return "\n\n".join("\n".join(lines) for lines in parts) + "\n"
+def _count(results: Path, run_id: str, out: TextIO) -> int:
+    """Take a census of the guests of every host; the playbook's exit code."""
+    from analysis.progress.campaign import Campaign, Progress, play
+
+    variables = {"results_directory": str(results)}
+    return play(Campaign(PROJECT, results, None, variables, run_id), PLAYBOOK, Progress(out))
 
 
-def _heading(counted: Census, record: dict[str, Any]) -> list[str]:
-    observed, found = record["observed"], record["provenance"]
-    cell = f", {record['cell']['cell_id']}" if record["cell"] else ""
-    gigabytes = observed["bytes_read"] / 1e9
-    speed = gigabytes / observed["read_seconds"] if observed["read_seconds"] else 0.0
-    paused = [name for name, seen in observed["guests"].items() if seen["was_paused"]]
-    lines = [
-        f"Census of {len(counted.guests)} guests, run {record['run_id']}{cell}, {record['recorded_at']}",
-        wrap(
-            f"Kernel {found['kernel_release']}, KSM run {observed['ksm']['run']}, max_page_sharing "
-            f"{counted.max_page_sharing}, use_zero_pages {int(counted.use_zero_pages)}; {gigabytes:.2f} GB "
-            f"read in {observed['read_seconds']:.2f} s ({speed:.1f} GB/s, "
-            f"{observed['processes']} processes), guests paused for {observed['pause_seconds']:.2f} s"
-        ),
-    ]
-    if paused:
-        lines.append(wrap(f"Paused before, and left so: {', '.join(paused)}"))
-    return lines
+def _directory(results: Path, run_id: str) -> Path:
+    """Of a run that measured cells, or of a census by itself, which has no plan. Raises UserError."""
+    from analysis.records.loading import find_run
+
+    directory = results / check_run_id(run_id)
+    return directory if directory.is_dir() else find_run(results, run_id)
 
 
-def _ledger(counted: Census) -> list[str]:
-    saving = counted.saving()
-    lines = [
-        f"{'':{_LABEL}}{'pages':>{_NUMBER}}{'MiB':>{_NUMBER}}{'MiB/VM':>{_NUMBER}}{'share':>{_NUMBER}}",
-        _row(counted, "resident", counted.resident_pages),
-        _row(counted, "  one page for each content", saving.kept_pages),
-        _row(counted, "  zero pages that can go", saving.zero_pages),
-        _row(counted, "  duplicates within a guest (I)", saving.within_pages),
-        _row(counted, "  duplicates between guests (D)", saving.between_pages),
-        _row(counted, f"  of these stay, max_page_sharing {counted.max_page_sharing}", saving.limited_pages),
-        _row(counted, "ideal saving", saving.ideal_pages),
-    ]
-    if counted.saved_pages is None:
-        lines.append("KSM's saving is unknown: this kernel uses zero pages without counting them.")
-    elif counted.efficiency is None:
-        lines.append("KSM saved nothing at that moment, so that it has no efficiency.")
-    else:
-        lines.append(_row(counted, "saved by KSM at that moment (gross)", counted.saved_pages))
-        lines.append(f"{'efficiency: gross / ideal':{_LABEL}}{counted.efficiency:>{_NUMBER}.1%}")
-    return lines
-
-
-def _row(counted: Census, label: str, pages: int) -> str:
-    mib = pages * counted.page_size_bytes / MIB
-    share = pages / counted.resident_pages if counted.resident_pages else 0.0
-    return (
-        f"{label:{_LABEL}}{pages:>{_NUMBER}}{mib:>{_NUMBER}.1f}{mib / len(counted.guests):>{_NUMBER}.1f}"
-        f"{share:>{_NUMBER}.1%}"
-    )
-
-
-def _contents(counted: Census) -> list[str]:
-    by_copies = []
-    for low, high in _COPIES:
-        mine = [kind for kind in counted.contents if low <= kind.copies <= (high or kind.copies)]
-        name = f">{low - 1}" if high is None else str(low) if low == high else f"{low}-{high}"
-        by_copies.append(
-            (name, sum(kind.contents for kind in mine), sum(k.contents * k.copies for k in mine))
-        )
-    held = [
-        sum(kind.contents for kind in counted.contents if kind.guests == number)
-        for number in range(1, len(counted.guests) + 1)
-    ]
-    return [
-        _columns("copies of a content", [name for name, _, _ in by_copies]),
-        _columns("  contents", [str(contents) for _, contents, _ in by_copies]),
-        _columns("  pages", [str(pages) for _, _, pages in by_copies]),
-        wrap(
-            "contents held by exactly so many guests: "
-            + ", ".join(f"{number}: {contents}" for number, contents in enumerate(held, 1) if contents)
-        ),
-    ]
-
-
-def _rarefaction(counted: Census) -> list[str]:
-    n = len(counted.guests)
-    exact = sorted({1, min(2, n), (n + 1) // 2, n})
-    further = sorted({math.ceil(n * factor) for factor in _MORE})
-    bounds = [counted.kept(guests) for guests in (*exact, *further)]
-    mib = counted.page_size_bytes / MIB
-    shown = [
-        f"{bound.low * mib:.0f}"
-        if bound.low == bound.high
-        else f"{bound.low * mib:.0f}-{bound.high * mib:.0f}"
-        for bound in bounds
-    ]
-    return [
-        _columns("guests", [str(guests) for guests in (*exact, *further)]),
-        _columns("  kept by an ideal KSM, MiB", shown),
-        wrap(
-            f"Up to {n} guests the mean over all choices of them; beyond, the bounds for more guests of "
-            "the same kind: from a closed pool of contents (Chao2) to no new sharing at all."
-        ),
-    ]
-
-
-def _matrix(counted: Census) -> list[str]:
-    names = [guest.name for guest in counted.guests]
-    matrix = counted.shared_contents
-    mib = counted.page_size_bytes / MIB
-    pairs = [
-        (matrix[i][j] * mib, names[i], names[j]) for i in range(len(names)) for j in range(i + 1, len(names))
-    ]
-    if not pairs:
-        return ["One guest: it shares with no other."]
-    least, most = min(pairs), max(pairs)
-    lines = [
-        wrap(
-            f"Contents that two guests both hold: {least[0]:.1f} MiB ({least[1]}, {least[2]}) to "
-            f"{most[0]:.1f} MiB ({most[1]}, {most[2]})"
-        )
-    ]
-    if len(names) > _MATRIX_GUESTS:
-        return lines
-    tail = _distinguishing(names)
-    lines.append(f"{'  MiB':10}" + "".join(f"{name:>6}" for name in tail))
-    lines += [
-        f"  {name[-8:]:8}" + "".join(f"{pages * mib:>6.0f}" for pages in row[: place + 1])
-        for place, (name, row) in enumerate(zip(names, matrix, strict=True))
-    ]
-    return lines
-
-
-def _distinguishing(names: Sequence[str]) -> list[str]:
-    """Names of at most five characters: guest07 is 07 beside guest08."""
-    shortest = next(n for n in range(1, 64) if len({name[-n:] for name in names}) == len(names))
-    return [name[-max(2, shortest) :][-5:] for name in names]
-
-
-def _columns(label: str, cells: Sequence[str]) -> str:
-    width = min(13, (WIDTH - _LABEL_OF_COLUMNS) // len(cells))
-    return f"{label:{_LABEL_OF_COLUMNS}}" + "".join(f"{cell:>{width}}" for cell in cells)
+def _stored(directory: Path) -> list[Path]:
+    return sorted(directory.rglob("census.json"))

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the schemas by kind, or write a file for each. Raises OSError."""
-    from analysis.records.models import json_schemas  # noqa: PLC0415 -- help need not wait for pydantic
+    from analysis.records.models import json_schemas
 
     schemas = json_schemas()
     if arguments.out is None:

@@ -50,20 +50,17 @@ class Burndown:
 
 def burndown(records: CellRecords) -> Burndown:
     """The burndown of a cell that has a merge record, in bytes and seconds."""
-    merge = records.observed("merge")
-    samples = merge["samples"]
-    limits = records.records["merge"]["requested"]["convergence"]
-    rule = ConvergenceRule(limits["min_full_scans"], limits["window_scans"], limits["threshold_percent"])
+    merge, limits = records.merge.observed, records.merge.requested.convergence
+    samples = merge.samples
+    rule = ConvergenceRule(limits.min_full_scans, limits.window_scans, limits.threshold_percent)
     pages = [
         saved_pages(sharing, zero)
-        for sharing, zero in zip(samples["pages_sharing"], samples["ksm_zero_pages"], strict=True)
+        for sharing, zero in zip(samples.pages_sharing, samples.ksm_zero_pages, strict=True)
     ]
-    knobs = records.records["merge"]["provenance"]["ksm_knobs"]
-    settled_at, reason = first_settled(
-        samples["full_scans"], pages, rule, smart_scan=str(knobs.get("smart_scan", 0)) == "1"
-    )
-    seconds = tuple(map(float, samples["seconds"]))
-    scans = tuple(count - samples["full_scans"][0] for count in samples["full_scans"])
+    smart_scan = str(records.merge.provenance.ksm_knobs.get("smart_scan", 0)) == "1"
+    settled_at, reason = first_settled(samples.full_scans, pages, rule, smart_scan=smart_scan)
+    seconds = samples.seconds
+    scans = tuple(count - samples.full_scans[0] for count in samples.full_scans)
     saved = tuple(count * records.page_size_bytes for count in pages)
     near = near_final(saved)
     return Burndown(
@@ -76,7 +73,7 @@ def burndown(records: CellRecords) -> Burndown:
         near_final_scans=scans[near],
         settled_seconds=None if settled_at is None else seconds[settled_at],
         reason=reason,
-        recorded_settled=bool(merge["converged"]),
+        recorded_settled=merge.converged,
     )
 
 

@@ -10,14 +10,12 @@ item.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from analysis.errors import UserError
-from analysis.measure.table import gross_bytes
+from analysis.measure.saving import Saving, Unknown, Value, less, saving
 from analysis.records.loading import CellRecords
+from analysis.records.models import SnapshotObserved
 
-# sizeof(struct ksm_rmap_item) on 64-bit kernels: Documentation/admin-guide/mm/ksm.rst.
-RMAP_ITEM_BYTES = 64
 FLAG_FRACTION = 0.05
 
 SPLIT = "zero pages freed by splitting huge pages"
@@ -41,7 +39,8 @@ SOURCES = {
     SWAPPED: "rise of the guests' SwapPss (Documentation/filesystems/proc.rst, smaps)",
     GUEST_REST: "fall of the guests' Pss_Anon that none of these explains",
     OTHERS: "fall of AnonPages less that of the guests' Pss_Anon",
-    RMAP: "gross less general_profit: rmap_items x 64 B (Documentation/admin-guide/mm/ksm.rst)",
+    RMAP: "rmap_items x 64 B, by gross less general_profit, else by ksm_stat "
+    "(Documentation/admin-guide/mm/ksm.rst)",
     SLAB: "SUnreclaim less the rmap_items, which lie in it (Documentation/filesystems/proc.rst, meminfo)",
     PAGE_TABLES: "PageTables, SecPageTables (Documentation/filesystems/proc.rst, meminfo)",
     STACKS: "KernelStack, Percpu (Documentation/filesystems/proc.rst, meminfo)",
@@ -105,11 +104,12 @@ def ledger(records: CellRecords) -> Ledger:
 
     Raises LedgerError naming a counter that is needed and missing.
     """
-    off, on = records.observed("off"), records.observed("on")
-    memory = _Fall(off["host"]["meminfo"], on["host"]["meminfo"], records.cell.cell_id)
+    off, on = records.off.observed, records.on.observed
+    seen = saving(records)
+    memory = _Fall(off.host.meminfo, on.host.meminfo, records.cell.cell_id)
     guests = _guest_fall(off, on, records.cell.cell_id)
-    gross = _gross(records)
-    available = -memory["MemAvailable"]
+    gross = _needed(seen.gross, records.cell.cell_id)
+    available = _needed(seen.mem_available, records.cell.cell_id)
 
     swapped = -guests["swap"]
     gone = guests["Anonymous_bytes"] - _zero_bytes(records) - swapped
@@ -122,7 +122,8 @@ def ledger(records: CellRecords) -> Ledger:
         Item(GUEST_REST, guest_rest),
     ]
 
-    rmap = -_rmap_bytes(records)
+    # Where it is not known, the slab's whole rise stands under other slab.
+    rmap = 0 if isinstance(seen.ksm_own, Unknown) else -int(seen.ksm_own)
     on_host = [
         Item(OTHERS, memory["AnonPages"] - guests["Pss_Anon_bytes"]),
         Item(RMAP, rmap),
@@ -137,7 +138,7 @@ def ledger(records: CellRecords) -> Ledger:
             - memory["Active(file)"]
             - memory["Inactive(file)"],
         ),
-        Item(PER_CPU, _per_cpu_bytes(off, on, records.page_size_bytes)),
+        Item(PER_CPU, _per_cpu_bytes(seen)),
     ]
     host_rest = available - gross - sum(item.bytes for item in (*in_guests, *on_host))
     rests = (
@@ -158,7 +159,7 @@ def ledger(records: CellRecords) -> Ledger:
             "pss",
             guests["Pss_bytes"],
         ),
-        parts=_parts(memory),
+        parts=_parts(memory, available),
         rest_bytes=guest_rest + host_rest,
         largest_rest=max(rests, key=lambda rest: abs(rest.bytes)),
         flagged=any(abs(rest.bytes) > FLAG_FRACTION * abs(available) for rest in rests),
@@ -186,12 +187,12 @@ class _Fall(dict[str, int]):
         return self.get(name, 0)
 
 
-def _guest_fall(off: dict[str, Any], on: dict[str, Any], cell_id: str) -> dict[str, int]:
+def _guest_fall(off: SnapshotObserved, on: SnapshotObserved, cell_id: str) -> dict[str, int]:
     names = ("Pss_bytes", "Pss_Anon_bytes", "Anonymous_bytes", "AnonHugePages_bytes")
     fall = {**dict.fromkeys(names, 0), "swap": 0}
     for sign, arm in ((1, off), (-1, on)):
-        for guest in arm["guests"].values():
-            smaps = guest["smaps_rollup"]
+        for guest in arm.guests.values():
+            smaps = guest.smaps_rollup
             for name in names:
                 if name not in smaps:
                     raise LedgerError(
@@ -203,52 +204,29 @@ def _guest_fall(off: dict[str, Any], on: dict[str, Any], cell_id: str) -> dict[s
     return fall
 
 
-def _per_cpu_bytes(off: dict[str, Any], on: dict[str, Any], page_size_bytes: int) -> int:
-    pages = [arm["host"]["per_cpu_free_pages"] for arm in (off, on)]
+def _per_cpu_bytes(seen: Saving) -> int:
     # A kernel that hides them leaves their change in the rest.
-    return 0 if None in pages else (pages[0] - pages[1]) * page_size_bytes
+    gained = less(seen.mem_available, seen.freed_host)
+    return 0 if isinstance(gained, Unknown) else int(gained)
 
 
 def _zero_bytes(records: CellRecords) -> int:
     """What KSM mapped to the zero page, which is in no Rss; 0 where the kernel does not do so."""
-    pages = [records.observed(kind)["host"]["ksm"]["ksm_zero_pages"] or 0 for kind in ("off", "on")]
-    return int(pages[1] - pages[0]) * records.page_size_bytes
+    off, on = (arm.observed.host.ksm.ksm_zero_pages or 0 for arm in (records.off, records.on))
+    return (on - off) * records.page_size_bytes
 
 
-def _gross(records: CellRecords) -> int:
-    knobs = records.provenance["ksm_knobs"]
-    arms = [gross_bytes(records.observed(kind), knobs, records.page_size_bytes) for kind in ("off", "on")]
-    if arms[0] is None or arms[1] is None:
-        raise LedgerError(
-            f"{records.cell.cell_id}: its kernel uses zero pages without counting them, so it has no ledger."
-        )
-    return int(arms[1] - arms[0])
+def _needed(value: Value, cell_id: str) -> int:
+    if isinstance(value, Unknown):
+        raise LedgerError(f"{cell_id}: {value.reason}, so it has no ledger.")
+    return int(value)
 
 
-def _rmap_bytes(records: CellRecords) -> int:
-    """What the rmap_items grew by from off to on."""
-    grown = 0
-    for sign, kind in ((-1, "off"), (1, "on")):
-        arm = records.observed(kind)
-        ksm = arm["host"]["ksm"]
-        if ksm["general_profit"] is not None:
-            saved = gross_bytes(arm, records.provenance["ksm_knobs"], records.page_size_bytes)
-            grown += sign * (int(saved or 0) - ksm["general_profit"])
-        else:
-            # Without ksm_stat either, the slab's whole rise stands under other slab.
-            grown += sign * sum(
-                (guest["ksm_stat"] or {}).get("ksm_rmap_items", 0) * RMAP_ITEM_BYTES
-                for guest in arm["guests"].values()
-            )
-    return grown
-
-
-def _parts(memory: _Fall) -> tuple[Item, ...]:
+def _parts(memory: _Fall, available: int) -> tuple[Item, ...]:
     reclaimable = "KReclaimable" if "KReclaimable" in memory else "SReclaimable"
     counted = [
         Item("MemFree", -memory["MemFree"]),
         Item("file pages", -memory["Active(file)"] - memory["Inactive(file)"]),
         Item(reclaimable, -memory[reclaimable]),
     ]
-    reserve = -memory["MemAvailable"] - sum(item.bytes for item in counted)
-    return (*counted, Item("watermarks", reserve))
+    return (*counted, Item("watermarks", available - sum(item.bytes for item in counted)))

@@ -4,7 +4,7 @@ A boot is the replicate: an independent set of booted guests. Repetitions within
 checkpoint, so they say how well one boot can be measured and nothing about another.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
@@ -13,26 +13,26 @@ from typing import Any
 import pandas as pd
 from scipy.stats import t  # type: ignore[import-untyped]
 
-from analysis.measure.table import MEASURES, PROVENANCE, REQUESTED, TREATMENT
+from analysis.measure.pooling import Row, pooling_conflicts
+from analysis.measure.saving import PER_VM
+from analysis.measure.table import PROVENANCE, QUANTITIES, REQUESTED, TREATMENT
 from analysis.plan.design import MIB
 from analysis.plan.policies import DEFAULT, policy_order
 from analysis.plan.workloads import focus_of, in_order
 from analysis.records.loading import COMPLETE, CellRecords, Run
 
 CONFIDENCE = 0.95
+# Of fewer boots an interval is shown for what it is, and nothing is concluded from it.
+LEAST_BOOTS = 3
 
-# Figure 2 of the paper, host memory by focus, in MB/VM (taken as MiB).
+# Figure 2 of the paper, host memory by focus, in MB/VM (taken as MiB); of so many guests of this size.
 PAPER_MIB_PER_VM = {1: 50.6, 2: 440.3, 3: 31.6}
+PAPER_GUESTS, PAPER_GUEST_BYTES = 15, 512 * MIB
 
-QUANTITIES = {
-    "host_used_off_mib": ("host_used_off_bytes", MIB),
-    "host_used_on_mib": ("host_used_on_bytes", MIB),
-    **{f"saved_{name}_mib_per_vm": (f"saved_{name}_mib_per_vm", 1) for name in MEASURES},
-    "converged_after_seconds": ("converged_after_seconds", 1),
-    "ksmd_cpu_seconds": ("ksmd_cpu_seconds", 1),
-}
 # What two policies are compared by.
-COMPARED = tuple(f"saved_{name}_mib_per_vm" for name in MEASURES)
+COMPARED = PER_VM
+
+_MEASURED = ("run_id", "cell_id", "boot", "repetition", "status", "problem", "freed_mib_per_vm")
 
 OFF_ON = "off-on"
 CHECKPOINT = "checkpoint"
@@ -42,27 +42,40 @@ CHECKPOINT = "checkpoint"
 class Estimate:
     """Mean over boots of each boot's mean, with its 95 % t interval over boots.
 
-    ``repetitions``: of all boots together. ``half_width``: half of the interval, and ``cov``: standard
-    deviation between the boots' means over the absolute mean; both None with one boot. ``within_boot_sd``:
-    standard deviation of repetitions within a boot, pooled over the boots that have two or more; None where
-    none has.
+    ``repetitions``: of all boots together. ``half_width``: half of the interval; ``between_boot_sd``:
+    standard deviation of the boots' means, what repetitions scatter included; both None with one boot.
+    ``within_boot_sd``: standard deviation of repetitions within a boot, pooled over the boots that have two
+    or more; None where none has.
     """
 
     n_boots: int
     repetitions: int
     mean: float
     half_width: float | None
+    between_boot_sd: float | None
     within_boot_sd: float | None
-    cov: float | None
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether there are boots enough to conclude something from the interval."""
+        return self.n_boots >= LEAST_BOOTS
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours less the paper's, MB/VM by MemAvailable, with the half width of ours."""
+    """Ours less the paper's, MB/VM by MemAvailable as it measured, with the half width of ours."""
 
     paper: float
     difference: float
     half_width: float | None
+    conclusive: bool
+
+    @property
+    def apart(self) -> bool | None:
+        """Whether the paper's figure lies outside our interval; None where nothing can be concluded."""
+        if self.half_width is None or not self.conclusive:
+            return None
+        return abs(self.difference) > self.half_width
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,7 @@ class Measured:
     repetition: int
     status: str
     problem: str
-    saved_mem_available_mib_per_vm: float | None
+    freed_mib_per_vm: float | None
 
 
 @dataclass(frozen=True)
@@ -83,8 +96,10 @@ class Summary:
     """One line of the answer: a treatment on a hypervisor (see TREATMENT).
 
     ``boots``: the complete repetitions of each physical boot. ``estimates`` is keyed by QUANTITIES, None
-    where nothing was measured or pooling was refused; ``not_pooled`` says in what the cells differ.
-    ``paper``: None where the paper has no figure, as for a mix.
+    where nothing was measured, a value of a cell is unknown, which ``unknown`` gives the reasons of, or
+    pooling was refused; ``not_pooled`` says in what the cells differ. ``parted``: averaged cells in which the
+    host's memory freed parts from the guests'. ``paper``: None where the paper has no figure: for a mix, and
+    for other guests than its 15 of 512 MB.
     """
 
     hypervisor: str
@@ -99,6 +114,8 @@ class Summary:
     measured: int
     boots: tuple[int, ...]
     not_pooled: tuple[str, ...]
+    unknown: tuple[str, ...]
+    parted: int
     estimates: dict[str, Estimate | None]
     paper: Comparison | None
     cells: tuple[Measured, ...]
@@ -138,6 +155,11 @@ class PolicyDifference:
     not_compared: tuple[str, ...]
     differences: dict[str, Difference | None]
 
+    @property
+    def conclusive(self) -> bool:
+        """Whether there are boots enough to conclude something from the intervals."""
+        return self.n_boots >= LEAST_BOOTS
+
 
 def estimate(boots: Sequence[Sequence[float]]) -> Estimate | None:
     """Mean, interval and spreads of the repetitions of each boot, which has at least one.
@@ -148,14 +170,13 @@ def estimate(boots: Sequence[Sequence[float]]) -> Estimate | None:
     if not values or any(pd.isna(value) for value in values):
         return None
     means = [fmean(boot) for boot in boots]
-    mean = fmean(means)
     return Estimate(
         n_boots=len(means),
         repetitions=len(values),
-        mean=mean,
+        mean=fmean(means),
         half_width=_half_width(means),
+        between_boot_sd=stdev(means) if len(means) > 1 else None,
         within_boot_sd=_within_boot_sd(boots),
-        cov=stdev(means) / abs(mean) if len(means) > 1 and mean else None,
     )
 
 
@@ -172,21 +193,6 @@ def boot_mean(values: Iterable[float | None], boots: Iterable[str]) -> float | N
             return None
         groups.setdefault(boot, []).append(value)
     return fmean(fmean(group) for group in groups.values())
-
-
-def pooling_conflicts(rows: pd.DataFrame) -> tuple[str, ...]:
-    """In what the conditions of these rows differ, as "name: one value / other value"."""
-    conflicts = []
-    for column in sorted(_condition_columns(rows)):
-        values = sorted({"absent" if pd.isna(value) else str(value) for value in rows[column]})
-        if len(values) > 1:
-            conflicts.append(f"{column.removeprefix(PROVENANCE)}: {' / '.join(values)}")
-    # What was asked for and is so on the host need not be said twice.
-    return tuple(
-        conflict
-        for conflict in conflicts
-        if not (conflict.startswith(REQUESTED) and conflict.removeprefix(REQUESTED) in conflicts)
-    )
 
 
 def summarise(table: pd.DataFrame) -> list[Summary]:
@@ -230,14 +236,6 @@ def policy_differences(table: pd.DataFrame) -> list[PolicyDifference]:
     )
 
 
-def _condition_columns(rows: pd.DataFrame) -> list[str]:
-    return [
-        name
-        for name in map(str, rows.columns)
-        if name.startswith((PROVENANCE, REQUESTED)) or name == "convergence_rule"
-    ]
-
-
 def _half_width(means: Sequence[float]) -> float | None:
     """Half of the t interval of one mean a boot."""
     n = len(means)
@@ -271,37 +269,46 @@ def _summary(rows: pd.DataFrame) -> Summary:
     workload = str(first["workload"])
     usable = rows[rows["status"] == COMPLETE]
     conflicts = pooling_conflicts(usable)
-    boots = [boot for _key, boot in usable.groupby("boot_key", sort=False)]
+    boots: dict[str, list[int]] = {}
+    for place, boot in enumerate(usable["boot_key"]):
+        boots.setdefault(str(boot), []).append(place)
+    values = {name: [float(value) for value in usable[name]] for name in QUANTITIES}
     estimates = {
-        name: None if conflicts else estimate([[float(v) / unit for v in boot[column]] for boot in boots])
-        for name, (column, unit) in QUANTITIES.items()
+        name: None if conflicts else estimate([[mine[at] for at in places] for places in boots.values()])
+        for name, mine in values.items()
     }
-    paper = PAPER_MIB_PER_VM.get(focus_of(workload) or 0)
+    guests, guest_memory_bytes = int(first["guests"]), int(first["guest_memory_bytes"])
+    like_the_paper = (guests, guest_memory_bytes) == (PAPER_GUESTS, PAPER_GUEST_BYTES)
+    paper = PAPER_MIB_PER_VM.get(focus_of(workload) or 0) if like_the_paper else None
     return Summary(
         hypervisor=str(first["hypervisor"]),
         workload=workload,
         policy=str(first["policy"]),
-        guests=int(first["guests"]),
-        guest_memory_bytes=int(first["guest_memory_bytes"]),
+        guests=guests,
+        guest_memory_bytes=guest_memory_bytes,
         start_from=str(first["start_from"]),
         loaded=bool(first["loaded"]),
         arm_order=str(first["arm_order"]),
         planned=len(rows),
         measured=len(usable),
-        boots=tuple(len(boot) for boot in boots),
+        boots=tuple(map(len, boots.values())),
         not_pooled=conflicts,
+        unknown=tuple(sorted({str(reason) for reason in usable["unknown"] if reason})),
+        parted=int(usable["parted_mib"].notna().sum()),
         estimates=estimates,
-        paper=_compare(estimates["saved_mem_available_mib_per_vm"], paper),
-        cells=tuple(_measured(row) for row in rows.to_dict("records")),
+        paper=_compare(estimates["mem_available_mib_per_vm"], paper),
+        cells=tuple(_measured(row) for row in rows[list(_MEASURED)].to_dict("records")),
     )
 
 
 def _compare(ours: Estimate | None, paper: float | None) -> Comparison | None:
-    return None if ours is None or paper is None else Comparison(paper, ours.mean - paper, ours.half_width)
+    if ours is None or paper is None:
+        return None
+    return Comparison(paper, ours.mean - paper, ours.half_width, ours.conclusive)
 
 
-def _measured(row: Mapping[Hashable, Any]) -> Measured:
-    saved = float(row["saved_mem_available_mib_per_vm"])
+def _measured(row: Row) -> Measured:
+    freed = float(row["freed_mib_per_vm"])
     return Measured(
         run_id=str(row["run_id"]),
         cell_id=str(row["cell_id"]),
@@ -309,7 +316,7 @@ def _measured(row: Mapping[Hashable, Any]) -> Measured:
         repetition=int(row["repetition"]),
         status=str(row["status"]),
         problem=str(row["problem"]),
-        saved_mem_available_mib_per_vm=None if pd.isna(saved) else saved,
+        freed_mib_per_vm=None if pd.isna(freed) else freed,
     )
 
 

@@ -18,7 +18,7 @@ from scipy.optimize import lsq_linear  # type: ignore[import-untyped]
 from scipy.stats import t  # type: ignore[import-untyped]
 
 from analysis.errors import UserError
-from analysis.measure.ledger import RMAP_ITEM_BYTES
+from analysis.measure.saving import RMAP_ITEM_BYTES
 from analysis.plan.design import MIB
 
 CONFIDENCE = 0.95
@@ -40,7 +40,7 @@ class SharingError(UserError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One measured cell. ``rmap_bytes``: KSM's rmap_items; None where the kernel does not tell.
+    """One measured cell. ``ksm_bytes``: KSM's own memory, rmap_items; None where it is not known.
 
     ``off_bytes`` and ``on_bytes`` are what the scope uses: the host, or the QEMU processes alone.
     """
@@ -50,7 +50,7 @@ class Sample:
     off_bytes: float
     on_bytes: float
     gross_bytes: float
-    rmap_bytes: float | None
+    ksm_bytes: float | None
 
 
 @dataclass(frozen=True)
@@ -147,20 +147,20 @@ class Model:
         """Use with no guest; 0 in an envelope, which holds the guests alone."""
         return self.off[BASE] if BASE in self.off.names else 0.0
 
-    def rmap_bytes(self, workload: str) -> float | None:
-        """KSM's rmap_items of one guest, the mean over the cells."""
-        return _mean(
-            None if sample.rmap_bytes is None else sample.rmap_bytes / sample.guests
+    def ksm_bytes(self, workload: str) -> float | None:
+        """KSM's own memory for one guest, the mean over the cells."""
+        return mean_of_known(
+            None if sample.ksm_bytes is None else sample.ksm_bytes / sample.guests
             for sample in self.samples
             if sample.workload == workload
         )
 
     def resident_bytes(self, workload: str) -> float | None:
         """Guest memory that is resident: ksmd keeps one rmap_item for each page it scans (mm/ksm.c)."""
-        rmap = self.rmap_bytes(workload)
-        if rmap is None:
+        own = self.ksm_bytes(workload)
+        if own is None:
             return None
-        return min(rmap / RMAP_ITEM_BYTES * self.page_size_bytes, self.guest_memory_bytes)
+        return min(own / RMAP_ITEM_BYTES * self.page_size_bytes, self.guest_memory_bytes)
 
     @property
     def safe_guest_bytes(self) -> float:
@@ -181,9 +181,9 @@ class Model:
         saving = self.saving[workload]
         shaped = workload in self.shapes
         within, between = (None, None) if shaped else (saving[WITHIN], saving[BETWEEN])
-        resident, rmap = self.resident_bytes(workload), self.rmap_bytes(workload)
-        if self.scope == ENVELOPE and rmap is not None:
-            rmap = 0.0
+        resident, own = self.resident_bytes(workload), self.ksm_bytes(workload)
+        if self.scope == ENVELOPE and own is not None:
+            own = 0.0
         return Breakdown(
             within_bytes=within,
             between_bytes=between,
@@ -191,8 +191,8 @@ class Model:
                 None if resident is None or within is None or between is None else resident - within - between
             ),
             outside_bytes=None if resident is None else self.off[workload] - resident,
-            ksm_bytes=rmap,
-            uncounted_bytes=None if rmap is None else rmap - self.overhead[workload][workload],
+            ksm_bytes=own,
+            uncounted_bytes=None if own is None else own - self.overhead[workload][workload],
         )
 
 
@@ -483,6 +483,7 @@ def _half_width(parts: Sequence[tuple[float | None, int]]) -> float | None:
     return float(t.ppf((1 + CONFIDENCE) / 2, degrees)) * math.sqrt(total)
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """The mean, None where a value is unknown (or there is none): a mean of the rest would pass for all."""
     known = list(values)
     return None if not known or None in known else fmean(value for value in known if value is not None)

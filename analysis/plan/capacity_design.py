@@ -155,15 +155,12 @@ def arms(design: Design) -> dict[str, dict[str, Any]]:
     return {**off.policies_json(), **design.policies_json()}
 
 
-def stop(
-    design: CapacityDesign, observed: Mapping[str, Any], used_bytes: int
-) -> dict[str, str | float | None] | None:
+def stop(design: CapacityDesign, observed: Mapping[str, Any]) -> dict[str, str | float | None] | None:
     """Why a step is beyond the limit; None while it is not.
 
     Args:
         design: with the limits.
         observed: of a capacity_step record.
-        used_bytes: what the step uses of the envelope, where there is one.
     """
     window, memory = observed["window"], observed["host"]["meminfo"]
     seconds, vmstat, psi = window["seconds"], window["vmstat"], window["psi_some_microseconds"]
@@ -174,12 +171,13 @@ def stop(
     faults = vmstat["pgmajfault"] / seconds
     kills = vmstat.get("oom_kill") or 0
     envelope_mib = design.envelope_mib
+    used_mib = observed["envelope"]["working_set_bytes"] / MIB if envelope_mib else 0.0
     checks = (
         (
-            bool(envelope_mib) and used_bytes > envelope_mib * MIB,
-            f"the envelope of {envelope_mib} MiB is full: {used_bytes / MIB:.0f} MiB are used",
+            used_mib > envelope_mib,
+            f"the envelope of {envelope_mib} MiB is full: {used_mib:.0f} MiB are used",
             "used_mib",
-            used_bytes / MIB,
+            used_mib,
             envelope_mib,
         ),
         (kills > 0, f"the kernel killed {kills} processes for lack of memory", "oom_kills", kills, 0),

@@ -144,9 +144,7 @@ def run_series(
     )
 
 
-def run_workload(
-    action: ActionBase, task_vars: dict[str, Any], arguments: dict[str, Any]
-) -> dict[str, Any]:
+def run_workload(action: ActionBase, task_vars: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
     """Run the module workload and display each guest's answer as it comes.
 
     Args:

@@ -303,6 +303,7 @@ class Samples(Model):
     pswpout: Column
     memory_some_total_microseconds: ColumnOrNulls
     cow_ksm: ColumnOrNulls | None = None
+    per_cpu_free_pages: ColumnOrNulls | None = None
 
     def columns(self) -> Iterator[tuple[str, tuple[float | None, ...]]]:
         """Name and values of each column that was recorded."""
@@ -483,12 +484,12 @@ class MergedPages(Model):
     """What KSM had merged of the pages that were counted, by the flags of the frames that they are on.
 
     ``mapped_pages``: mappings of KSM's frames, ``frames``: these frames, ``zero_pages``: mappings of the
-    kernel's zero page that KSM made.
+    kernel's zero page that KSM made; None where it makes them without counting.
     """
 
     mapped_pages: Count
     frames: Count
-    zero_pages: Count
+    zero_pages: Count | None
 
     @model_validator(mode="after")
     def _each_frame_is_mapped(self) -> Self:
@@ -841,7 +842,8 @@ class CapacityFile(RootModel[Annotated[StepRecord | DivergenceRecord, Field(disc
 # --- forecast -------------------------------------------------------------------------------------------
 
 Mix = Annotated[dict[str, Positive], Field(min_length=1)]
-Curve = Annotated[tuple[float | None, ...], Field(min_length=1)]
+Curve = Annotated[tuple[float, ...], Field(min_length=1)]
+CurveOrNulls = Annotated[tuple[float | None, ...], Field(min_length=1)]
 
 
 class CellUsed(Model):
@@ -862,11 +864,12 @@ class FileUsed(Model):
 
 
 class CalibrationUsed(Model):
-    """What a forecast rests on."""
+    """What a forecast rests on; ``left_out``: and on what not, a sentence for each run and reason."""
 
     cells: Annotated[tuple[CellUsed, ...], Field(min_length=1)]
     bases: tuple[FileUsed, ...]
     conditions: Annotated[dict[str, str], Field(min_length=1)]
+    left_out: tuple[str, ...] = ()
 
 
 class IntervalBytes(Model):
@@ -911,13 +914,13 @@ class Limits(Model):
 
 
 class Curves(Model):
-    """Use by number of guests, columns of one length."""
+    """Use by number of guests, columns of one length; None where there is no interval."""
 
     guests: Annotated[tuple[Positive, ...], Field(min_length=1)]
     off_bytes: Curve
     on_bytes: Curve
-    on_low_bytes: Curve
-    on_high_bytes: Curve
+    on_low_bytes: CurveOrNulls
+    on_high_bytes: CurveOrNulls
     safe_bytes: Curve
 
     @model_validator(mode="after")

@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.model.capacity import (
-    CapacityRun,
     Divergence,
     actual_limit,
     relation,
@@ -22,6 +21,8 @@ from analysis.model.capacity import (
 )
 from analysis.plan.design import MIB
 from analysis.plan.policies import OFF as NO_KSM
+from analysis.records.capacity import CapacityRun
+from analysis.records.models import DivergenceRecord, ForecastRecord, LoadForecast
 from analysis.report.figures import COLOURS, DASHES, GAIN, GREY, LOSS, OFF, ON, PAPER, FigureError
 
 GIB = 1 << 30
@@ -47,19 +48,16 @@ _PANELS = (
 )
 
 
-def forecast_figure(content: Mapping[str, Any]) -> Figure:
-    """Predicted use against N: KSM off, the policy with its interval, all diverged; one panel a load.
-
-    ``content``: a forecast as stored.
-    """
-    loads = content["loads"]
+def forecast_figure(record: ForecastRecord) -> Figure:
+    """Predicted use against N: KSM off, the policy with its interval, all diverged; one panel a load."""
+    loads = record.loads
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(max(5.2 * len(loads), 6.4), 4.6), layout="constrained")
         panels = figure.subplots(1, len(loads), sharey=True, squeeze=False)[0]
         for axes, load in zip(panels, loads, strict=True):
-            _predicted_lines(axes, load, content["policy"])
-            _limits(axes, [load], content["capacity_bytes"])
-            axes.set_title(load["workload"].replace("_", " "), fontsize=10, loc="left")
+            _predicted_lines(axes, load, record.policy)
+            _limits(axes, [load], record.capacity_bytes)
+            axes.set_title(load.workload.replace("_", " "), fontsize=10, loc="left")
             axes.set_xlabel("guests")
         panels[0].set_ylabel("memory used, GiB")
         figure.legend(
@@ -70,7 +68,7 @@ def forecast_figure(content: Mapping[str, Any]) -> Figure:
             fontsize=9,
         )
         figure.suptitle(
-            f"Forecast: how many guests of {content['guest_memory_bytes'] / MIB:.0f} MiB fit",
+            f"Forecast: how many guests of {record.guest_memory_bytes / MIB:.0f} MiB fit",
             fontsize=12,
             x=0.01,
             ha="left",
@@ -129,7 +127,7 @@ def validation_figure(rows: Sequence[tuple[str, float, Mapping[str, float]]]) ->
     return figure
 
 
-def capacity_figure(run: CapacityRun, loads: Mapping[str, Mapping[str, Any]]) -> Figure:
+def capacity_figure(run: CapacityRun, loads: Mapping[str, LoadForecast]) -> Figure:
     """Actual use against N by policy, over the predicted curves, with predicted and actual limits.
 
     ``loads``: by policy, the load of the forecast that predicts the run; none draws what was measured alone.
@@ -294,11 +292,9 @@ def performance_figure(run: CapacityRun) -> Figure:
     return figure
 
 
-def divergence_figure(content: Mapping[str, Any], seen: Divergence) -> Figure:
-    """Memory saved and used against time while merged guests all write. ``content``: the record."""
-    observed = content["observed"]
-    seconds = observed["samples"]["seconds"]
-    record = dict(content)
+def divergence_figure(record: DivergenceRecord, seen: Divergence) -> Figure:
+    """Memory saved and used against time while merged guests all write."""
+    seconds, write = record.observed.samples.seconds, record.observed.write
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(9, 4.6), layout="constrained")
         axes = figure.subplots()
@@ -311,10 +307,9 @@ def divergence_figure(content: Mapping[str, Any], seen: Divergence) -> Figure:
             axes.axhline(
                 seen.safe_bytes / GIB, color=LOSS, linewidth=1.2, linestyle="--", label="safe need, predicted"
             )
-        write = observed["write"]
-        end = write["finished_seconds"]
+        end = write.finished_seconds
         axes.axvspan(
-            write["started_seconds"],
+            write.started_seconds,
             seconds[-1] if end is None else end,
             color="#f0f0f0",
             zorder=0,
@@ -342,7 +337,7 @@ def _arms(run: CapacityRun) -> dict[str, tuple[str, str]]:
 
 def _predicted_lines(
     axes: Axes,
-    load: Mapping[str, Any],
+    load: LoadForecast,
     policy: str,
     colour: str = ON,
     suffix: str = "",
@@ -350,29 +345,30 @@ def _predicted_lines(
     alone: bool = True,
 ) -> None:
     """A forecast's curves; ``alone``: those without a policy, too."""
-    curve = load["curve"]
-    guests = curve["guests"]
-    if None not in curve["on_low_bytes"] and None not in curve["on_high_bytes"]:
+    curve = load.curve
+    guests = curve.guests
+    low, high = ([v for v in ends if v is not None] for ends in (curve.on_low_bytes, curve.on_high_bytes))
+    if len(low) == len(high) == len(guests):
         axes.fill_between(
             guests,
-            [value / GIB for value in curve["on_low_bytes"]],
-            [value / GIB for value in curve["on_high_bytes"]],
+            [value / GIB for value in low],
+            [value / GIB for value in high],
             color=colour,
             alpha=0.2,
             linewidth=0,
             label="95 % prediction interval" if alone else None,
         )
-    lines = [("on", colour, "-", f"{policy}{suffix}")]
+    lines = [(curve.on_bytes, colour, "-", f"{policy}{suffix}")]
     if alone:
-        lines.insert(0, ("off", OFF, "-", f"KSM off{suffix}"))
-        lines.append(("safe", LOSS, "--", "all pages diverge (safe need)"))
-    for name, its_colour, dashes, label in lines:
-        values = [value / GIB for value in curve[f"{name}_bytes"]]
+        lines.insert(0, (curve.off_bytes, OFF, "-", f"KSM off{suffix}"))
+        lines.append((curve.safe_bytes, LOSS, "--", "all pages diverge (safe need)"))
+    for needs, its_colour, dashes, label in lines:
+        values = [value / GIB for value in needs]
         axes.plot(guests, values, color=its_colour, linestyle=dashes, linewidth=1.6, label=label)
 
 
 def _limits(
-    axes: Axes, loads: Sequence[Mapping[str, Any]], capacity_bytes: float, drawn: float | None = None
+    axes: Axes, loads: Sequence[LoadForecast], capacity_bytes: float, drawn: float | None = None
 ) -> None:
     capacity = capacity_bytes / GIB
     axes.axhline(capacity, color=GREY, linewidth=1.4)
@@ -387,13 +383,15 @@ def _limits(
     )
     far = [drawn or 0.0]
     for load in loads:
-        limit = load["limits"]
-        for name, colour, height, label in (("safe", LOSS, 0.16, "safe"), ("on", ON, 0.09, "expected")):
-            if limit[name]:
-                axes.plot([limit[name]] * 2, [0, capacity], color=colour, linewidth=1, linestyle=":")
-                axes.plot(limit[name], capacity, marker="v", color=colour, markersize=7)
-                _mark(axes, limit[name], f"{label} {limit[name]}", colour, height)
-                far.append(limit[name])
+        for limit, colour, height, label in (
+            (load.limits.safe, LOSS, 0.16, "safe"),
+            (load.limits.on, ON, 0.09, "expected"),
+        ):
+            if limit:
+                axes.plot([limit] * 2, [0, capacity], color=colour, linewidth=1, linestyle=":")
+                axes.plot(limit, capacity, marker="v", color=colour, markersize=7)
+                _mark(axes, limit, f"{label} {limit}", colour, height)
+                far.append(limit)
     axes.set_ylim(0, capacity * 1.25)
     axes.set_xlim(0, max(far) * 1.18 + 1)
 

@@ -30,12 +30,13 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from analysis.errors import UserError
-from analysis.model.capacity import PROBES, used_bytes
+from analysis.model.capacity import used_bytes
 from analysis.plan.capacity_design import CapacityDesign, fitting, next_guests, stop
 from analysis.plan.design import MIB, SCHEMA_VERSION
 from analysis.plan.policies import OFF
 from analysis.progress.module import run_workload
-from analysis.records.models import RECORDS
+from analysis.records.capacity import PROBES
+from analysis.records.models import RECORDS, StepRecord
 from analysis.records.writing import write_record
 
 POLL_SECONDS = 2
@@ -188,7 +189,7 @@ def step_record(args: dict[str, Any], hypervisor: str, after: dict[str, Any]) ->
     }
     record = head(args, hypervisor, before, "capacity_step", observed)
     design = CapacityDesign(**args["plan"]["capacity"])
-    return {**record, "stop": stop(design, observed, used_bytes(record))}
+    return {**record, "stop": stop(design, observed)}
 
 
 def divergence_record(args: dict[str, Any], hypervisor: str, after: dict[str, Any]) -> dict[str, Any]:
@@ -278,7 +279,8 @@ def progress(record: dict[str, Any], folder: Path, plan: dict[str, Any]) -> dict
         for path in folder.glob(f"{record['workload']}-{record['policy']}-guests*.json")
     ]
     seen = {step["guests"]: step["stop"] is not None for step in steps}
-    used, state = used_bytes(record) / MIB, record["stop"]
+    used = used_bytes(StepRecord.model_validate_json(json.dumps(record))) / MIB
+    state = record["stop"]
     return {
         "stop": state,
         "next_guests": next_guests(seen, design.step_guests, plan["most_guests"]),

@@ -131,6 +131,7 @@ VMSTAT_LINE = re.compile(
 )
 # Usage and inactive file pages of a memory cgroup, v2 and v1
 ENVELOPE_FILES = (("memory.current", b"inactive_file"), ("memory.usage_in_bytes", b"total_inactive_file"))
+PER_CPU_COUNT = re.compile(rb"^\s+count:\s+(\d+)$", re.MULTILINE)
 PRESSURE_TOTAL = re.compile(rb"^some .*total=(\d+)$", re.MULTILINE)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 PROGRESS_SECONDS = 2.0
@@ -148,6 +149,7 @@ class Sampler:
         self.ksm_optional = {name: self._open_optional(roots.ksm / name) for name in KSM_OPTIONAL_COLUMNS}
         self.meminfo = self._open(roots.proc / "meminfo")
         self.vmstat = self._open(roots.proc / "vmstat")
+        self.zoneinfo = self._open_optional(roots.proc / "zoneinfo")
         self.ksmd = self._open(find_ksmd(roots))
         self.pressure = self._open_optional(roots.proc / "pressure/memory")
         self.envelope = None if envelope is None else self._open_envelope(envelope)
@@ -184,6 +186,12 @@ class Sampler:
             row[f"{name.decode()}_bytes"] = int(kib) * KIB
         for name, pages in VMSTAT_LINE.findall(self._whole(self.vmstat)):
             row[name.decode()] = int(pages)
+        # MemAvailable counts the free pages on these lists as used (mm/show_mem.c).
+        row["per_cpu_free_pages"] = (
+            None
+            if self.zoneinfo is None
+            else sum(map(int, PER_CPU_COUNT.findall(self._whole(self.zoneinfo))))
+        )
         row["ksmd_cpu_seconds"] = parse_stat(
             os.pread(self.ksmd, 4096, 0).decode(errors="replace")
         ).cpu_seconds

@@ -44,9 +44,12 @@ def used_mib(truth: Truth, guests: int) -> tuple[float, float, float]:
 def shaped(
     truth: Mapping[str, Truth] = TRUTH,
     noise: Callable[[Cell], float] = lambda _cell: 0.0,
-    recorded_at: str = "2026-11-23T19:00:00.123456Z",
+    recorded_at: str = "2026-11-23T19:00:00",
 ) -> Callable[[Cell, dict[str, dict[str, Any]]], None]:
-    """Set the memory of a cell's records to the model's, plus noise in MiB of the on arm."""
+    """Set the memory of a cell's records to the model's, plus noise in MiB of the on arm.
+
+    ``recorded_at``: to the second; each cell keeps its own microseconds.
+    """
 
     def change(cell: Cell, records: dict[str, dict[str, Any]]) -> None:
         known = truth[cell.workload]
@@ -64,7 +67,7 @@ def shaped(
         ksm["pages_sharing"] = sharing
         ksm["general_profit"] = sharing * PAGE - round(cell.guests * known.ksm * MIB)
         for record in records.values():
-            record["recorded_at"] = recorded_at
+            record["recorded_at"] = recorded_at + record["recorded_at"][len(recorded_at) :]
 
     return change
 

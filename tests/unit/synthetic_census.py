@@ -15,9 +15,11 @@ def census_record(
     use_zero_pages: int = 0,
     pages_sharing: int = 0,
     ksm_zero_pages: int | None = 0,
+    merged: Mapping[str, int | None] | None = None,
+    largest_contents: Sequence[Mapping[str, Any]] = (),
     cell: Cell | None = None,
 ) -> dict[str, Any]:
-    """Content 0 is a page of zeros."""
+    """Content 0 is a page of zeros; without ``merged`` it is a record of before it was counted."""
     names = sorted(guests)
     held = {name: set(guests[name]) - {0} for name in names}
     copies = Counter(content for name in names for content in guests[name] if content)
@@ -76,6 +78,8 @@ def census_record(
                 "pages_sharing": pages_sharing,
                 "ksm_zero_pages": ksm_zero_pages,
             },
+            **({} if merged is None else {"merged": dict(merged)}),
+            **({"largest_contents": list(largest_contents)} if largest_contents else {}),
             "pause_seconds": 1.25,
             "read_seconds": 1.0,
             "count_seconds": 0.5,

@@ -12,7 +12,6 @@ import yaml
 from planned import play_action, variables
 from synthetic_capacity import MIB, capacity_record
 
-from analysis.model.capacity import used_bytes
 from analysis.plan.capacity_design import CapacityDesign, arms, check_variables, fitting, next_guests, stop
 from analysis.plan.design import PROJECT, Design, DesignError
 
@@ -142,7 +141,7 @@ def test_the_cgroup_leaves_room_for_the_step_that_does_not_fit() -> None:
         replace(three, envelope_mib=0).limit_bytes(experiment, 160)
 
 
-def observed(**changes: Any) -> tuple[dict[str, Any], int]:
+def observed(**changes: Any) -> dict[str, Any]:
     record = copy.deepcopy(capacity_record())
     host = record["observed"]["host"]["meminfo"]
     host["MemAvailable_bytes"] = changes.get("available_mib", 8000) * MIB
@@ -152,7 +151,8 @@ def observed(**changes: Any) -> tuple[dict[str, Any], int]:
     if changes.get("silent"):
         record["observed"]["probes"]["guest02"] = None
     record["observed"]["envelope"]["working_set_bytes"] = changes.get("used_mib", 1600) * MIB
-    return record["observed"], used_bytes(record)
+    seen: dict[str, Any] = record["observed"]
+    return seen
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def observed(**changes: Any) -> tuple[dict[str, Any], int]:
     ],
 )
 def test_each_limit_ends_an_arm_and_says_why(changes: dict[str, Any], measure: str, words: str) -> None:
-    found = stop(DESIGN, *observed(**changes))
+    found = stop(DESIGN, observed(**changes))
     assert found is not None
     assert (found["measure"], words in str(found["reason"])) == (measure, True), found
 
@@ -178,15 +178,15 @@ def test_just_below_every_limit_goes_on() -> None:
     seen = observed(
         used_mib=8192, available_mib=2048, stalled_us=999_999, vmstat={"pswpin": 100, "pgmajfault": 1000}
     )
-    assert stop(DESIGN, *seen) is None
+    assert stop(DESIGN, seen) is None
 
 
 def test_without_a_guest_a_moments_faults_are_no_limit() -> None:
-    seen, used = observed(vmstat={"pgmajfault": 5000}, stalled_us=9_000_000)
+    seen = observed(vmstat={"pgmajfault": 5000}, stalled_us=9_000_000)
     seen["probes"] = {}
-    assert stop(DESIGN, seen, used) is None
+    assert stop(DESIGN, seen) is None
     seen["host"]["meminfo"]["MemAvailable_bytes"] = 1
-    assert stop(DESIGN, seen, used) is not None
+    assert stop(DESIGN, seen) is not None
 
 
 def walk(limit: int, step: int, most: int = 64) -> list[int]:

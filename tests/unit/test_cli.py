@@ -1,13 +1,16 @@
 """The command line: quick help, one sentence and exit code 2 for a mistake, no traceback."""
 
+import re
 import subprocess
 import sys
+from argparse import ArgumentParser
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from synthetic import store, synthetic_plan
 
-from analysis.__main__ import main
+from analysis.__main__ import COMMANDS, main, parser
 from analysis.plan.design import PROJECT
 
 
@@ -20,15 +23,58 @@ def mistake(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return captured.err
 
 
-def test_help_imports_nothing_heavy() -> None:
+@pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = (
-        "import sys; from analysis.__main__ import parser; parser().format_help();"
-        "print(sorted({'pandas', 'matplotlib', 'scipy', 'ansible_runner', 'pydantic'} & set(sys.modules)))"
+        "import sys\n"
+        "from analysis.__main__ import main\n"
+        f"try: main([*{words!r}, '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'pandas', 'matplotlib', 'scipy', 'ansible_runner', 'pydantic', 'rich'}\n"
+        "print('heavy:', *sorted(heavy & set(sys.modules)))"
     )
     seen = subprocess.run(
         [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
     )
-    assert seen.stdout == "[]\n"
+    assert seen.stdout.splitlines()[-1] == "heavy:"
+    assert "usage: python -m analysis" in seen.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_each_command_has_an_example_that_can_be_read(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    (example,) = re.findall(rf"^example: python -m analysis ({command}.*)$", text, re.MULTILINE)
+    words = example.split()
+    assert parser(words).parse_args(words).command == command
+
+
+def test_exit_codes_are_in_the_help_and_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    documented = (PROJECT / "docs" / "commands.md").read_text()
+    for code in (0, 1, 2, 130):
+        assert re.search(rf"^  {code} +\w", text, re.MULTILINE)
+        assert f"| {code} | " in documented
+    for command in COMMANDS:
+        assert f"| `{command}` | " in documented
+
+
+def test_an_option_means_the_same_in_every_command() -> None:
+    common = {"--results", "--run", "--hypervisor", "--json", "--figure"}
+    meanings: dict[str, set[tuple[object, ...]]] = {option: set() for option in common}
+    for command in COMMANDS:
+        of_command = ArgumentParser()
+        import_module(f"analysis.commands.{command}").add_arguments(of_command)
+        for action in of_command._actions:
+            for option in common.intersection(action.option_strings):
+                meanings[option].add((action.nargs, action.metavar, action.type, str(action.default)))
+    assert {option: len(found) for option, found in meanings.items()} == dict.fromkeys(common, 1)
 
 
 def test_no_results_says_what_to_run(capsys: pytest.CaptureFixture[str], results: Path) -> None:
@@ -41,7 +87,33 @@ def test_no_results_says_what_to_run(capsys: pytest.CaptureFixture[str], results
 def test_an_unknown_run_is_named(capsys: pytest.CaptureFixture[str], results: Path) -> None:
     store(results, synthetic_plan())
     assert "there are synthetic." in mistake(capsys, "summarize", "--results", str(results), "--run", "x")
-    assert "there are synthetic." in mistake(capsys, "explain", "--results", str(results), "x")
+    assert "there are synthetic." in mistake(capsys, "explain", "--results", str(results), "--run", "x")
+
+
+def test_an_unknown_hypervisor_is_named_with_those_that_were_measured(
+    capsys: pytest.CaptureFixture[str], results: Path
+) -> None:
+    store(results, synthetic_plan(hosts=("host1", "host2")))
+    for command in ("summarize", "explain"):
+        error = mistake(capsys, command, "--results", str(results), "--hypervisor", "host3")
+        assert "--hypervisor is 'host3': measured were host1, host2." in error
+        assert main([command, "--results", str(results), "--hypervisor", "host2"]) == 0
+        shown = capsys.readouterr().out
+        assert "host2: 15 guests" in shown
+        assert "host1" not in shown
+
+
+def test_a_damaged_run_is_named_and_the_others_are_summarised(
+    capsys: pytest.CaptureFixture[str], results: Path
+) -> None:
+    store(results, synthetic_plan(run_id="good"))
+    (store(results, synthetic_plan(run_id="bad")) / "plan.json").write_text("{")
+    for command in ("summarize", "explain"):
+        assert main([command, "--results", str(results), "--all"]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "Run good" in shown
+        assert "! " in shown
+        assert "plan.json" in shown
 
 
 def test_a_damaged_plan_is_named(capsys: pytest.CaptureFixture[str], results: Path) -> None:
@@ -99,7 +171,7 @@ def test_explain_draws_its_figures(capsys: pytest.CaptureFixture[str], results: 
     paths = [tmp_path / name for name in ("ledger.svg", "burndown.svg")]
     words = ["--figure", str(paths[0]), "--burndown", str(paths[1])]
     assert main(["explain", "--results", str(results), *words]) == 0
-    assert "2 constant fill, ksm" in capsys.readouterr().out
+    assert "2 constant fill, ksm: freed" in capsys.readouterr().out
     assert all(path.read_text().count("<svg") == 1 for path in paths)
 
 

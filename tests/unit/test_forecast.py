@@ -35,6 +35,7 @@ from analysis.model.sharing import (
 )
 from analysis.plan.design import Cell
 from analysis.plan.mix import mix_text
+from analysis.records.models import ForecastRecord
 from analysis.report.forecast_figures import forecast_figure
 
 NUMBERS = (2, 4, 6)
@@ -324,11 +325,22 @@ def test_a_mix_on_the_command_line(capsys: pytest.CaptureFixture[str], results: 
 def test_the_figure_draws_the_curve(capsys: pytest.CaptureFixture[str], results: Path) -> None:
     store_numbers(results, NUMBERS)
     found = content(capsys, results, "--fit", "--workload", "idle", "--host-memory-mib", "8192")
-    (axes,) = forecast_figure(found).axes
+    (axes,) = forecast_figure(ForecastRecord.model_validate_json(json.dumps(found))).axes
     curves = {str(line.get_label()): line for line in axes.lines}
     guests = list(curves["ksm"].get_xdata())
     drawn = [float(value) for value in curves["ksm"].get_ydata()]  # type: ignore[arg-type]
     assert drawn == pytest.approx([used_mib(TRUTH["idle"], int(n))[1] / 1024 for n in guests])
+
+
+def test_a_curve_goes_beyond_the_limit(capsys: pytest.CaptureFixture[str], results: Path) -> None:
+    store_numbers(results, NUMBERS)
+    memory = str(128 * 1024)
+    found = content(capsys, results, "--fit", "--workload", "idle", "--host-memory-mib", memory)
+    (load,) = found["loads"]
+    assert load["limits"]["on"] > 300
+    curve = load["curve"]
+    assert curve["guests"] == list(range(1, load["limits"]["on"] + 3))
+    assert curve["on_bytes"][-2] > 128 * 1024 * MIB > curve["on_bytes"][-3]
 
 
 @pytest.mark.parametrize(
@@ -346,7 +358,10 @@ def test_the_figure_draws_the_curve(capsys: pytest.CaptureFixture[str], results:
         (["--guests", "15", "--run", "n2"], "was measured at 2 guests only"),
         (["--guests", "15", "--run", "never"], "run 'never' is not under"),
         (["--guests", "15", "--policy", "moon"], "--policy is 'moon': measured, and so allowed, is ksm."),
-        (["--guests", "15", "--hypervisor", "moon"], "there is no complete cell to forecast from"),
+        (
+            ["--guests", "15", "--hypervisor", "moon"],
+            "--hypervisor is 'moon': measured were host1.",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence(
@@ -359,20 +374,69 @@ def test_a_mistake_is_one_sentence(
     assert error.count("\n") == 1
 
 
-def test_cells_of_different_conditions_are_not_fitted_together(
+def test_of_cells_of_different_conditions_the_largest_set_is_taken_and_the_others_are_named(
     capsys: pytest.CaptureFixture[str], results: Path
 ) -> None:
-    store_numbers(results, (2, 4))
-    plan = synthetic_plan(run_id="other", guests=6)
+    store_numbers(results, NUMBERS)
+    before = content(capsys, results, "--guests", "15")["predicted"]
+
+    def change(cell: Cell, records: dict[str, dict[str, Any]]) -> None:
+        shaped(noise=lambda _cell: 700.0)(cell, records)
+        for record in records.values():
+            record["provenance"]["kernel_release"] = "6.1.0"
+
+    for guests in (8, 10):
+        store(results, synthetic_plan(run_id=f"other{guests}", guests=guests), change)
+    assert content(capsys, results, "--guests", "15")["predicted"] == before
+    text = " ".join(run(capsys, results, "--guests", "15").split())
+    assert "from 9 measured cells of runs n2, n4, n6:" in text
+    assert "2 of 11 cells are not used:" in text
+    for guests in (8, 10):
+        assert (
+            f"! not used: run other{guests}, idle-ksm-guests{guests}-boot1-rep1: it was measured under other "
+            "conditions than those chosen (kernel_release: 6.1.0 / 6.18.0-synthetic)."
+        ) in text
+
+
+def test_more_boots_of_a_number_that_fits_nothing_are_no_larger_set(
+    capsys: pytest.CaptureFixture[str], results: Path
+) -> None:
+    store_numbers(results, (2, 4), focus="1")
 
     def change(cell: Cell, records: dict[str, dict[str, Any]]) -> None:
         shaped()(cell, records)
         for record in records.values():
             record["provenance"]["kernel_release"] = "6.1.0"
 
-    store(results, plan, change)
-    assert main(["forecast", "--results", str(results), "--guests", "15"]) == 2
-    assert "kernel_release: 6.1.0 / 6.18.0-synthetic" in capsys.readouterr().err
+    store(results, synthetic_plan(run_id="many", guests=8, boots=5), change)
+    found = content(capsys, results, "--guests", "15")
+    assert {cell["run_id"] for cell in found["calibration"]["cells"]} == {"n2", "n4"}
+
+
+def test_the_set_that_can_answer_is_preferred_to_the_larger_one(
+    capsys: pytest.CaptureFixture[str], results: Path
+) -> None:
+    store_numbers(results, NUMBERS, focus="1,2")
+    store_numbers(results, (2, 4), "booted", focus="3", start=BOOTED)
+    found = content(capsys, results, "--guests", "15", "--workload", "random_fill")
+    assert {cell["run_id"] for cell in found["calibration"]["cells"]} == {"booted2", "booted4"}
+    found = content(capsys, results, "--guests", "15")
+    assert {cell["run_id"] for cell in found["calibration"]["cells"]} == {"n2", "n4", "n6"}
+
+
+def test_of_several_hosts_one_is_taken_and_a_typo_names_those_that_exist(
+    capsys: pytest.CaptureFixture[str], results: Path
+) -> None:
+    store_numbers(results, NUMBERS, focus="1")
+    for guests in (2, 4):
+        store(results, synthetic_plan(run_id=f"b{guests}", hosts=("host2",), guests=guests), shaped())
+    text = " ".join(run(capsys, results, "--guests", "15").split())
+    assert "Forecast of the host memory of host1," in text
+    assert "it is of the host host2, which --hypervisor would choose" in text
+    assert content(capsys, results, "--guests", "15", "--hypervisor", "host2")["hypervisor"] == "host2"
+    assert main(["forecast", "--results", str(results), "--guests", "15", "--hypervisor", "hots1"]) == 2
+    error = capsys.readouterr().err
+    assert "--hypervisor is 'hots1': measured were host1, host2." in error
 
 
 def test_a_forecast_is_of_one_policy(capsys: pytest.CaptureFixture[str], results: Path) -> None:
@@ -380,10 +444,9 @@ def test_a_forecast_is_of_one_policy(capsys: pytest.CaptureFixture[str], results
     store_numbers(
         results, NUMBERS, prefix="a", design={"policies": "advisor"}, noise=lambda cell: 50.0 * cell.guests
     )
-    assert main(["forecast", "--results", str(results), "--guests", "15"]) == 2
-    assert (
-        "several policies were measured: choose one of ksm, advisor with --policy" in capsys.readouterr().err
-    )
+    text = " ".join(run(capsys, results, "--guests", "15").split())
+    assert "policy ksm, guests of" in text
+    assert "it is under the policy advisor, which --policy would choose" in text
     words = ["--guests", "15", "--workload", "idle", "--policy"]
     found = {policy: content(capsys, results, *words, policy) for policy in ("ksm", "advisor")}
     _off, on, _gross = used_mib(TRUTH["idle"], 15)
@@ -440,8 +503,12 @@ def test_restored_and_booted_guests_are_not_fitted_together(
 ) -> None:
     store_numbers(results, (2, 4))
     store_numbers(results, (6,), start=BOOTED)
-    assert main(["forecast", "--results", str(results), "--guests", "15"]) == 2
-    assert "start.from: boot / checkpoint" in capsys.readouterr().err
+    found = content(capsys, results, "--guests", "15")
+    assert {cell["guests"] for cell in found["calibration"]["cells"]} == {2, 4}
+    text = " ".join(run(capsys, results, "--guests", "15").split())
+    assert (
+        "run n6, 3 cells: it was measured under other conditions than those chosen (start.from: boot" in text
+    )
 
 
 def test_a_workload_loaded_before_and_after_its_checkpoint_is_not_fitted_together(
@@ -449,8 +516,46 @@ def test_a_workload_loaded_before_and_after_its_checkpoint_is_not_fitted_togethe
 ) -> None:
     store_numbers(results, (2, 4), start={"loaded": True}, focus="3")
     store_numbers(results, (6,), focus="1,3")
-    assert main(["forecast", "--results", str(results), "--guests", "15"]) == 2
-    assert "random_fill loaded before and after the checkpoint" in capsys.readouterr().err
+    found = content(capsys, results, "--guests", "15")
+    assert [cell["guests"] for cell in found["calibration"]["cells"]] == [2, 4]
+    text = " ".join(run(capsys, results, "--guests", "15").split())
+    assert "random_fill-ksm-guests6-boot1-rep1: its workload was loaded on the other side of the" in text
+
+
+def test_without_general_profit_the_safe_need_is_the_same(
+    capsys: pytest.CaptureFixture[str], results: Path
+) -> None:
+    def without(cell: Cell, records: dict[str, dict[str, Any]]) -> None:
+        shaped()(cell, records)
+        for kind in ("off", "on"):
+            records[kind]["observed"]["host"]["ksm"]["general_profit"] = None
+        for guest in records["on"]["observed"]["guests"].values():
+            guest["ksm_stat"]["ksm_rmap_items"] = round(TRUTH[cell.workload].ksm * MIB / 64)
+
+    store_numbers(results / "with", NUMBERS, focus="1")
+    for guests in NUMBERS:
+        store(results / "without", synthetic_plan(run_id=f"n{guests}", guests=guests), without)
+    told, untold = (content(capsys, results / name, "--guests", "15") for name in ("with", "without"))
+    for name in ("predicted", "loads", "guest_breakdown"):
+        assert untold[name] == told[name]
+
+
+def test_where_ksms_own_memory_is_not_known_nothing_is_taken_for_guest_memory(
+    capsys: pytest.CaptureFixture[str], results: Path
+) -> None:
+    def unknown(cell: Cell, records: dict[str, dict[str, Any]]) -> None:
+        shaped()(cell, records)
+        for kind in ("off", "on"):
+            records[kind]["observed"]["host"]["ksm"] |= {"general_profit": None, "pages_volatile": None}
+            for guest in records[kind]["observed"]["guests"].values():
+                guest["ksm_stat"] = None
+
+    for guests in NUMBERS:
+        store(results, synthetic_plan(run_id=f"n{guests}", guests=guests), unknown)
+    found = content(capsys, results, "--guests", "15")
+    # 512 of guest memory, 8 of rmap_items, and all of the 420 that a guest uses.
+    assert found["predicted"][0]["safe_bytes"] / MIB == pytest.approx(BASE + 15 * (512 + 8 + 420))
+    assert found["guest_breakdown"]["idle"]["ksm_bytes"] is None
 
 
 def test_the_census_gives_the_curve_and_the_measured_saving_its_height(

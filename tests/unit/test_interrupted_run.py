@@ -126,7 +126,7 @@ def test_ctrl_c_at_ansible_runner_does_the_same_and_says_how_to_go_on(
     case: Interrupted, tmp_path: Path
 ) -> None:
     code = (
-        "import sys; from pathlib import Path; from analysis.commands.run import Campaign, drive;"
+        "import sys; from pathlib import Path; from analysis.progress.campaign import Campaign, drive;"
         f"folder = Path({str(tmp_path)!r});"
         f"campaign = Campaign(folder, folder / 'results', folder / 'hosts.ini', {{}}, {RUN_ID!r});"
         "sys.exit(drive(campaign, sys.stdout))"

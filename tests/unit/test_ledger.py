@@ -1,10 +1,13 @@
 """The ledger: items that sum exactly, against changes made by hand, and the flag."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import MIB, PAGE, store, synthetic_plan
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from synthetic import MIB, PAGE, store, synthetic_plan, synthetic_records
 
 from analysis.measure.ledger import (
     CACHE,
@@ -13,6 +16,7 @@ from analysis.measure.ledger import (
     HOST_REST,
     OTHERS,
     PAGE_TABLES,
+    PER_CPU,
     RMAP,
     SLAB,
     SOURCES,
@@ -25,10 +29,15 @@ from analysis.measure.ledger import (
     Reconciliation,
     ledger,
 )
+from analysis.measure.saving import Unknown, saving
 from analysis.plan.design import Cell
-from analysis.records.loading import load_run
+from analysis.records.loading import COMPLETE, CellRecords, load_run
+from analysis.records.models import PHASES
 
 Records = dict[str, dict[str, Any]]
+
+# A loaded machine is no failure, and what failed once fails again.
+steady = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
 def book(results: Path, change: Any = None) -> Ledger:
@@ -218,3 +227,61 @@ def test_every_item_has_a_source(results: Path) -> None:
 
 def test_pages_count_in_the_hosts_page_size(results: Path) -> None:
     assert book(results).available.start_bytes == 2 * (100 * MIB // PAGE) * PAGE
+
+
+PLAN = synthetic_plan(guests=2)
+SMAPS = ("Pss_bytes", "Pss_Anon_bytes", "Anonymous_bytes", "AnonHugePages_bytes", "SwapPss_bytes")
+
+
+@st.composite
+def any_cell(draw: st.DrawFn) -> CellRecords:
+    """A cell whose every counter is any number, each of the optional ones absent or there."""
+    numbers = st.integers(0, 1 << 45)
+    pages = st.integers(0, 1 << 30)
+    records = synthetic_records(PLAN, PLAN.cells[0])
+    profit, zero_pages, stat, lists = (draw(st.booleans()) for _ in range(4))
+    for kind in ("off", "on"):
+        host, guests = (records[kind]["observed"][name] for name in ("host", "guests"))
+        host["meminfo"] = {name: draw(numbers) for name in host["meminfo"]}
+        host["per_cpu_free_pages"] = draw(pages) if lists else None
+        host["ksm"]["pages_sharing"] = draw(pages)
+        host["ksm"]["ksm_zero_pages"] = draw(pages) if zero_pages else None
+        host["ksm"]["general_profit"] = draw(st.integers(-(1 << 45), 1 << 45)) if profit else None
+        for guest in guests.values():
+            guest["smaps_rollup"] |= {name: draw(numbers) for name in SMAPS}
+            guest["ksm_stat"] = {"ksm_rmap_items": draw(pages)} if stat else None
+    stored = {kind: PHASES[kind].model_validate_json(json.dumps(one)) for kind, one in records.items()}
+    return CellRecords(PLAN.cells[0], Path(), PLAN.run_id, COMPLETE, "", stored)
+
+
+@steady
+@given(any_cell())
+def test_whatever_the_counters_say_the_items_sum_to_the_measures(cell: CellRecords) -> None:
+    found, seen = ledger(cell), saving(cell)
+    for way, start, end in (
+        (found.available, seen.gross, seen.mem_available),
+        (found.pss, seen.gross, seen.pss),
+    ):
+        assert (way.start_bytes, way.end_bytes) == (start, end)
+        assert way.start_bytes + sum(item.bytes for item in way.items) == way.end_bytes
+    assert sum(item.bytes for item in found.parts) == found.available.end_bytes
+    items = {item.name: item.bytes for item in found.available.items}
+    assert found.rest_bytes == items[GUEST_REST] + items[HOST_REST]
+
+
+@steady
+@given(any_cell())
+def test_whatever_the_counters_say_the_values_of_a_saving_agree(cell: CellRecords) -> None:
+    seen = saving(cell)
+    assert not isinstance(seen.pss, Unknown)
+    if isinstance(seen.ksm_own, Unknown):
+        assert seen.freed == seen.ksm_own
+    else:
+        assert seen.freed == seen.pss - seen.ksm_own
+        if not isinstance(seen.general_profit, Unknown):
+            assert seen.general_profit == seen.gross - seen.ksm_own  # type: ignore[operator]
+    if not isinstance(seen.freed_host, Unknown):
+        assert seen.freed_host == seen.used_off - seen.used_on  # type: ignore[operator]
+        items = {item.name: item.bytes for item in ledger(cell).available.items}
+        # What went onto the per-CPU lists is freed, and MemAvailable lacks it.
+        assert seen.freed_host + items[PER_CPU] == seen.mem_available

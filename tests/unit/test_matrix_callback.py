@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from small_project import SmallProject
 
-from analysis.commands.run import Campaign, drive
+from analysis.progress.campaign import Campaign, drive
 
 CELLS = [
     {"cell_id": f"{workload}-ksm", "workload": workload, "policy": "ksm", "guests": 2, "boot": 1}

@@ -346,6 +346,17 @@ def test_the_envelope_joins_the_series(tree: Path, tmp_path: Path, version: int)
     assert "cow_ksm" in observed["samples"]
 
 
+def test_free_pages_on_per_cpu_lists_join_the_series(tree: Path) -> None:
+    observed = sample(tree, until="seconds", duration_seconds=0.3)["observed"]
+    lines = (tree / "proc/zoneinfo").read_text().split("\n")
+    counted = sum(int(line.split()[1]) for line in lines if line.strip().startswith("count:"))
+    assert counted > 0
+    assert set(observed["samples"]["per_cpu_free_pages"]) == {counted}
+    (tree / "proc/zoneinfo").unlink()
+    observed = sample(tree, until="seconds", duration_seconds=0.3)["observed"]
+    assert set(observed["samples"]["per_cpu_free_pages"]) == {None}
+
+
 def test_an_envelope_that_is_not_there_is_named(tree: Path, tmp_path: Path) -> None:
     result = sample(tree, envelope_path=str(tmp_path / "absent"))
     assert result["msg"] == f"{tmp_path}/absent is no memory cgroup; a series of the envelope needs it"

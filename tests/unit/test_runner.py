@@ -13,10 +13,12 @@ from planned import planned, variables
 from synthetic import store, synthetic_failure, synthetic_plan
 
 from analysis.__main__ import parser
-from analysis.commands.run import Campaign, Progress, _variables, drive
+from analysis.commands.run import given_variables
+from analysis.commands.run import run as run_command
 from analysis.errors import UserError
 from analysis.plan.design import DesignError
 from analysis.plan.runs import open_run
+from analysis.progress.campaign import Campaign, Progress, drive
 
 RUN_ID = "synthetic"
 PLAYBOOK = """
@@ -172,7 +174,7 @@ def test_slow_tasks_are_told_outside_the_measurement_only() -> None:
 
 
 def given(*words: str) -> dict[str, Any]:
-    return _variables(parser().parse_args(["run", *words]))
+    return given_variables(parser(["run"]).parse_args(["run", *words]))
 
 
 def test_variables_of_the_command_line() -> None:
@@ -210,14 +212,17 @@ def test_a_wrong_option_is_refused_before_anything_is_done(words: tuple[str, ...
     assert str(refused.value).startswith(said)
 
 
+def resume(results: Path, *words: str) -> int:
+    return run_command(parser(["run"]).parse_args(["run", "--results", str(results), "--resume", *words]))
+
+
 def resumed(monkeypatch: pytest.MonkeyPatch, results: Path, *words: str) -> Campaign:
     """The campaign that `run --resume` would drive."""
     seen: list[Campaign] = []
-    monkeypatch.setattr("analysis.commands.run.RESULTS", results)
-    monkeypatch.setattr("analysis.commands.run.drive", lambda campaign, _out: seen.append(campaign) or 0)
-    from analysis.commands.run import run as run_command
-
-    assert run_command(parser().parse_args(["run", "--resume", *words])) == 0
+    monkeypatch.setattr("analysis.progress.campaign.drive", lambda campaign, _out: seen.append(campaign) or 0)
+    assert (
+        run_command(parser(["run"]).parse_args(["run", "--results", str(results), "--resume", *words])) == 0
+    )
     return seen[0]
 
 
@@ -228,11 +233,13 @@ def test_a_resumed_campaign_has_the_variables_of_its_plan(
     plan = open_run(results, planned(**changes, cell_order_seed=""))
     campaign = resumed(monkeypatch, results, plan.run_id, "-e", "keep_guests=true")
     assert campaign.run_id == plan.run_id
+    given = dict(campaign.variables)
+    assert given.pop("results_directory") == str(results)
     expected = variables(**changes, keep_guests=True)
-    assert campaign.variables == {**expected, "policies": "advisor,ksm", "guests": "2,4", "focus": "1,3"}
-    assert json.dumps(dict(campaign.variables))
+    assert given == {**expected, "policies": "advisor,ksm", "guests": "2,4", "focus": "1,3"}
+    assert json.dumps(given)
     # What the playbook is given is no other design: the run goes on in its own order.
-    again = planned(**campaign.variables)
+    again = planned(**given)
     assert open_run(results, again) == plan
 
 
@@ -243,9 +250,6 @@ def test_a_run_of_the_first_version_is_not_resumed(monkeypatch: pytest.MonkeyPat
         resumed(monkeypatch, PROJECT / "results" / "reference", "reference-15")
 
 
-def test_resuming_what_is_no_run_is_refused(monkeypatch: pytest.MonkeyPatch, results: Path) -> None:
-    monkeypatch.setattr("analysis.commands.run.RESULTS", results)
-    from analysis.commands.run import run as run_command
-
+def test_resuming_what_is_no_run_is_refused(results: Path) -> None:
     with pytest.raises(DesignError, match="is not a run"):
-        run_command(parser().parse_args(["run", "--resume", "never-was"]))
+        resume(results, "never-was")

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import BOOTED, began, store, synthetic_plan
+from synthetic import BOOTED, MIB, began, store, synthetic_plan
 
+from analysis.measure.pooling import pooling_conflicts
 from analysis.measure.statistics import (
     Difference,
     Estimate,
@@ -15,7 +16,6 @@ from analysis.measure.statistics import (
     boot_mean,
     estimate,
     policy_differences,
-    pooling_conflicts,
     summarise,
 )
 from analysis.measure.table import tidy
@@ -31,7 +31,7 @@ def test_two_boots_of_two_repetitions_by_hand() -> None:
     assert found is not None
     assert (found.n_boots, found.repetitions, found.mean) == (2, 4, 13.5)
     assert found.half_width == pytest.approx(12.706205 * 3.535534 / sqrt(2), rel=1e-6)
-    assert found.cov == pytest.approx(3.535534 / 13.5, rel=1e-6)
+    assert found.between_boot_sd == pytest.approx(3.535534, rel=1e-6)
     # Squares 1 + 1 + 4 + 4 over 1 + 1 degrees of freedom.
     assert found.within_boot_sd == pytest.approx(sqrt(5))
 
@@ -43,13 +43,13 @@ def test_four_repetitions_are_not_four_replicates() -> None:
     assert found.half_width != pytest.approx(3.182446 * 3.415650 / 2, rel=0.5)
 
 
-def test_mean_interval_and_cov_of_three_boots() -> None:
+def test_mean_interval_and_spread_of_three_boots() -> None:
     # 10, 12, 14: mean 12, standard deviation 2, t(0.975, 2) = 4.30265.
     found = estimate([[10.0], [12.0], [14.0]])
     assert found is not None
     assert (found.n_boots, found.repetitions, found.mean) == (3, 3, 12.0)
     assert found.half_width == pytest.approx(4.302653 * 2 / sqrt(3), rel=1e-6)
-    assert found.cov == pytest.approx(2 / 12)
+    assert found.between_boot_sd == pytest.approx(2)
     assert found.within_boot_sd is None
     # The normal quantile would be far too narrow for three boots.
     assert found.half_width != pytest.approx(1.959964 * 2 / sqrt(3), rel=0.5)
@@ -66,7 +66,7 @@ def test_each_boot_counts_the_same_however_often_it_was_repeated() -> None:
 def test_one_boot_has_no_interval_but_a_spread_within() -> None:
     found = estimate([[7.0, 9.0]])
     assert found is not None
-    assert (found.mean, found.half_width, found.cov) == (8.0, None, None)
+    assert (found.mean, found.half_width, found.between_boot_sd) == (8.0, None, None)
     assert found.within_boot_sd == pytest.approx(sqrt(2))
     assert estimate([[7.0]]) == Estimate(1, 1, 7.0, None, None, None)
 
@@ -77,10 +77,13 @@ def test_an_unknown_value_makes_the_mean_unknown() -> None:
     assert estimate([]) is None
 
 
-def test_no_cov_about_zero() -> None:
-    found = estimate([[-1.0], [1.0]])
+@pytest.mark.parametrize(("boots", "conclusive"), [(1, False), (2, False), (3, True), (12, True)])
+def test_nothing_is_concluded_from_fewer_than_three_boots(boots: int, conclusive: bool) -> None:
+    found = estimate([[float(boot), float(boot)] for boot in range(boots)])
     assert found is not None
-    assert found.cov is None
+    assert found.conclusive is conclusive
+    # What it is is shown all the same.
+    assert (found.half_width is None) == (boots == 1)
 
 
 def test_a_mean_over_boots_by_hand() -> None:
@@ -97,7 +100,7 @@ def test_repetitions_of_a_boot_are_one_replicate_in_the_summary(results: Path) -
     found = summary_of(
         results, None, lambda cell: 100 + 10 * cell.boot + 2 * cell.repetition, boots=2, repetitions=2
     )
-    ours = found.estimates["saved_gross_mib_per_vm"]
+    ours = found.estimates["gross_mib_per_vm"]
     # 112, 114 and 122, 124: means 113 and 123, standard deviation 7.071068.
     assert ours is not None
     assert (found.planned, found.measured, found.boots) == (4, 4, (2, 2))
@@ -108,7 +111,7 @@ def test_repetitions_of_a_boot_are_one_replicate_in_the_summary(results: Path) -
 
 def test_the_difference_from_the_paper_has_our_interval(results: Path) -> None:
     found = summary_of(results, None, lambda cell: 100 + 10 * cell.boot, boots=2)
-    ours = found.estimates["saved_mem_available_mib_per_vm"]
+    ours = found.estimates["mem_available_mib_per_vm"]
     assert ours is not None
     assert found.paper is not None
     # 110 and 120 less 8 of rmap_items; t(0.975, 1) = 12.7062, standard deviation 7.07107.
@@ -117,11 +120,55 @@ def test_the_difference_from_the_paper_has_our_interval(results: Path) -> None:
     assert found.paper.half_width == pytest.approx(12.7062 * 7.07107 / sqrt(2), rel=1e-4)
 
 
+@pytest.mark.parametrize(("boots", "apart"), [(1, None), (2, None), (3, True)])
+def test_the_paper_is_apart_only_by_an_interval_of_three_boots(
+    results: Path, boots: int, apart: bool | None
+) -> None:
+    found = summary_of(results, None, lambda cell: 100 + cell.boot / 100, boots=boots)
+    assert found.paper is not None
+    assert found.paper.apart is apart
+
+
+def test_within_our_interval_the_paper_is_not_apart(results: Path) -> None:
+    found = summary_of(results, None, lambda cell: 8 + 50.6 + 10 * (cell.boot - 2), boots=3)
+    assert found.paper is not None
+    assert found.paper.difference == pytest.approx(0, abs=0.01)
+    assert found.paper.apart is False
+
+
+@pytest.mark.parametrize("design", [{"guests": 14}, {"guest_memory_mib": 640}])
+def test_the_papers_figures_stand_beside_its_15_guests_of_512_mb_only(
+    results: Path, design: dict[str, int]
+) -> None:
+    def large(_cell: Cell, records: Records) -> None:
+        for kind in ("off", "on"):
+            for guest in records[kind]["observed"]["guests"].values():
+                guest["mergeable_bytes"] = 640 * MIB
+
+    found = summary_of(results, large, **design)
+    assert found.measured == 1
+    assert found.paper is None
+
+
+def test_a_summary_says_what_is_unknown_and_in_how_many_cells_the_host_parts(results: Path) -> None:
+    def change(cell: Cell, records: Records) -> None:
+        if cell.boot == 1:
+            records["on"]["observed"]["host"]["meminfo"]["MemAvailable_bytes"] -= 100 * MIB
+        else:
+            records["off"]["observed"]["host"]["ksm"]["general_profit"] = None
+
+    found = summary_of(results, change, boots=2)
+    assert found.parted == 1
+    assert found.unknown == ("general_profit_mib_per_vm: its kernel has no general_profit",)
+    assert found.estimates["general_profit_mib_per_vm"] is None
+    assert found.estimates["freed_mib_per_vm"] is not None
+
+
 def test_the_same_checkpoint_in_two_runs_is_one_boot(results: Path) -> None:
     runs = [load_run(store(results, synthetic_plan(run_id=name))) for name in ("a", "b")]
     (found,) = summarise(tidy(runs))
     assert (found.measured, found.boots) == (2, (2,))
-    assert found.estimates["saved_gross_mib_per_vm"] == Estimate(1, 2, 100.0, None, 0.0, None)
+    assert found.estimates["gross_mib_per_vm"] == Estimate(1, 2, 100.0, None, None, 0.0)
 
 
 def test_a_checkpoint_made_anew_is_another_boot(results: Path) -> None:
@@ -148,12 +195,12 @@ def test_unsettled_cells_are_shown_and_not_averaged(results: Path) -> None:
             records["merge"]["observed"].update(converged=False, converged_after_seconds=None)
 
     found = summary_of(results, change, lambda cell: 1000 if cell.boot == 2 else 100, boots=3)
-    ours = found.estimates["saved_gross_mib_per_vm"]
+    ours = found.estimates["gross_mib_per_vm"]
     assert ours is not None
     assert (found.planned, found.measured, ours.n_boots) == (3, 2, 2)
     assert ours.mean == pytest.approx(100)
     assert [one.status for one in found.cells] == ["complete", "unconverged", "complete"]
-    assert found.cells[1].saved_mem_available_mib_per_vm == pytest.approx(992)
+    assert found.cells[1].freed_mib_per_vm == pytest.approx(992)
 
 
 @pytest.mark.parametrize(
@@ -220,8 +267,8 @@ def test_other_treatments_are_a_line_of_their_own(results: Path, start: dict[str
     runs += [load_run(store(results, synthetic_plan(run_id="b"), otherwise, lambda _cell: 300))]
     found = {(one.variant, one.start_from): one for one in summarise(tidy(runs))}
     assert len(found) == 2
-    restored = found["ksm", "checkpoint"].estimates["saved_gross_mib_per_vm"]
-    other = found[variant, start.get("from", "checkpoint")].estimates["saved_gross_mib_per_vm"]
+    restored = found["ksm", "checkpoint"].estimates["gross_mib_per_vm"]
+    other = found[variant, start.get("from", "checkpoint")].estimates["gross_mib_per_vm"]
     assert restored is not None
     assert other is not None
     assert (restored.mean, other.mean) == (100, 300)
@@ -259,7 +306,7 @@ def compared(results: Path, change: Any = None, **design: Any) -> list[PolicyDif
 def test_a_difference_between_policies_is_paired_by_boot(results: Path) -> None:
     (found,) = compared(results, repetitions=2)
     assert (found.policy, found.baseline, found.n_boots) == ("advisor", "ksm", 2)
-    gross = found.differences["saved_gross_mib_per_vm"]
+    gross = found.differences["gross_mib_per_vm"]
     assert gross is not None
     # 1 in the first boot, 3 in the second: mean 2, standard deviation 1.414214.
     assert gross.mean == pytest.approx(2)
@@ -275,7 +322,7 @@ def test_boots_that_one_of_the_policies_lacks_are_no_pair(results: Path) -> None
 
     (found,) = compared(results, change)
     assert found.n_boots == 1
-    assert found.differences["saved_gross_mib_per_vm"] == Difference(1.0, None)
+    assert found.differences["gross_mib_per_vm"] == Difference(1.0, None)
 
 
 def test_without_a_common_checkpoint_there_is_no_comparison(results: Path) -> None:
@@ -315,7 +362,7 @@ def test_huge_pages_count_unless_a_policy_asks_for_them(results: Path) -> None:
     assert unasked.not_compared == ("thp.enabled: always / madvise",)
     (found,) = compared(results / "asked", asked)
     assert found.not_compared == ()
-    assert found.differences["saved_gross_mib_per_vm"] is not None
+    assert found.differences["gross_mib_per_vm"] is not None
 
 
 def test_an_unknown_measure_has_no_difference(results: Path) -> None:
@@ -324,8 +371,8 @@ def test_an_unknown_measure_has_no_difference(results: Path) -> None:
             records["on"]["observed"]["host"]["ksm"]["general_profit"] = None
 
     (found,) = compared(results, change, repetitions=2)
-    assert found.differences["saved_general_profit_mib_per_vm"] is None
-    assert found.differences["saved_gross_mib_per_vm"] is not None
+    assert found.differences["general_profit_mib_per_vm"] is None
+    assert found.differences["gross_mib_per_vm"] is not None
 
 
 def test_a_mix_has_its_own_line_after_the_foci_and_no_figure_of_the_paper(results: Path) -> None:
@@ -341,7 +388,7 @@ def test_a_mix_has_its_own_line_after_the_foci_and_no_figure_of_the_paper(result
         ("idle=6,random_fill=9", 1),
     ]
     assert [s.paper is None for s in summaries] == [False, True, True]
-    assert summaries[1].estimates["saved_gross_mib_per_vm"] is not None
+    assert summaries[1].estimates["gross_mib_per_vm"] is not None
 
 
 def test_hosts_and_sizes_of_guests_are_summarised_apart(results: Path) -> None:

@@ -5,9 +5,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from synthetic import MIB, PAGE, began, store, synthetic_failure, synthetic_plan
+from synthetic import MIB, began, store, synthetic_failure, synthetic_plan
 
-from analysis.measure.table import gross_bytes, tidy
+from analysis.measure.saving import OF_HOST, PER_VM, saving
+from analysis.measure.table import tidy
 from analysis.plan.design import Cell
 from analysis.records.loading import load_run
 
@@ -18,26 +19,31 @@ def row(results: Path, change: Any = None, **design: Any) -> pd.Series:
     return tidy([load_run(store(results, synthetic_plan(**design), change))]).iloc[0]
 
 
-def test_the_four_measures_in_bytes_and_per_vm(results: Path) -> None:
-    def change(_cell: Cell, records: Records) -> None:
-        off, on = records["off"]["observed"], records["on"]["observed"]
-        off["host"]["meminfo"].update(MemAvailable_bytes=1000 * MIB)
-        on["host"]["meminfo"].update(MemAvailable_bytes=1090 * MIB)
-        off["host"]["ksm"].update(pages_sharing=512, ksm_zero_pages=0)
-        on["host"]["ksm"].update(pages_sharing=25_600, ksm_zero_pages=1024, general_profit=70 * MIB)
-        for seen, pss in ((off, 300), (on, 250)):
-            for guest in seen["guests"].values():
-                guest["smaps_rollup"]["Pss_bytes"] = pss * MIB
+def test_the_row_of_a_cell_has_its_saving_by_the_names_of_the_registry(results: Path) -> None:
+    seen = row(results, guests=2)
+    run = load_run(results / "synthetic")
+    assert {name: seen[name] for name in (*PER_VM, *OF_HOST)} == saving(run.cells[0]).quantities()
+    # 200 MiB of gross less 16 of rmap_items, of 24000 MiB of which 16000 were available.
+    assert (seen["freed_mib_per_vm"], seen["gross_mib_per_vm"], seen["used_on_mib"]) == (92, 100, 8000 - 184)
+    assert seen["unknown"] == ""
+    assert pd.isna(seen["parted_mib"])
 
-    seen = row(results, change, guests=2)
-    assert seen["host_used_off_bytes"] == (24000 - 1000) * MIB
-    assert seen["host_used_on_bytes"] == (24000 - 1090) * MIB
-    assert seen["saved_mem_available_bytes"] == 90 * MIB
-    assert seen["saved_gross_bytes"] == (25_600 + 1024 - 512) * PAGE
-    assert seen["saved_general_profit_bytes"] == 70 * MIB
-    assert seen["saved_pss_bytes"] == 100 * MIB
-    assert seen["saved_gross_mib_per_vm"] == 51.0
-    assert seen["saved_pss_mib_per_vm"] == 50.0
+
+def test_a_row_tells_by_how_much_the_hosts_memory_freed_parts_from_the_guests(results: Path) -> None:
+    def neighbour(_cell: Cell, records: Records) -> None:
+        records["on"]["observed"]["host"]["meminfo"]["MemAvailable_bytes"] -= 300 * MIB
+
+    assert row(results, neighbour)["parted_mib"] == -300
+
+
+def test_a_cell_in_which_the_host_swapped_is_named_and_not_averaged(results: Path) -> None:
+    def change(_cell: Cell, records: Records) -> None:
+        records["merge"]["observed"]["samples"]["pswpout"][-1] = 7
+
+    seen = row(results, change)
+    assert seen["status"] != "complete"
+    assert "swapped 7 pages" in seen["problem"]
+    assert pd.isna(seen["freed_mib_per_vm"])
 
 
 def test_merging_verification_and_provenance_have_columns(results: Path) -> None:
@@ -67,15 +73,9 @@ def test_a_missing_counter_stays_unknown(results: Path) -> None:
             records[kind]["observed"]["host"]["ksm"].update(general_profit=None, ksm_zero_pages=None)
 
     seen = row(results, change)
-    assert pd.isna(seen["saved_general_profit_bytes"])
-    assert pd.isna(seen["saved_general_profit_mib_per_vm"])
-    assert seen["saved_gross_mib_per_vm"] == 100.0
-
-
-def test_zero_pages_used_but_not_counted_leave_the_gross_unknown() -> None:
-    arm = {"host": {"ksm": {"pages_sharing": 10, "ksm_zero_pages": None}}}
-    assert gross_bytes(arm, {"use_zero_pages": 1}, PAGE) is None
-    assert gross_bytes(arm, {"use_zero_pages": 0}, PAGE) == 10 * PAGE
+    assert seen["unknown"] == "general_profit_mib_per_vm: its kernel has no general_profit"
+    assert pd.isna(seen["general_profit_mib_per_vm"])
+    assert seen["gross_mib_per_vm"] == 100.0
 
 
 def test_cells_that_were_not_measured_keep_their_row_without_numbers(results: Path) -> None:
@@ -85,8 +85,8 @@ def test_cells_that_were_not_measured_keep_their_row_without_numbers(results: Pa
 
     table = tidy([load_run(store(results, synthetic_plan(focus="1,2"), change))]).set_index("workload")
     assert dict(table["status"]) == {"idle": "failed", "constant_fill": "complete"}
-    assert pd.isna(table.loc["idle", "saved_gross_bytes"])
-    assert table.loc["constant_fill", "saved_gross_mib_per_vm"] == 100.0
+    assert pd.isna(table.loc["idle", "gross_mib_per_vm"])
+    assert table.loc["constant_fill", "gross_mib_per_vm"] == 100.0
 
 
 def test_a_cell_says_what_was_done_to_it_and_from_what_it_began(results: Path) -> None:
@@ -123,7 +123,7 @@ def test_of_a_cell_that_was_not_measured_the_start_is_that_of_its_like(results: 
 def test_a_table_of_nothing_measured_has_the_same_columns(results: Path) -> None:
     table = tidy([load_run(store(results, synthetic_plan(), lambda _cell, records: records.clear()))])
     assert list(table["status"]) == ["missing"]
-    assert table["saved_mem_available_mib_per_vm"].isna().all()
+    assert table["mem_available_mib_per_vm"].isna().all()
 
 
 def test_unsettled_and_damaged_cells_are_not_complete(results: Path) -> None:
@@ -132,7 +132,7 @@ def test_unsettled_and_damaged_cells_are_not_complete(results: Path) -> None:
         if cell.boot == 1:
             merge.update(converged=False, converged_after_seconds=None, reason="it oscillated")
         if cell.boot == 2:
-            verify["guests"]["guest02"]["intact"] = False
+            verify["guests"]["guest02"].update(intact=False, digest_after="other")
         if cell.boot == 3:
             merge["samples"]["pages_sharing"][-8:] = [1000 * (1 + n % 2) for n in range(8)]
 

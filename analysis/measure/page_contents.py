@@ -4,25 +4,16 @@ A content is what one or more pages hold; zero pages are counted apart. Of every
 many guests hold it, in how many copies, and not which guests.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
+from analysis.measure.saving import UNCOUNTED_ZEROS, Unknown, Value
+from analysis.records.models import CensusRecord, LargestContent, MergedPages
 
-from analysis.errors import UserError
-from analysis.records.migration import migrate_census
-
-SCHEMA = Path(__file__).resolve().parents[1] / "records" / "schema" / "census.schema.json"
-FILE = "census.json"
-
-
-class CensusError(UserError):
-    """A census that cannot be used."""
+OTHER = "other"
+# Of a content in each guest that holds it, 4 MB of pages of 4 KiB: what systems have in common is less.
+MANY_COPIES = 1000
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,7 @@ class Guest:
 
 
 @dataclass(frozen=True)
-class Saving:
+class IdealSaving:
     """Where the resident pages of all guests go under a perfect KSM; the first four parts sum to them.
 
     ``kept_pages``: one page for each content. ``zero_pages``, ``within_pages``, ``between_pages``: pages that
@@ -83,7 +74,11 @@ class Census:
     """A census of all guests of a host.
 
     ``shared_contents``: distinct contents that two guests both hold, in the order of ``guests``.
-    ``saved_pages``: what KSM had saved at that moment; None where the kernel does not tell.
+    ``saved_pages``: what KSM had saved of these very pages at that moment, by their frames: mappings of
+    merged frames less the frames, and mappings of the kernel's zero page that KSM made. ``gross_pages``: the
+    same by KSM's counters, in which a page that a guest has written to since stays until ksmd comes by again.
+    ``strangers``: contents in many copies in each guest that holds them that are neither zero nor what the
+    workload filled: something left them behind.
     """
 
     guests: tuple[Guest, ...]
@@ -92,7 +87,9 @@ class Census:
     page_size_bytes: int
     max_page_sharing: int
     use_zero_pages: bool
-    saved_pages: int | None
+    saved_pages: int | Unknown
+    gross_pages: int | Unknown
+    strangers: tuple[LargestContent, ...]
 
     @property
     def resident_pages(self) -> int:
@@ -110,19 +107,21 @@ class Census:
         return sum(kind.contents for kind in self.contents)
 
     @property
-    def efficiency(self) -> float | None:
-        """What KSM saves over what it could; None where either is nothing or unknown."""
+    def efficiency(self) -> Value:
+        """What KSM saves of these pages over what it could: at most 1, for both are of the same pages."""
+        if isinstance(self.saved_pages, Unknown):
+            return self.saved_pages
         ideal = self.saving().ideal_pages
-        return self.saved_pages / ideal if ideal and self.saved_pages else None
+        return self.saved_pages / ideal if ideal else Unknown("no page of the guests can go")
 
-    def saving(self) -> Saving:
+    def saving(self) -> IdealSaving:
         """The ideal saving with its parts.
 
         max_page_sharing: a content with c copies needs ceil(c / max_page_sharing) pages
         (Documentation/admin-guide/mm/ksm.rst). With use_zero_pages no zero page is kept, else one is.
         """
         kept_zero = int(self.zero_pages > 0 and not self.use_zero_pages)
-        return Saving(
+        return IdealSaving(
             kept_pages=self.distinct_pages + kept_zero,
             zero_pages=self.zero_pages - kept_zero,
             within_pages=sum(guest.within_pages for guest in self.guests),
@@ -213,55 +212,41 @@ def _hypergeometric(total: int, holders: int, drawn: int) -> list[tuple[int, flo
     ]
 
 
-def read_census(path: Path) -> tuple[Census, dict[str, Any]]:
-    """A census and its record. Raises CensusError in one sentence."""
-    try:
-        record = migrate_census(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise CensusError(f"{path} cannot be read: {error}") from None
-    breach = best_match(
-        Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8"))).iter_errors(record)
-    )
-    if breach is not None:
-        raise CensusError(f"{path} is no census: at {breach.json_path} {breach.message[:160]}.")
-    census = from_record(record)
-    _check(census, path)
-    return census, dict(record)
-
-
-def from_record(record: Mapping[str, Any]) -> Census:
-    """The census of a record that fits the schema."""
-    observed, knobs = record["observed"], record["provenance"]["ksm_knobs"]
-    table = observed["contents"]
-    zero_pages = observed["ksm"]["ksm_zero_pages"]
-    unknown = zero_pages is None and knobs["use_zero_pages"] == 1
+def from_record(record: CensusRecord) -> Census:
+    """The census of a record."""
+    observed, found = record.observed, record.provenance
+    table = observed.contents
     return Census(
         guests=tuple(
-            Guest(name, seen["resident_pages"], seen["zero_pages"], seen["distinct_pages"])
-            for name, seen in sorted(observed["guests"].items())
+            Guest(name, seen.resident_pages, seen.zero_pages, seen.distinct_pages)
+            for name, seen in sorted(observed.guests.items())
         ),
         contents=tuple(
-            Contents(*row) for row in zip(table["guests"], table["copies"], table["contents"], strict=True)
+            Contents(*row) for row in zip(table.guests, table.copies, table.contents, strict=True)
         ),
-        shared_contents=tuple(map(tuple, observed["shared_contents"])),
-        page_size_bytes=record["provenance"]["page_size_bytes"],
-        max_page_sharing=knobs["max_page_sharing"],
-        use_zero_pages=bool(knobs["use_zero_pages"]),
-        saved_pages=None if unknown else observed["ksm"]["pages_sharing"] + (zero_pages or 0),
+        shared_contents=observed.shared_contents,
+        page_size_bytes=found.page_size_bytes,
+        max_page_sharing=found.max_page_sharing,
+        use_zero_pages=found.use_zero_pages,
+        saved_pages=_saved_pages(observed.merged),
+        gross_pages=_gross_pages(observed.ksm, use_zero_pages=found.use_zero_pages),
+        strangers=tuple(
+            one
+            for one in observed.largest_contents
+            if one.kind == OTHER and one.copies >= MANY_COPIES * one.guests
+        ),
     )
 
 
-def _check(census: Census, path: Path) -> None:
-    """Numbers that contradict each other are a damaged record."""
-    nonzero = census.resident_pages - census.zero_pages
-    sums = {
-        "copies": (sum(kind.copies * kind.contents for kind in census.contents), nonzero),
-        "distinct pages": (
-            sum(kind.guests * kind.contents for kind in census.contents),
-            sum(guest.distinct_pages for guest in census.guests),
-        ),
-        "guests of the matrix": (len(census.shared_contents), len(census.guests)),
-    }
-    for name, (found, expected) in sums.items():
-        if found != expected:
-            raise CensusError(f"{path} is damaged: its {name} are {found}, and {expected} by its guests.")
+def _saved_pages(merged: MergedPages | None) -> int | Unknown:
+    if merged is None:
+        return Unknown("the census is of a version that did not count merged pages")
+    if merged.zero_pages is None:
+        return UNCOUNTED_ZEROS
+    return merged.mapped_pages - merged.frames + merged.zero_pages
+
+
+def _gross_pages(ksm: Mapping[str, int | None], *, use_zero_pages: bool) -> int | Unknown:
+    if ksm["ksm_zero_pages"] is None and use_zero_pages:
+        return UNCOUNTED_ZEROS
+    return (ksm["pages_sharing"] or 0) + (ksm["ksm_zero_pages"] or 0)

@@ -1,0 +1,61 @@
+"""Which runs a command speaks of: the newest, those that are named, or all; of one host where asked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from analysis.measure.pooling import Chosen, largest_set
+from analysis.measure.table import tidy
+from analysis.records.loading import Run, find_run, find_runs, load_runs
+from analysis.records.reading import RecordError
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs that a command speaks of.
+
+    ``others``: ids of those that were not asked for; ``problems``: a sentence for each that was left out.
+    """
+
+    runs: tuple[Run, ...]
+    others: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+def chosen_runs(
+    results: Path, run_ids: Sequence[str] | None, *, everything: bool = False, hypervisor: str | None = None
+) -> Runs:
+    """The runs asked for; without ids the newest, or everything.
+
+    Raises RecordError where there is none, a run does not exist, none can be read, or the hypervisor is in
+    none of them.
+    """
+    found = find_runs(results)
+    if run_ids:
+        chosen = tuple(find_run(results, run_id) for run_id in dict.fromkeys(run_ids))
+    else:
+        chosen = found.directories if everything else found.directories[-1:]
+    loaded = load_runs(chosen)
+    if not loaded.runs:
+        raise RecordError(" ".join(loaded.problems))
+    runs = loaded.runs if hypervisor is None else of_hypervisor(loaded.runs, hypervisor)
+    others = tuple(directory.name for directory in found.directories if directory not in chosen)
+    return Runs(runs, others, (*found.problems, *loaded.problems))
+
+
+def of_hypervisor(runs: Sequence[Run], hypervisor: str) -> tuple[Run, ...]:
+    """The runs with the cells of this host alone. Raises RecordError naming the hosts where it has none."""
+    hosts = sorted({cell.cell.hypervisor for run in runs for cell in run.cells})
+    if hypervisor not in hosts:
+        raise RecordError(f"--hypervisor is {hypervisor!r}: measured were {', '.join(hosts) or 'none'}.")
+    kept = [
+        replace(run, cells=tuple(cell for cell in run.cells if cell.cell.hypervisor == hypervisor))
+        for run in runs
+    ]
+    return tuple(run for run in kept if run.cells)
+
+
+def chosen_table(runs: Sequence[Run]) -> Chosen:
+    """The tidy table of a run; of several, of the most cells of them that belong together."""
+    table = tidy(list(runs))
+    return largest_set(table) if len(runs) > 1 else Chosen(table, ())

@@ -1,0 +1,140 @@
+"""Forecasts beside what was measured afterwards, and capacity runs on their way to the limit.
+
+example: python -m analysis report --results results/reference --figures figures
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis.commands.options import add_json, add_results, add_run
+
+if TYPE_CHECKING:
+    from analysis.commands.choosing import Runs
+    from analysis.report.scores import Scores
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this command."""
+    add_results(parser)
+    parser.add_argument(
+        "--forecast",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        help="these forecasts (default: DIR/forecasts/*.json)",
+    )
+    add_run(parser, "every run")
+    add_json(parser)
+    parser.add_argument("--figures", metavar="DIR", type=Path, help="draw every figure into this directory")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print every forecast beside what was measured afterwards, and the capacity runs.
+
+    Returns 1 when nothing could be joined and there is no capacity run. A file that cannot be used is named
+    and left out. Raises UserError or OSError with a text for the user.
+    """
+    from analysis.model.scoring import ScoringError, join, judge, measured
+    from analysis.records.capacity import load_capacity
+    from analysis.records.forecasts import forecast_problem, load_forecasts
+    from analysis.report.scores import Scores, score_json, score_parts
+    from analysis.report.tables import show
+
+    results = own_or_published(arguments.results)
+    forecasts, damaged_forecasts = load_forecasts(results, arguments.forecast)
+    capacity, damaged_steps = load_capacity(results)
+    left_out = [*damaged_forecasts, *damaged_steps]
+    if not forecasts and not capacity and not left_out:
+        raise ScoringError(
+            f"{arguments.results} holds no forecast and no capacity run: write one with `python -m analysis "
+            "forecast --guests N --out results/forecasts/NAME.json` before the run that it predicts."
+        )
+    runs = _runs(results, arguments.run)
+    cells = measured(runs.runs) if forecasts else []
+    joined, refused, sound = [], [], []
+    for one in forecasts:
+        problem = forecast_problem(one, results)
+        if problem:
+            refused.append(f"{one.path.name}: {problem}")
+            continue
+        sound.append(one.record)
+        mine, reasons = join(one.record, cells)
+        joined += mine
+        refused += [f"{one.path.name}: {reason}" for reason in reasons]
+    scores = Scores(
+        forecasts=len(forecasts),
+        joined=tuple(joined),
+        refused=tuple(refused),
+        capacity=tuple(judge(run, sound) for run in capacity),
+        left_out=(*left_out, *(problem.rstrip(".") for problem in runs.problems)),
+    )
+    if arguments.figures:
+        _draw(arguments.figures, scores)
+    if arguments.json:
+        print(score_json(scores))
+    else:
+        show(*score_parts(scores))
+    return 0 if joined or capacity else 1
+
+
+def own_or_published(results: Path) -> Path:
+    """These results, or the published ones in them while they hold nothing else."""
+    from analysis.plan.design import REFERENCE
+    from analysis.records.capacity import CAPACITY
+    from analysis.records.forecasts import FORECASTS
+
+    own = any((results / name).is_dir() for name in (FORECASTS, CAPACITY)) or _has_runs(results)
+    return results if own or not (results / REFERENCE).is_dir() else results / REFERENCE
+
+
+def _runs(results: Path, run_ids: Sequence[str] | None) -> "Runs":
+    from analysis.commands.choosing import Runs, chosen_runs
+
+    if not run_ids and not _has_runs(results):
+        return Runs((), (), ())
+    return chosen_runs(results, run_ids, everything=True)
+
+
+def _has_runs(results: Path) -> bool:
+    from analysis.records.loading import find_runs
+    from analysis.records.reading import RecordError
+
+    try:
+        return bool(find_runs(results).directories)
+    except RecordError:
+        return False
+
+
+def _draw(directory: Path, scores: "Scores") -> None:
+    from analysis.model.capacity import relation, steps_table
+    from analysis.model.scoring import by_model
+    from analysis.report import forecast_figures
+    from analysis.report.figures import save
+
+    directory.mkdir(parents=True, exist_ok=True)
+    if scores.joined:
+        several = len(by_model(scores.joined)) > 1
+        rows = [
+            (
+                f"{one.workload}\nN = {one.guests}{f', {one.model}, {one.policy}' if several else ''}",
+                one.error_on,
+                one.naive_errors,
+            )
+            for one in scores.joined
+        ]
+        save(forecast_figures.validation_figure(rows), directory / "validation.png")
+    for judged in scores.capacity:
+        run = judged.run
+        name = f"{run.run_id}-{run.hypervisor}-{run.workload}"
+        if run.arms:
+            save(forecast_figures.capacity_figure(run, judged.loads), directory / f"capacity-{name}.png")
+            save(forecast_figures.performance_figure(run), directory / f"performance-{name}.png")
+        if run.arms and not relation(steps_table(run)).empty:
+            save(forecast_figures.trade_off_figure(run), directory / f"trade-off-{name}.png")
+        for number, (record, seen) in enumerate(zip(run.divergences, judged.divergences, strict=True), 1):
+            save(
+                forecast_figures.divergence_figure(record, seen),
+                directory / f"divergence-{name}-{number}.png",
+            )

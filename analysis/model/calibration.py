@@ -1,0 +1,341 @@
+"""What a forecast rests on: the largest set of cells that belong together, and what it leaves out."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from analysis.errors import UserError
+from analysis.measure.efficiency import cell_census
+from analysis.measure.page_contents import Census
+from analysis.measure.pooling import Conditions, Row, condition_columns, condition_text, differing
+from analysis.measure.saving import Unknown, Value, known, saving, used_bytes
+from analysis.measure.statistics import OFF_ON
+from analysis.measure.table import PROVENANCE, tidy
+from analysis.model.capacity import conditions
+from analysis.model.sharing import CENSUS, HOST, SHARING, Sample, mean_of_known
+from analysis.plan.policies import DEFAULT, OFF, policy_order
+from analysis.records.capacity import load_capacity
+from analysis.records.loading import COMPLETE, CellRecords, Run
+from analysis.records.models import SnapshotRecord
+
+Key = tuple[str, str, str]
+
+
+class ForecastError(UserError):
+    """A forecast that cannot be made or stored."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The measured cells of one host under one policy and set of conditions that a forecast rests on.
+
+    ``samples``: one for each workload, number of guests and physical boot, of the scope. ``bases``: path
+    under results, SHA-256 and use of each record with no guest. ``censuses``: by workload, that of its cell
+    with the most guests, and the cell's directory. ``left_out``: what is not used, with the reason, a
+    sentence for each run and reason; ``cells_left_out``: how many cells that is.
+    """
+
+    hypervisor: str
+    policy: str
+    scope: str
+    guest_memory_bytes: int
+    page_size_bytes: int
+    max_page_sharing: int
+    memory_total_bytes: int
+    conditions: dict[str, str]
+    cells: tuple[CellRecords, ...]
+    run_ids: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    bases: tuple[tuple[str, str, int], ...]
+    censuses: dict[str, tuple[Path, Census]]
+    left_out: tuple[str, ...]
+    cells_left_out: int
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A cell that may be used: what it is a sample of, and what it was measured under."""
+
+    key: Key
+    records: CellRecords
+    sample: Sample
+    loaded: bool
+    conditions: Conditions
+
+    @property
+    def workload(self) -> str:
+        return self.records.cell.workload
+
+
+def calibration(
+    runs: Sequence[Run],
+    *,
+    scope: str = HOST,
+    predicted: Collection[tuple[str | None, int]] = (),
+    asked: Collection[str] = (),
+    model: str = SHARING,
+    policy: str | None = None,
+    bases_in: Path | None = None,
+    unread: Sequence[str] = (),
+) -> Calibration:
+    """The largest set of cells of the runs that were measured under the same conditions.
+
+    Of the sets that the usable cells fall into: one to which the model can be fitted for each workload asked
+    for, then the one with the most samples that it can be fitted to, then the default policy's, the latest.
+
+    Args:
+        runs: the runs chosen.
+        scope: HOST, or ENVELOPE: of what the use is.
+        predicted: workload (None: every one) and guests of what is predicted: never read.
+        asked: the workloads asked for; of others, those that the model cannot be fitted to are left out.
+        model: SHARING or CENSUS.
+        policy: this one only.
+        bases_in: results whose capacity runs may hold the host's use with no guest.
+        unread: a sentence for each run that could not be read, for those left out.
+
+    Raises ForecastError when nothing is left, or the policy was not measured.
+    """
+    stored = {
+        (run.plan.run_id, cell.cell.hypervisor, cell.cell.cell_id): cell for run in runs for cell in run.cells
+    }
+    table = tidy(list(runs))
+    columns = condition_columns(table)
+    rows = table.to_dict("records")
+    if policy is not None:
+        policies = sorted({str(row["policy"]) for row in rows}, key=policy_order)
+        if policy not in policies:
+            raise ForecastError(
+                f"--policy is {policy!r}: measured, and so allowed, is {', '.join(policies) or 'none'}."
+            )
+        rows = [row for row in rows if row["policy"] == policy]
+    reasons: dict[Key, str] = {}
+    usable = []
+    for row in rows:
+        key = (str(row["run_id"]), str(row["hypervisor"]), str(row["cell_id"]))
+        found = _sample(row, stored[key], predicted, scope)
+        if isinstance(found, str):
+            reasons[key] = found.rstrip(".")
+        else:
+            conditions = tuple((name, condition_text(row[name])) for name in columns)
+            usable.append(_Found(key, stored[key], found, bool(row["loaded"]), conditions))
+    censuses, damaged = _censuses([one.records for one in usable]) if model == CENSUS else (None, [])
+    chosen, others = _largest(usable, asked, censuses)
+    reasons |= others
+    if not chosen:
+        left_out = _sentences(reasons)
+        raise ForecastError(
+            "there is no complete cell to forecast from"
+            + (f" ({left_out[0]})" if left_out else "")
+            + ": measure some small numbers of guests first."
+        )
+    first = chosen[0].records
+    shared = {
+        name.removeprefix(PROVENANCE): value
+        for name, value in chosen[0].conditions
+        if name.startswith(PROVENANCE)
+    }
+    return Calibration(
+        hypervisor=first.cell.hypervisor,
+        policy=first.cell.policy,
+        scope=scope,
+        guest_memory_bytes=first.cell.guest_memory_bytes,
+        page_size_bytes=first.page_size_bytes,
+        # The kernel's own default (mm/ksm.c), where the file is absent.
+        max_page_sharing=int(first.provenance.ksm_knobs.get("max_page_sharing", 256)),
+        memory_total_bytes=first.provenance.memory_total_bytes,
+        conditions=shared,
+        cells=tuple(one.records for one in chosen),
+        run_ids=tuple(one.key[0] for one in chosen),
+        samples=_samples(chosen),
+        censuses=_last_of_each([one.records for one in chosen], censuses or {}),
+        bases=() if bases_in is None else _bases(bases_in, first.cell.hypervisor, shared),
+        left_out=(*_sentences(reasons), *damaged, *(problem.rstrip(".") for problem in unread)),
+        cells_left_out=len(reasons),
+    )
+
+
+def scope_used_bytes(cell: CellRecords, arm: SnapshotRecord, scope: str) -> Value:
+    """What an off or on record uses: of the host, or of the guests' own anonymous memory and page tables."""
+    if scope == HOST:
+        return used_bytes(arm.observed.host, cell.page_size_bytes)
+    guests = arm.observed.guests.values()
+    if any("Pss_Anon_bytes" not in guest.smaps_rollup for guest in guests):
+        return Unknown(
+            "its kernel has no Pss_Anon in smaps_rollup, so the guests alone are not known "
+            "(use --host-memory-mib in place of --envelope-mib)"
+        )
+    return float(sum(guest.smaps_rollup["Pss_Anon_bytes"] + guest.page_tables_bytes for guest in guests))
+
+
+def _sample(
+    row: Row, records: CellRecords, predicted: Collection[tuple[str | None, int]], scope: str
+) -> Sample | str:
+    """A cell as a forecast may use it, or why it does not."""
+    workload, guests = records.cell.workload, records.cell.guests
+    if row["status"] != COMPLETE:
+        return f"{row['status']}: {row['problem']}"
+    problems = (
+        ((workload, guests) in predicted or (None, guests) in predicted, "it is what is predicted"),
+        ("=" in workload, "it is a mix"),
+        (row["arm_order"] != OFF_ON, "KSM was on first, and what it split and freed stays so with KSM off"),
+    )
+    reason = next((reason for wrong, reason in problems if wrong), "")
+    if reason:
+        return reason
+    saved = saving(records)
+    values = known(
+        [*(scope_used_bytes(records, arm, scope) for arm in (records.off, records.on)), saved.gross]
+    )
+    if isinstance(values, Unknown):
+        return values.reason
+    own = None if isinstance(saved.ksm_own, Unknown) else saved.ksm_own
+    return Sample(workload, guests, values[0], values[1], values[2], own)
+
+
+def _largest(
+    usable: Sequence[_Found], asked: Collection[str], censuses: Mapping[Path, Census] | None
+) -> tuple[list[_Found], dict[Key, str]]:
+    """The set to forecast from, and why each other cell is not in it."""
+    sets: dict[tuple[Any, ...], list[_Found]] = {}
+    for one in usable:
+        sets.setdefault((one.key[1], one.records.cell.policy, one.conditions), []).append(one)
+    if not sets:
+        return [], {}
+    alike = [_alike_loaded(mine) for mine in sets.values()]
+
+    def worth(cells: Sequence[_Found]) -> tuple[Any, ...]:
+        fits = _fitting(cells, censuses)
+        present = {one.workload for one in cells}
+        name = cells[0].records.cell.policy
+        boots = {(one.workload, one.sample.guests, one.records.boot_key) for one in cells}
+        return (
+            len(fits & set(asked)),
+            len(present & set(asked)),
+            name != OFF,
+            len({boot for boot in boots if boot[0] in fits}),
+            len(cells),
+            name == DEFAULT,
+            max(one.records.on.recorded_at for one in cells),
+        )
+
+    best = max(alike, key=worth)
+    fits = _fitting(best, censuses)
+    lacking = (
+        "its workload was measured at one number of guests only"
+        if censuses is None
+        else "its workload has no page census"
+    )
+    reasons = {}
+    inside = {one.key for one in best}
+    for one in usable:
+        if one.key not in inside:
+            reasons[one.key] = _apart(one, best)
+        elif fits and one.workload not in {*fits, *asked}:
+            reasons[one.key] = lacking
+    return [one for one in best if one.key not in reasons], reasons
+
+
+def _alike_loaded(cells: Sequence[_Found]) -> list[_Found]:
+    """Of each workload those loaded before the checkpoint, or those after it: where there are more."""
+    sides = Counter((one.workload, one.loaded) for one in cells)
+    return [
+        one
+        for one in cells
+        if (sides[one.workload, one.loaded], not one.loaded)
+        > (sides[one.workload, not one.loaded], one.loaded)
+    ]
+
+
+def _apart(one: _Found, chosen: Sequence[_Found]) -> str:
+    """In what a cell differs from those chosen."""
+    if one.key[1] != chosen[0].key[1]:
+        return f"it is of the host {one.key[1]}, which --hypervisor would choose"
+    policy = one.records.cell.policy
+    if policy != chosen[0].records.cell.policy:
+        return f"it is under the policy {policy}, which --policy would choose"
+    apart = differing(one.conditions, chosen[0].conditions)
+    if not apart:
+        return "its workload was loaded on the other side of the checkpoint than in most of its cells"
+    return f"it was measured under other conditions than those chosen ({'; '.join(apart)})"
+
+
+def _fitting(cells: Sequence[_Found], censuses: Mapping[Path, Census] | None) -> set[str]:
+    """The workloads that the model can be fitted to."""
+    if censuses is not None:
+        return {one.workload for one in cells if one.records.directory in censuses}
+    numbers: dict[str, set[int]] = {}
+    for one in cells:
+        numbers.setdefault(one.workload, set()).add(one.sample.guests)
+    return {workload for workload, seen in numbers.items() if len(seen) > 1}
+
+
+def _sentences(reasons: Mapping[Key, str]) -> list[str]:
+    """A sentence for each run and reason."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for (run_id, _hypervisor, cell_id), reason in reasons.items():
+        grouped.setdefault((run_id, reason), []).append(cell_id)
+    return [
+        f"run {run_id}, {cells[0] if len(cells) == 1 else f'{len(cells)} cells'}: {reason}"
+        for (run_id, reason), cells in grouped.items()
+    ]
+
+
+def _samples(cells: Sequence[_Found]) -> tuple[Sample, ...]:
+    """One sample for each workload, number of guests and boot: the mean of the boot's repetitions."""
+    boots: dict[tuple[str, int, str], list[Sample]] = {}
+    for one in cells:
+        key = (one.workload, one.sample.guests, one.records.boot_key)
+        boots.setdefault(key, []).append(one.sample)
+    return tuple(
+        Sample(
+            workload,
+            guests,
+            off_bytes=fmean(sample.off_bytes for sample in repetitions),
+            on_bytes=fmean(sample.on_bytes for sample in repetitions),
+            gross_bytes=fmean(sample.gross_bytes for sample in repetitions),
+            ksm_bytes=mean_of_known(sample.ksm_bytes for sample in repetitions),
+        )
+        for (workload, guests, _boot), repetitions in boots.items()
+    )
+
+
+def _censuses(cells: Sequence[CellRecords]) -> tuple[dict[Path, Census], list[str]]:
+    """By directory, the census of each cell that has one, and a sentence for each that cannot be used."""
+    found, problems = {}, []
+    for cell in cells:
+        try:
+            counted = cell_census(cell)
+        except UserError as error:
+            problems.append(str(error).rstrip("."))
+            continue
+        if counted is not None:
+            found[cell.directory] = counted
+    return found, problems
+
+
+def _last_of_each(
+    cells: Sequence[CellRecords], censuses: Mapping[Path, Census]
+) -> dict[str, tuple[Path, Census]]:
+    """By workload, the census of its cell with the most guests, the last of these."""
+    return {
+        cell.cell.workload: (cell.directory, censuses[cell.directory])
+        for cell in sorted(cells, key=lambda cell: (cell.cell.guests, cell.on.recorded_at))
+        if cell.directory in censuses
+    }
+
+
+def _bases(results: Path, hypervisor: str, wanted: Mapping[str, str]) -> tuple[tuple[str, str, int], ...]:
+    """Use with no guest, where it was measured under these conditions."""
+    found = []
+    for base in (base for run in load_capacity(results)[0] for base in run.bases):
+        step = base.step
+        used = used_bytes(step.observed.host, step.provenance.page_size_bytes)
+        alike = step.hypervisor == hypervisor and all(
+            wanted.get(name, "absent") == value for name, value in conditions(step).items()
+        )
+        if alike and not isinstance(used, Unknown):
+            found.append((str(base.path.relative_to(results)), base.sha256, int(used)))
+    return tuple(found)

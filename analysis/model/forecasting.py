@@ -1,0 +1,186 @@
+"""A forecast as it is stored: memory of N guests and how many fit, from a calibration."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from analysis.model.calibration import Calibration, ForecastError
+from analysis.model.sharing import (
+    CENSUS,
+    HOST,
+    SHARING,
+    Model,
+    fit,
+    limits,
+    naive,
+    predict,
+    scaled,
+)
+from analysis.plan.design import RECORD_KINDS, SCHEMA_VERSION
+from analysis.plan.mix import mix_text
+from analysis.records.forecasts import (
+    design_digest,
+    digest,
+    record_digests,
+)
+
+# So far goes a curve of a load without a limit.
+_UNLIMITED = 200
+
+
+def make_model(found: Calibration, name: str = SHARING) -> Model:
+    """The model of a calibration: SHARING, or CENSUS, in which the saving follows the censuses' curves.
+
+    Raises ForecastError or SharingError.
+    """
+    missing = sorted({cell.cell.workload for cell in found.cells} - found.censuses.keys())
+    if name == CENSUS and missing:
+        raise ForecastError(
+            f"no cell of {missing[0]} has a page census: measure one with -e census=true, or use --model "
+            "sharing."
+        )
+    return fit(
+        found.samples,
+        scope=found.scope,
+        guest_memory_bytes=found.guest_memory_bytes,
+        page_size_bytes=found.page_size_bytes,
+        max_page_sharing=found.max_page_sharing,
+        bases_bytes=[used for _path, _digest, used in found.bases],
+        shapes=(
+            {load: census.saved_bytes for load, (_path, census) in found.censuses.items()}
+            if name == CENSUS
+            else None
+        ),
+    )
+
+
+def forecast_content(
+    forecast_id: str,
+    found: Calibration,
+    model: Model,
+    *,
+    mixes: Sequence[Mapping[str, int]],
+    loads: Sequence[Mapping[str, int]],
+    capacity_bytes: float,
+    now: datetime,
+) -> dict[str, Any]:
+    """The forecast as it is stored, see :class:`analysis.records.models.ForecastRecord`.
+
+    Args:
+        forecast_id: its name.
+        found: what it rests on.
+        model: fitted to that.
+        mixes: what is predicted, guests by workload.
+        loads: shares by workload whose limits and curves are given.
+        capacity_bytes: what the guests have to fit in.
+        now: the moment of writing, UTC.
+    """
+    predicted = [_predicted(model, mix) for mix in mixes]
+    counted = {path for path, _census in found.censuses.values()} if model.name == CENSUS else set()
+    content: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "forecast",
+        "forecast_id": forecast_id,
+        "created_at": now.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "scope": model.scope,
+        "model": model.name,
+        "policy": found.policy,
+        "hypervisor": found.hypervisor,
+        "guest_memory_bytes": found.guest_memory_bytes,
+        "capacity_bytes": capacity_bytes,
+        "calibration": {
+            "cells": [
+                {
+                    "run_id": run_id,
+                    "cell_id": cell.cell.cell_id,
+                    "workload": cell.cell.workload,
+                    "guests": cell.cell.guests,
+                    "records": record_digests(
+                        cell.directory,
+                        (*RECORD_KINDS, "census") if cell.directory in counted else RECORD_KINDS,
+                    ),
+                }
+                for run_id, cell in zip(found.run_ids, found.cells, strict=True)
+            ],
+            "bases": [{"path": path, "sha256": sha256} for path, sha256, _used in found.bases],
+            "conditions": found.conditions,
+            "left_out": list(found.left_out),
+        },
+        "base_bytes": model.base_bytes,
+        "predicted": predicted,
+        "loads": [_load(model, load, capacity_bytes) for load in loads],
+        "guest_breakdown": {name: asdict(model.breakdown(name)) for name in model.workloads},
+        "assumptions": assumptions(model),
+    }
+    content["design_digest"] = design_digest(content)
+    content["digest"] = digest(content)
+    return content
+
+
+def assumptions(model: Model) -> list[str]:
+    """What the forecast takes for granted, as sentences."""
+    saving = (
+        "Memory off is base + u x N; gross saving is N x I + D x (N - ceil(N / "
+        f"{model.max_page_sharing})), so saved/VM = I + D (N - 1)/N below that cap: what guests share, all "
+        "of them share."
+    )
+    if model.name == CENSUS:
+        saving = (
+            "Memory off is base + u x N; gross saving is that of a perfect KSM by the page census of the "
+            "largest N, times KSM's measured efficiency: exact rarefaction up to it; beyond it each guest "
+            "brings as many new contents as the last one did on average."
+        )
+    stated = [
+        "More guests are of the measured kind: same image, memory, workload, knobs, huge pages and host.",
+        saving,
+        "KSM has converged; until then the host needs up to the figure without KSM.",
+        "The intervals take the residuals as independent and alike at every N, one for each boot, the mean "
+        "of its repetitions; cells of different N or workloads share a boot, so they may be too narrow.",
+        "In a mix the contents that guests share are nested: of two workloads the smaller D is common to the "
+        "guests of both. Sharing nothing across workloads is given beside it.",
+        "Safe: no page is shared, every page of guest memory is in use, and QEMU's part is the largest seen.",
+        "Nothing is swapped and nothing is kept free: for a reserve give a smaller capacity.",
+    ]
+    stated.append(
+        "Used is MemTotal - MemAvailable less the free pages on per-CPU lists, which MemAvailable leaves out."
+        if model.scope == HOST
+        else "The envelope holds the guests' anonymous memory and page tables; KSM's own is the host's."
+    )
+    return stated
+
+
+def _predicted(model: Model, mix: Mapping[str, int]) -> dict[str, Any]:
+    seen = predict(model, mix)
+    return {
+        "workload": mix_text(mix),
+        "guests": seen.guests,
+        "mix": dict(mix),
+        "used_off": asdict(seen.off),
+        "used_on": asdict(seen.on),
+        "gross": asdict(seen.gross),
+        "used_on_apart_bytes": seen.on_apart_bytes,
+        "safe_bytes": seen.safe_bytes,
+        "at_risk_bytes": seen.at_risk_bytes,
+        "naive_used_on_bytes": asdict(naive(model, mix)),
+    }
+
+
+def _load(model: Model, shares: Mapping[str, int], capacity_bytes: float) -> dict[str, Any]:
+    found = limits(model, shares, capacity_bytes)
+    furthest = max(_UNLIMITED if n is None else n for n in (found.off, found.on, found.safe))
+    guests = list(range(1, max(furthest + 2, 4) + 1))
+    seen = [predict(model, scaled(shares, n)) for n in guests]
+    return {
+        "workload": mix_text(shares),
+        "shares": dict(shares),
+        "limits": {name: value for name, value in asdict(found).items() if name != "capacity_bytes"},
+        "curve": {
+            "guests": guests,
+            "off_bytes": [one.off.mean_bytes for one in seen],
+            "on_bytes": [one.on.mean_bytes for one in seen],
+            "on_low_bytes": [one.on.low_bytes for one in seen],
+            "on_high_bytes": [one.on.high_bytes for one in seen],
+            "safe_bytes": [one.safe_bytes for one in seen],
+        },
+    }

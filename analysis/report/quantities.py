@@ -1,0 +1,360 @@
+"""Every quantity that is shown: its name, unit, decimals, source and meaning, once.
+
+Text, JSON, CSV, pages and figures take them from here; docs/quantities.md is written from here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from analysis.measure.statistics import Difference, Estimate
+
+PER_VM = "MB/VM"
+UNITS = "MB and MiB both mean 2^20 bytes, the paper's MB included. MB/VM: of the whole host, over the guests."
+
+KSM_RST = "Documentation/admin-guide/mm/ksm.rst"
+PROC_RST = "Documentation/filesystems/proc.rst"
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a number is.
+
+    Attributes:
+        name: in JSON, CSV and the tidy table; it ends in its unit.
+        label: heading of a column, a row or an axis.
+        unit: as it is shown.
+        decimals: as many as are shown.
+        source: the counters, and where the kernel documents them.
+        sentence: what it is, for whoever reads the table.
+    """
+
+    name: str
+    label: str
+    unit: str
+    decimals: int
+    source: str
+    sentence: str
+
+    @property
+    def head(self) -> str:
+        """Label and, on a line of its own, unit."""
+        return f"{self.label}\n{self.unit}"
+
+    def number(self, value: float | None, *, sign: bool = False) -> str:
+        """A value without its unit, "-" where it is not known."""
+        if value is None or math.isnan(value):
+            return "-"
+        # Never "-0.0".
+        return f"{round(value, self.decimals) + 0.0:{'+' if sign else ''}.{self.decimals}f}"
+
+    def estimate(self, seen: Estimate | Difference | None, *, sign: bool = False) -> str:
+        """Mean and half of its 95 % interval without unit: "98.8 ± 0.6"; of one boot "98.8"."""
+        if seen is None:
+            return "-"
+        mean = self.number(seen.mean, sign=sign)
+        return mean if seen.half_width is None else f"{mean} ± {self.spread(seen.half_width)}"
+
+    def spread(self, value: float) -> str:
+        """Half of an interval or a standard deviation, never rounded to nothing."""
+        least = 10.0**-self.decimals
+        small = 0 < value < least / 2
+        return f"<{self.number(least)}" if small else self.number(value)
+
+    def words(self, seen: Estimate | None, *, sign: bool = False) -> str:
+        """Mean, unit and what the interval is worth: "98.8 ± 0.6 MB/VM (95 % over 5 boots)"."""
+        if seen is None:
+            return "not known"
+        if seen.half_width is None:
+            return f"{self.number(seen.mean, sign=sign)} {self.unit}, no interval (1 boot)"
+        worth = (
+            f"95 % over {seen.n_boots} boots"
+            if seen.conclusive
+            else f"{seen.n_boots} boots: too few to conclude from"
+        )
+        return f"{self.estimate(seen, sign=sign)} {self.unit} ({worth})"
+
+
+_AVAILABLE = f"/proc/meminfo: MemTotal, MemAvailable ({PROC_RST})"
+_USED = f"{_AVAILABLE}; /proc/zoneinfo: count of the pagesets"
+_PSS = f"/proc/PID/smaps_rollup of each guest's QEMU: Pss ({PROC_RST})"
+_CENSUS = "page census: every page of the paused guests is hashed"
+_BURNDOWN = "samples of /sys/kernel/mm/ksm while KSM merges"
+
+_ALL = (
+    Quantity(
+        "freed_mib_per_vm",
+        "freed",
+        PER_VM,
+        1,
+        f"{_PSS}; KSM's own memory, see ksm_own_mib_per_vm",
+        "Memory freed, the headline: fall of the guests' proportional set sizes (PSS) from KSM off to the "
+        "policy, less what KSM's own memory grew by. Other programs on the host do not move it.",
+    ),
+    Quantity(
+        "freed_host_mib_per_vm",
+        "host freed",
+        PER_VM,
+        1,
+        _USED,
+        "Memory freed as the whole host shows it: rise of MemAvailable and of the free pages on per-CPU "
+        "lists. Whatever else runs on the host moves it.",
+    ),
+    Quantity(
+        "gross_mib_per_vm",
+        "gross",
+        PER_VM,
+        1,
+        f"/sys/kernel/mm/ksm: (pages_sharing + ksm_zero_pages) x page size ({KSM_RST})",
+        "What KSM's counters say was merged away, before its own memory.",
+    ),
+    Quantity(
+        "general_profit_mib_per_vm",
+        "profit",
+        PER_VM,
+        1,
+        f"/sys/kernel/mm/ksm: general_profit ({KSM_RST}), kernel 6.4 and later",
+        "The kernel's own net figure: gross less KSM's rmap_items.",
+    ),
+    Quantity(
+        "pss_mib_per_vm",
+        "PSS",
+        PER_VM,
+        1,
+        _PSS,
+        "Fall of the guests' proportional set sizes, KSM's own memory not taken off.",
+    ),
+    Quantity(
+        "mem_available_mib_per_vm",
+        "MemAvailable",
+        PER_VM,
+        1,
+        _AVAILABLE,
+        "Rise of MemAvailable from KSM off to the policy: what the paper measured. Free pages that wait on "
+        "per-CPU lists, tens to hundreds of MiB by chance, are not in it.",
+    ),
+    Quantity(
+        "ksm_own_mib_per_vm",
+        "KSM's own",
+        PER_VM,
+        1,
+        f"gross less general_profit; else ksm_rmap_items of /proc/PID/ksm_stat x 64 B; else the slab of "
+        f"ksm_rmap_item ({KSM_RST})",
+        "Memory that KSM takes for itself, one rmap_item of 64 bytes for each page that it looks after.",
+    ),
+    Quantity(
+        "paper_mib_per_vm",
+        "the paper",
+        PER_VM,
+        1,
+        "figure 2 of the paper, by MemAvailable",
+        "The paper's saving for the same focus; beside 15 guests of 512 MB only.",
+    ),
+    Quantity(
+        "used_off_mib",
+        "used, off",
+        "MiB",
+        0,
+        _USED,
+        "Memory that the whole host used with KSM off: MemTotal less MemAvailable less the free pages on "
+        "per-CPU lists.",
+    ),
+    Quantity("used_on_mib", "used, on", "MiB", 0, _USED, "The same with the policy on, settled."),
+    Quantity(
+        "used_available_off_mib",
+        "used, off",
+        "MiB",
+        0,
+        _AVAILABLE,
+        "MemTotal less MemAvailable with KSM off, as the paper measured.",
+    ),
+    Quantity(
+        "used_available_on_mib",
+        "used, on",
+        "MiB",
+        0,
+        _AVAILABLE,
+        "MemTotal less MemAvailable with the policy on, settled, as the paper measured.",
+    ),
+    Quantity(
+        "converged_after_seconds",
+        "settled",
+        "s",
+        1,
+        _BURNDOWN,
+        "Time from KSM switched on until the saving had settled (docs/measurement.md says when that is).",
+    ),
+    Quantity(
+        "ksmd_cpu_seconds",
+        "ksmd CPU",
+        "s",
+        1,
+        f"/proc/PID/stat of ksmd: utime + stime ({PROC_RST})",
+        "CPU time of ksmd from KSM switched on until the saving had settled.",
+    ),
+    Quantity(
+        "rest_percent",
+        "unexplained",
+        "% of MemAvailable",
+        1,
+        "the ledger's two rests over the change of MemAvailable",
+        "What no line of the ledger explains.",
+    ),
+    *(
+        Quantity(
+            f"seconds_to_{percent}_percent",
+            f"{percent} % of the saving after",
+            "s",
+            1,
+            _BURNDOWN,
+            f"Time until {percent} % of the final gross saving was there.",
+        )
+        for percent in (50, 90, 99)
+    ),
+    Quantity(
+        "near_final_scans",
+        "within 1 % for good after",
+        "full scans",
+        1,
+        _BURNDOWN,
+        "Complete scans after which the gross saving stayed within 1 % of its final value.",
+    ),
+    Quantity(
+        "guest_pss_drop_mib",
+        "fall of PSS",
+        "MB",
+        1,
+        _PSS,
+        "What one guest's QEMU gave: fall of its proportional set size.",
+    ),
+    Quantity(
+        "guest_merged_mib",
+        "merged pages",
+        "MB",
+        1,
+        f"/proc/PID/ksm_stat: ksm_merging_pages x page size ({KSM_RST})",
+        "One guest's merged pages, shared and sharing alike: attribution only, their sum exceeds the saving.",
+    ),
+    Quantity(
+        "guest_rmap_mib",
+        "rmap_items",
+        "MB",
+        1,
+        f"/proc/PID/ksm_stat: ksm_rmap_items x 64 B ({KSM_RST})",
+        "KSM's own memory for one guest.",
+    ),
+    Quantity("resident_mib_per_vm", "resident", PER_VM, 1, _CENSUS, "The guests' resident memory."),
+    Quantity(
+        "zero_mib_per_vm",
+        "zero pages",
+        PER_VM,
+        1,
+        _CENSUS,
+        "Pages of zeros that could go: all but one.",
+    ),
+    Quantity(
+        "within_mib_per_vm",
+        "duplicates within a guest (I)",
+        PER_VM,
+        1,
+        _CENSUS,
+        "Pages that a guest holds more than once, zero pages apart.",
+    ),
+    Quantity(
+        "between_mib_per_vm",
+        "duplicates between guests (D)",
+        PER_VM,
+        1,
+        _CENSUS,
+        "What several guests hold, one copy each, less the one that stays.",
+    ),
+    Quantity(
+        "limited_mib_per_vm",
+        "kept by max_page_sharing",
+        PER_VM,
+        1,
+        f"{_CENSUS}; max_page_sharing ({KSM_RST})",
+        "Duplicates that stay, since one page serves at most max_page_sharing copies; negative.",
+    ),
+    Quantity(
+        "ideal_mib_per_vm",
+        "ideal saving",
+        PER_VM,
+        1,
+        _CENSUS,
+        "What a perfect KSM would save: the four parts above together.",
+    ),
+    Quantity(
+        "saved_mib_per_vm",
+        "saved by KSM then",
+        PER_VM,
+        1,
+        f"{_CENSUS}; their frames in /proc/kpageflags (Documentation/admin-guide/mm/pagemap.rst)",
+        "What KSM had saved of the very pages that were counted: mappings of its frames less the frames.",
+    ),
+    Quantity(
+        "gross_then_mib_per_vm",
+        "gross at the census",
+        PER_VM,
+        1,
+        f"/sys/kernel/mm/ksm at the moment of the census ({KSM_RST})",
+        "What KSM's counters said at the moment of the census.",
+    ),
+    Quantity(
+        "efficiency_percent",
+        "efficiency",
+        "%",
+        1,
+        f"{_CENSUS}, and their frames",
+        "How much of the ideal saving KSM had reached at that moment, by the same pages: at most 100 %.",
+    ),
+    Quantity(
+        "error_percent",
+        "error",
+        "%",
+        1,
+        "a stored forecast and the records measured after it",
+        "Predicted less measured memory used, over the measured.",
+    ),
+    Quantity(
+        "limit_guests",
+        "limit",
+        "guests",
+        0,
+        "forecasts; capacity runs",
+        "The largest number of guests that fits.",
+    ),
+)
+
+QUANTITIES = {one.name: one for one in _ALL}
+
+# The tables of a summary, column by column.
+SAVED = (
+    "freed_mib_per_vm",
+    "freed_host_mib_per_vm",
+    "gross_mib_per_vm",
+    "pss_mib_per_vm",
+    "mem_available_mib_per_vm",
+    "paper_mib_per_vm",
+)
+USED = (
+    "used_off_mib",
+    "used_on_mib",
+    "ksm_own_mib_per_vm",
+    "general_profit_mib_per_vm",
+    "converged_after_seconds",
+    "ksmd_cpu_seconds",
+)
+CENSUS = (
+    "zero_mib_per_vm",
+    "within_mib_per_vm",
+    "between_mib_per_vm",
+    "limited_mib_per_vm",
+    "ideal_mib_per_vm",
+    "saved_mib_per_vm",
+    "gross_then_mib_per_vm",
+    "efficiency_percent",
+)
