@@ -251,5 +251,5 @@ def test_a_run_of_the_first_version_is_not_resumed(monkeypatch: pytest.MonkeyPat
 
 
 def test_resuming_what_is_no_run_is_refused(results: Path) -> None:
-    with pytest.raises(DesignError, match="is not a run"):
+    with pytest.raises(UserError, match="is not a run"):
         resume(results, "never-was")
