@@ -3,8 +3,9 @@
     ansible-playbook playbooks/experiment.yml -e focus=1 -e keep_guests=true
     python benchmarks/answers.py [--rounds 5]
 
-Asks the guests that a run kept for the same thing, the program's answer to `barrier`, in turn by each way.
-Prints the seconds until the last of them has answered, and each as a ratio to the serial ports'.
+Asks the guests that a run kept for the same thing, in turn by each way: the time and the available memory,
+which is what the barrier asks. Prints the seconds until the last of them has answered, and each as a ratio
+to the serial ports'.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from plugins.module_utils.guest_channel import ask_all
 
 ROOT = Path(__file__).resolve().parents[1]
 GUESTS = Path("/var/lib/ksm-testbed/guests")
-PROGRAM = "/usr/local/sbin/testbed-workload"
+COMMAND = "date +%s && grep MemAvailable /proc/meminfo"
 
 
 def ssh(port: int, *options: str) -> list[str]:
@@ -53,7 +54,7 @@ def main() -> None:
     ports = [arguments.port_base + int(name.removeprefix("guest")) for name in names]
 
     def channel() -> None:
-        asked = {name: (GUESTS / name / "channel", ["barrier", f"{time.time():.3f}"]) for name in names}
+        asked = {name: (GUESTS / name / "channel", ["barrier", f"{time.time():.0f}"]) for name in names}
         _answers, silent = ask_all(asked, 300)
         if silent:
             sys.exit(f"no answer: {silent}")
@@ -62,7 +63,7 @@ def main() -> None:
 
         def over_ssh(*options: str) -> None:
             def one(port: int) -> None:
-                command = [*ssh(port, *options), PROGRAM, "barrier", f"{time.time():.3f}"]
+                command = [*ssh(port, *options), COMMAND]
                 subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
 
             list(pool.map(one, ports))

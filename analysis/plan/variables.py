@@ -1,4 +1,4 @@
-"""What a play's variables say, for action plugins that check them."""
+"""What a play's variables say, and the failures that it goes on after, for action plugins."""
 
 from __future__ import annotations
 
@@ -15,3 +15,9 @@ def play_variables(action: ActionBase, task_vars: Mapping[str, Any], names: Iter
     # Templated values carry Ansible's tags.
     plain: dict[str, Any] = json.loads(json.dumps(found))
     return plain
+
+
+def add_failure(task_vars: Mapping[str, Any], message: str) -> dict[str, list[str]]:
+    """The facts of an action that lets the play go on: its host's failures so far, and this one."""
+    former = task_vars.get("ansible_facts", {}).get("failures", [])
+    return {"failures": [*map(str, former), message]}

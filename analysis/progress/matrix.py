@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 MEASURING_PLAYS = ("Measure the cells", "Measure the capacity")
 FIRST_PHASE = "restore"
-CENSUS = "census"
+# Action -> the phase that it belongs to, where its task names none itself
+PHASES = {"workload": "load", "census_record": "census"}
 # What a module shows by analysis.progress.module, and the saving in it (module measure_series)
 MODULE_LINE = re.compile(r"    \[(?P<host>[^\]]+)\] (?P<text>.*)")
 # What a long module's action shows first: analysis.progress.module.show_begin
@@ -36,13 +37,22 @@ class Task(Protocol):
 
     name: str
     action: str
+    args: Mapping[str, Any]
 
     def get_vars(self) -> Mapping[str, Any]:
         """Return its own variables, and those of the blocks and includes around it."""
 
 
+def named_phase(action: str, arguments: Mapping[str, Any], variables: Mapping[str, Any]) -> str:
+    """The phase that a task names by what it records, its variable ``phase`` or its action; empty: none."""
+    name = action.rpartition(".")[2]
+    if name == "measure_record" and arguments.get("phase") != "failed":
+        return str(arguments.get("phase", "merge"))
+    return str(variables.get("phase") or PHASES.get(name, ""))
+
+
 def place_of(task: Task) -> Place | None:
-    """Where a task stands: the include's loop variable ``cell``, and the task's variable ``phase``.
+    """Where a task stands: the include's loop variable ``cell``, and the phase that it names.
 
     In a capacity run, whose cells are not known before, the loop variable ``arm`` is in the cell's place.
     None outside of both.
@@ -55,7 +65,7 @@ def place_of(task: Task) -> Place | None:
         cell_id = f"arm {arm}"
     else:
         return None
-    return Place(cell_id, str(variables.get("phase", "")), task.name or task.action)
+    return Place(cell_id, named_phase(task.action, task.args, variables), task.name or task.action)
 
 
 class Places:
@@ -86,6 +96,7 @@ class _Running:
     cell_id: str
     began: float
     phase: str = ""
+    told: str = ""  # the task of a long module, in a capacity run
     hosts: list[str] = field(default_factory=list)
     next_phases: dict[str, str] = field(default_factory=dict)  # of a task that may yet be skipped
     saved: dict[str, str] = field(default_factory=dict)
@@ -149,7 +160,8 @@ class MatrixProgress:
         running = self._running or self._begin(place.cell_id)
         if host not in running.hosts:
             running.hosts.append(host)
-        running.next_phases[host] = place.phase
+        begins = self._cell(place.cell_id) is not None and not running.phase
+        running.next_phases[host] = place.phase or (FIRST_PHASE if begins else "")
         return lines
 
     def works(self, host: str) -> list[str]:
@@ -166,7 +178,9 @@ class MatrixProgress:
         if self._running is None or self._cell(self._running.cell_id) is not None:
             return self.works(host)
         on = f" on {host}" if self._several else ""
-        return [self._line(f"{task}{on}")]
+        # A task that runs several long modules is one line.
+        former, self._running.told = self._running.told, f"{task}{on}"
+        return [self._line(f"{task}{on}")] if former != f"{task}{on}" else []
 
     def _begin(self, cell_id: str) -> _Running:
         self._running = _Running(cell_id, self._clock())
@@ -196,14 +210,17 @@ class MatrixProgress:
         if running is None:
             return []
         lines = self.works(host)
-        if running.phase == CENSUS:
-            running.without_census.append(host)
-            return lines
         if host in running.failed:
             return lines
         running.failed[host] = f" in {running.phase}" if running.phase else ""
         on = f" on {host}" if self._several else ""
         return [*lines, self._line(f"failed{on}{running.failed[host]}, task {task!r}")]
+
+    def without_census(self, host: str) -> list[str]:
+        """A host's census could not be had; the cell is measured all the same."""
+        if self._running:
+            self._running.without_census.append(host)
+        return self.works(host)
 
     def cell_ended(self) -> list[str]:
         """The running cell is over, if there is one: what it took and saved, and the time left."""

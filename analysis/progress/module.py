@@ -1,8 +1,9 @@
 """Run a long Ansible module and show its progress while it works, for action plugins on the controller.
 
-The module runs under Ansible's own async wrapper: its result file, its time limit and its clean-up work over
-every connection and with become, and the connection stays free for the polls. (A synchronous module beside a
-polling thread would share one become plugin, which keeps the prompt that it waits for, between two threads.)
+The module runs under Ansible's own async wrapper: its result file and its time limit work over every
+connection and with become, and the connection stays free for the polls, each of which looks for a second on
+the host and brings what is new: lines, or the result. (A synchronous module beside a polling thread would
+share one become plugin, which keeps the prompt that it waits for, between two threads.)
 
 The progress file also tells the module that somebody waits for it (plugins/module_utils/progress.py): it is
 made before the module starts, touched at each poll, and its removal asks the module to end. A signal to the
@@ -19,18 +20,19 @@ import secrets
 import shlex
 import signal
 import time
-from pathlib import PurePosixPath
 from types import FrameType
 from typing import Any, Self
 
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible.vars.clean import remove_internal_keys
 
 from analysis.progress.matrix import BEGINS
 
-POLL_SECONDS = 1.0
-FIRST_POLL_SECONDS = 0.5
+# One poll looks so often and so long on the host whether the module has ended.
+LOOKS = 5
+LOOK_SECONDS = 0.2
 CANCEL_LIMIT_SECONDS = 30
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SERIES_SETUP_SECONDS = 120
@@ -38,8 +40,8 @@ SERIES_SETUP_SECONDS = 120
 WORKLOAD_SECONDS = 1200
 ASYNC_KEYS = ("ansible_job_id", "started", "finished", "results_file")
 WRAPPER_GRACE_SECONDS = 30
-RUNNING = "module_progress_running"
-ENDED = "module_progress_ended"
+# How modules outside of ansible-core write their results
+MODULES_PROFILE = "legacy"
 
 
 class _Stopped(BaseException):
@@ -80,7 +82,7 @@ def run_with_progress(  # noqa: PLR0917 -- the order of Ansible's own _execute_m
         try:
             job.update(_make(action, progress_path))
             if not job:
-                job.update(_start(action, module_name, module_args, task_vars, timeout_seconds))
+                job.update(start_module(action, module_name, module_args, task_vars, timeout_seconds))
             result = job
             if "ansible_job_id" in job and not job.get("failed"):
                 result = _follow(action, job, task_vars, progress_path, timeout_seconds, signals=signals)
@@ -160,13 +162,14 @@ def run_workload(action: ActionBase, task_vars: dict[str, Any], arguments: dict[
     return run_with_progress(action, "workload", plain, task_vars, path, limit)
 
 
-def _start(
+def start_module(
     action: ActionBase,
     module_name: str,
     module_args: dict[str, Any],
     task_vars: dict[str, Any],
     timeout_seconds: float,
 ) -> dict[str, Any]:
+    """Start a module in the background; the job, as Ansible has it, or a result with failed=True."""
     # _execute_module takes the wrapper's time limit from the task alone.
     previous = action._task.async_val
     action._task.async_val = max(1, round(timeout_seconds))
@@ -189,50 +192,45 @@ def _follow(
     signals: _StopSignals,
 ) -> dict[str, Any]:
     """Show new lines until the job has ended; its result."""
-    # This is what the wrapper writes first; with another text the poll says ended, and async_status decides.
+    # This is what the wrapper writes first, and puts the result in its place at once.
     started = f'{{"started": true, "finished": false, "ansible_job_id": "{job["ansible_job_id"]}"}}'
     results_file, path = shlex.quote(job["results_file"]), shlex.quote(progress_path)
     parent = multiprocessing.parent_process()
     host = task_vars.get("inventory_hostname", "")
     deadline = time.monotonic() + timeout_seconds + WRAPPER_GRACE_SECONDS
     shown_bytes = 0
-    wait = FIRST_POLL_SECONDS
     while True:
-        time.sleep(wait)
-        wait = POLL_SECONDS
         # An exception that a signal raises within a finalizer is lost, so the signal is asked for, too.
         if signals.received is not None or (parent is not None and os.getppid() != parent.pid):
             raise _Stopped
         # The state is read before the lines, so that the last lines of a module that ends between are kept.
         # Setting the access time tells the module that somebody waits.
         poll = (
-            f"if grep -qsxF -- {shlex.quote(started)} {results_file}; "
-            f"then echo {RUNNING}; else echo {ENDED}; fi; "
+            f"n={LOOKS}; while grep -qsxF -- {shlex.quote(started)} {results_file}; "
+            f"do n=$((n-1)); [ $n -lt 0 ] && break; sleep {LOOK_SECONDS}; done; "
+            f"if [ $n -lt 0 ]; then echo; "
+            f"else {{ [ -s {results_file} ] && cat -- {results_file} && echo; }} || echo no result; fi; "
             f"touch -a -c -- {path}; tail -c +{shown_bytes + 1} -- {path} 2>/dev/null || true"
         )
         try:
-            state, _, text = _shell(action, poll).partition("\n")
+            ended, _, text = _shell(action, poll).partition("\n")
             whole_lines = text[: text.rfind("\n") + 1]
             shown_bytes += len(whole_lines.encode("utf-8", "surrogateescape"))
             for line in whole_lines.splitlines():
                 Display().display(f"    [{host}] {line}")
-            if state == ENDED:
-                result = _status(action, job, task_vars)
-                if result.get("finished", True):
-                    return result
+            if ended:
+                return _result(action, ended)
         except AnsibleConnectionFailure:
             # The job goes on without the connection, which may come back.
             if time.monotonic() > deadline:
                 raise
+            time.sleep(LOOKS * LOOK_SECONDS)
 
 
-def _status(action: ActionBase, job: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
-    folder = str(PurePosixPath(job["results_file"]).parent)
-    result: dict[str, Any] = action._execute_module(
-        module_name="ansible.legacy.async_status",
-        module_args={"jid": job["ansible_job_id"], "mode": "status", "_async_dir": folder},
-        task_vars=task_vars,
-    )
+def _result(action: ActionBase, text: str) -> dict[str, Any]:
+    """The result of a module from what it printed, as _execute_module reads it."""
+    result: dict[str, Any] = action._parse_returned_data({"stdout": text}, MODULES_PROFILE)
+    remove_internal_keys(result)
     return result
 
 

@@ -1,20 +1,22 @@
 """Take a step of a capacity run, or let its guests diverge, and write the record.
 
 Arguments:
-    phase: step (read the host, probe the guests, read again) or divergence (read, let every page held diverge
-        in all guests at once, read again, take the series that was begun before, verify what was written).
+    phase: step (wait until KSM has settled, where it runs and has guests; read the host, probe the guests,
+        read again) or divergence (wait and probe likewise, begin a series, read, let every page held diverge
+        in all guests at once, read again, verify what was written).
     plan: what the action capacity_plan returned; with its envelope_bytes the envelope must exist.
     provenance: image_digest, accelerator, testbed_version and start; the rest is read from the host.
-    policy: off or another policy's name. guests: how many run. channels: guest name to its port's socket.
-    converged: whether KSM had settled; null with the policy off (step).
-    probes: guest name to what its probe printed before, null for no answer (divergence).
-    series_job: the task that began the series in the background (divergence).
+    policy: off or another policy's name. channels: guest name to its port's socket.
+    former: what this action returned for the step before; at the beginning of an arm next_guests is 0 (step).
+    filled_bytes: what each of the guests added now filled; 0 for none (step).
+    guests: how many run (divergence).
     proc_root, sys_root, run_root: the host's trees, for tests.
 
 A guest that does not answer is a finding: it is null in the record, and the step does not fit.
 
-Returns for step: record (path), stop (null or why), next_guests (null: the arm is over), fitting_guests (the
-most that fitted so far; null: none), msg. For divergence: record, msg.
+Returns for step: record (path), stop (null or why), next_guests (null: the arm is over, and a step after that
+does nothing), fitting_guests (policy to the most guests that fitted so far), load_size_bytes (what every
+further guest is to fill), msg. For divergence: record, msg.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from analysis.model.capacity import used_bytes
 from analysis.plan.capacity_design import CapacityDesign, fitting, next_guests, stop
 from analysis.plan.design import MIB, SCHEMA_VERSION
 from analysis.plan.policies import OFF
-from analysis.progress.module import run_workload
+from analysis.progress.module import run_series, run_workload, start_module
 from analysis.records.capacity import PROBES
 from analysis.records.models import RECORDS, StepRecord
 from analysis.records.writing import write_record
@@ -43,6 +45,7 @@ POLL_SECONDS = 2
 PROVENANCE_GIVEN = ("image_digest", "accelerator", "testbed_version", "start")
 VMSTAT = ("pgfault", "pgmajfault", "cow_ksm", "pswpin", "pswpout", "oom_kill")
 RESOURCES = ("cpu", "memory", "io")
+DIVERGENCE_SECONDS = 120
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -59,8 +62,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         hypervisor = str(variables["inventory_hostname"])
         if self._task.check_mode:
             return {**result, "changed": False, "msg": f"would take and record a {args['phase']}"}
+        former = args["former"]
+        if args["phase"] == "step" and former["next_guests"] is None:
+            kept = ("next_guests", "fitting_guests", "load_size_bytes")
+            return {**result, "changed": False, **{name: former[name] for name in kept}}
         try:
             if args["phase"] == "step":
+                args["guests"] = int(former["next_guests"])
                 record = self._step(args, hypervisor, variables)
             else:
                 record = self._divergence(args, hypervisor, variables)
@@ -76,31 +84,59 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             alive = record["observed"]["guests_alive"]
             outcome: dict[str, Any] = {"msg": f"{alive} of {record['guests']} guests hold what they wrote"}
         else:
+            filled = args["filled_bytes"] if args["guests"] else 0
             outcome = progress(record, folder, args["plan"])
+            outcome["load_size_bytes"] = filled or former["load_size_bytes"]
         Display().display(f"    [{hypervisor}] {outcome['msg']}")
         return {**result, "changed": True, "record": str(path), **outcome}
 
     def _step(self, args: dict[str, Any], hypervisor: str, task_vars: dict[str, Any]) -> dict[str, Any]:
+        converged = self._settle(args, task_vars)
         before = self._snapshot(args, task_vars)
-        probes = self._ask(args, task_vars, "probed", probe_seconds=args["plan"]["capacity"]["probe_seconds"])
+        probes = self._probe(args, task_vars)
         after = self._snapshot(args, task_vars)
-        return step_record({**args, "before": before, "probes": probes}, hypervisor, after)
+        seen = {"converged": converged, "before": before, "probes": probes}
+        return step_record({**args, **seen}, hypervisor, after)
 
     def _divergence(self, args: dict[str, Any], hypervisor: str, task_vars: dict[str, Any]) -> dict[str, Any]:
+        self._settle(args, task_vars)
+        probes = self._probe(args, task_vars)
+        job = self._begin_series(args, task_vars)
         before = self._snapshot(args, task_vars)
         said = self._ask(args, task_vars, "diverged")
         after = self._snapshot(args, task_vars)
-        series = self._series(args["series_job"], task_vars)
+        series = self._series(job, task_vars)
         written = {name: answer["digest"] for name, answer in said.items() if answer}
         proof = self._ask(args, task_vars, "verified", expected=written)
         seen = {
             "before": before,
+            "probes": probes,
             "series": series,
             "divergences": said,
             "answered_at": after["recorded_at"],
             "alive": sum(bool(verdict and verdict["intact"]) for verdict in proof.values()),
         }
         return divergence_record({**args, **seen}, hypervisor, after)
+
+    def _settle(self, args: dict[str, Any], task_vars: dict[str, Any]) -> bool | None:
+        """Let KSM merge what it can; whether it settled, None where it does not run or has no guest."""
+        policy = args["plan"]["policies"][args["policy"]]
+        if int(policy["run"]) != 1 or not args["guests"]:
+            return None
+        series = run_series(
+            self, task_vars, policy["requested"], guests=args["guests"], roots=self._roots(args)
+        )
+        if series.get("failed") or series.get("unreachable"):
+            raise _ModuleFailed(series)
+        return bool(series["observed"]["converged"])
+
+    def _probe(self, args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+        seconds = args["plan"]["capacity"]["probe_seconds"]
+        return self._ask(args, task_vars, "probed", probe_seconds=seconds)
+
+    @staticmethod
+    def _roots(args: dict[str, Any]) -> dict[str, str]:
+        return {name: args[name] for name in ("proc_root", "sys_root", "run_root")}
 
     def _module(self, name: str, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = self._execute_module(
@@ -123,6 +159,23 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         answers: dict[str, Any] = answer["answers"]
         return answers
 
+    def _begin_series(self, args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+        """Sample KSM's counters in the background, while the guests write; the job."""
+        roots = self._roots(args)
+        sampled = {
+            "interval_seconds": args["plan"]["design"]["sample_interval_seconds"],
+            "until": "seconds",
+            "duration_seconds": DIVERGENCE_SECONDS,
+            "proc_root": roots["proc_root"],
+            "sys_root": roots["sys_root"],
+        }
+        if args["plan"]["envelope_bytes"]:
+            sampled["envelope_path"] = self._module("envelope", {"state": "read"}, task_vars)["path"]
+        job = start_module(self, "measure_series", sampled, task_vars, 2 * DIVERGENCE_SECONDS)
+        if job.get("failed") or job.get("unreachable"):
+            raise _ModuleFailed(job)
+        return job
+
     def _series(self, job: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         """Wait for the series in the background; what it observed."""
         asked = {"jid": job["ansible_job_id"], "_async_dir": str(Path(job["results_file"]).parent)}
@@ -141,24 +194,22 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "plan": {"type": "dict", "required": True},
                 "provenance": {"type": "dict", "default": {}},
                 "policy": {"type": "str", "default": OFF},
-                "guests": {"type": "int", "required": True},
+                "former": {"type": "dict"},
+                "filled_bytes": {"type": "int", "default": 0},
+                "guests": {"type": "int"},
                 "channels": {"type": "dict", "default": {}},
-                "converged": {"type": "bool"},
-                "probes": {"type": "dict", "default": {}},
-                "series_job": {"type": "dict"},
                 "proc_root": {"type": "str", "default": "/proc"},
                 "sys_root": {"type": "str", "default": "/sys"},
                 "run_root": {"type": "str", "default": "/run"},
             },
-            required_if=[("phase", "divergence", ("series_job",))],
+            required_if=[("phase", "step", ("former",)), ("phase", "divergence", ("guests",))],
         )
         # Templated values carry Ansible's tags; a record is plain JSON.
         plain: dict[str, Any] = json.loads(json.dumps(args))
         return plain
 
     def _snapshot(self, args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
-        roots = {name: args[name] for name in ("proc_root", "sys_root", "run_root")}
-        measured = self._module("measure_host", {"domains": {}, **roots}, task_vars)
+        measured = self._module("measure_host", {"domains": {}, **self._roots(args)}, task_vars)
         envelope = None
         if args["plan"]["envelope_bytes"]:
             envelope = self._module("envelope", {"state": "read"}, task_vars)["memory"]
@@ -272,19 +323,19 @@ def window(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 
 def progress(record: dict[str, Any], folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """What the arm's steps so far say: whether to go on, and with how many guests."""
+    """What the steps so far say: whether the arm goes on, with how many guests, and what fitted in each."""
     design = CapacityDesign(**plan["capacity"])
-    steps = [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in folder.glob(f"{record['workload']}-{record['policy']}-guests*.json")
-    ]
-    seen = {step["guests"]: step["stop"] is not None for step in steps}
+    stopped: dict[str, dict[int, bool]] = {}
+    for path in folder.glob(f"{record['workload']}-*-guests*.json"):
+        step = json.loads(path.read_text(encoding="utf-8"))
+        if step["kind"] == record["kind"]:
+            stopped.setdefault(step["policy"], {})[step["guests"]] = step["stop"] is not None
     used = used_bytes(StepRecord.model_validate_json(json.dumps(record))) / MIB
     state = record["stop"]
     return {
         "stop": state,
-        "next_guests": next_guests(seen, design.step_guests, plan["most_guests"]),
-        "fitting_guests": fitting(seen),
+        "next_guests": next_guests(stopped[record["policy"]], design.step_guests, plan["most_guests"]),
+        "fitting_guests": {policy: fitting(seen) or 0 for policy, seen in stopped.items()},
         "msg": f"policy {record['policy']}, {record['guests']} guests use {used:.0f} MiB"
         + (f"; beyond the limit: {state['reason']}" if state else ""),
     }

@@ -7,9 +7,11 @@ Arguments:
     domains: guest name to libvirt domain name; empty: every running guest of this testbed.
     uri, processes: as in the module census.
     timeout_seconds: the longest time for all; the guests run again when it is over.
+    optional: where no census can be had say so, add it to the fact failures, and succeed (default false).
     sys_root, run_root: the host's trees, for tests.
 
-Returns: record (path), msg (one line), changed (always false: the guests run on as before).
+Returns: record (path), msg (one line), changed (always false: the guests run on as before); missing, true
+where an optional census could not be had, and there is no record.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
 
 from analysis.errors import UserError
 from analysis.plan.design import SCHEMA_VERSION
+from analysis.plan.variables import add_failure
 from analysis.progress.module import run_with_progress
 from analysis.records.models import CensusRecord
 from analysis.records.writing import prepare_folder, write_record
@@ -41,9 +45,29 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     TRANSFERS_FILES = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Take, check, write."""
+        """Take a census; where it is optional, its failure is only said."""
         result: dict[str, Any] = super().run(tmp, task_vars)
+        variables = task_vars or {}
         args = self._arguments()
+        if not args["optional"]:
+            return self._take(args, variables, result)
+        try:
+            answer = self._take(args, variables, result)
+        except AnsibleActionFail as error:
+            answer = {"failed": True, "msg": str(error)}
+        if not answer.get("failed"):
+            return answer
+        why = str(answer.get("msg") or "its module failed").strip()
+        cell = args["cell"].get("cell_id", "")
+        msg = f"no census of {cell}, whose measurement is not affected: {why}"
+        host = variables.get("inventory_hostname", "")
+        Display().display(f"    [{host}] {msg}")
+        facts = add_failure(variables, f"{host}: {msg}")
+        return {**result, "changed": False, "missing": True, "msg": msg, "ansible_facts": facts}
+
+    def _take(
+        self, args: dict[str, Any], task_vars: dict[str, Any], result: dict[str, Any]
+    ) -> dict[str, Any]:
         path = Path(args["directory"]) / FILE
         if self._task.check_mode:
             return {
@@ -61,7 +85,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 **{name: args[name] for name in ("domains", "uri", "processes", "sys_root", "run_root")},
                 "progress_path": progress_path,
             },
-            task_vars or {},
+            task_vars,
             progress_path,
             args["timeout_seconds"],
         )
@@ -85,6 +109,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "uri": {"type": "str", "default": "qemu:///system"},
                 "processes": {"type": "int", "default": 0},
                 "timeout_seconds": {"type": "float", "default": 600.0},
+                "optional": {"type": "bool", "default": False},
                 "sys_root": {"type": "str", "default": "/sys"},
                 "run_root": {"type": "str", "default": "/run"},
             },

@@ -10,15 +10,17 @@ Arguments:
     workload: guest name to what filled it (off, on); empty where nothing was filled.
     verify: guest name to the digests before and after merging (verify); or
     channels: guest name to the socket of its port, and the guests that workload names are asked.
+        Of a mix both name the guests that hold something, by their names in domains. Where there is none,
+        no guest is asked, and the host is as in the record on.
     drop_caches: drop the host's caches before it is read (off, on).
-        Of a mix both name the guests that hold something, by their names in domains.
     failure: phase, task and message (failed).
     start_ksm: merge begins with writing 1 to run (default true).
     until, duration_seconds: what ends merge (converged or seconds), as in the module measure_series.
     replace: write over a record of this phase (default false; a failed record always replaces its kind).
     proc_root, sys_root, run_root: the host's trees, for tests.
 
-Returns: record (path), msg (one line), cell_id, changed (by starting KSM or dropping caches).
+Returns: record (path), msg (one line), cell_id, changed (by starting KSM or dropping caches). A failed record
+adds its message to the fact failures, with which the run ends when all has been measured.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from ansible.plugins.action import ActionBase
 
 from analysis.errors import UserError
 from analysis.plan.design import SCHEMA_VERSION
+from analysis.plan.variables import add_failure
 from analysis.progress.module import run_series, run_workload, show_begin
 from analysis.records.models import PHASES as RECORDS
 from analysis.records.writing import prepare_folder, write_record
@@ -88,10 +91,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             measured = self._failed(args, variables)
         elif phase == "merge":
             measured = self._merge(args, variables)
-        elif phase == "verify" and args["channels"] and args["workload"]:
+        elif phase == "verify":
             measured = self._verify(args, variables)
         else:
-            measured = self._host(args, variables, args["domains"] if phase in ("off", "on") else {})
+            measured = self._host(args, variables, args["domains"], drop_caches=args["drop_caches"])
         if measured.get("failed") or measured.get("unreachable"):
             return {**result, **measured}
         record = assemble(args, measured, observed(args, measured))
@@ -99,13 +102,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             write_record(path, record, RECORDS[phase])
         except UserError as error:
             raise AnsibleActionFail(f"measure_record: {error}") from None
-        changed = (phase == "merge" and args["start_ksm"]) or args["drop_caches"]
+        facts = add_failure(variables, record["observed"]["message"]) if phase == "failed" else {}
+        changed = args["start_ksm"] if phase == "merge" else measured.get("changed", False)
         return {
             **result,
             "changed": changed,
             "record": str(path),
             "cell_id": args["cell"].get("cell_id"),
             "msg": summary(record),
+            "ansible_facts": facts,
         }
 
     def _arguments(self) -> dict[str, Any]:
@@ -159,6 +164,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def _verify(self, args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         """Ask the guests that were filled for the digest of the same memory; the verdicts go into args."""
         filled = args["workload"]
+        if args["verify"]:
+            return self._host(args, task_vars, {})
+        if not filled:
+            return before(args) or self._host(args, task_vars, {})
         asked = {
             "state": "verified",
             "channels": {name: args["channels"][name] for name in filled},
@@ -171,29 +180,23 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         return self._host(args, task_vars, {})
 
     def _host(
-        self, args: dict[str, Any], task_vars: dict[str, Any], domains: dict[str, str]
+        self,
+        args: dict[str, Any],
+        task_vars: dict[str, Any],
+        domains: dict[str, str],
+        *,
+        drop_caches: bool = False,
     ) -> dict[str, Any]:
         roots = {name: args[name] for name in ("proc_root", "sys_root", "run_root")}
-        if args["drop_caches"]:
-            # The same before the record with KSM off and the one with it on
-            dropped: dict[str, Any] = self._execute_module(
-                module_name="ansible.legacy.command",
-                module_args={"_raw_params": "sysctl -q vm.drop_caches=3"},
-                task_vars=task_vars,
-            )
-            if dropped.get("failed") or dropped.get("unreachable"):
-                return dropped
         measured: dict[str, Any] = self._execute_module(
-            module_name="measure_host", module_args={"domains": domains, **roots}, task_vars=task_vars
+            module_name="measure_host",
+            module_args={"domains": domains, "drop_caches": drop_caches, **roots},
+            task_vars=task_vars,
         )
         return measured
 
     def _merge(self, args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
-        # Before the series: a host that cannot be described is found before the minutes of sampling.
-        host = self._host(args, task_vars, {})
-        if host.get("failed") or host.get("unreachable"):
-            return host
-        series = run_series(
+        return run_series(
             self,
             task_vars,
             args["requested"],
@@ -203,7 +206,6 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             until=args["until"],
             duration_seconds=args["duration_seconds"],
         )
-        return series if series.get("failed") else {**series, "provenance": host["provenance"]}
 
     def _failed(self, args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -217,6 +219,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "monotonic_seconds": None,
             }
         return measured
+
+
+def before(args: dict[str, Any]) -> dict[str, Any] | None:
+    """The host as the cell's record before has it; None without one. For what reads nothing of it anew."""
+    try:
+        record = json.loads((Path(args["directory"]) / "on.json").read_text(encoding="utf-8"))
+        return {name: record[name] for name in ("provenance", "recorded_at", "monotonic_seconds")}
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def observed(args: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:

@@ -92,6 +92,8 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
             self.log = Path(answer[PLANS[action]]) / LOG_FILE
             if "cells" in answer:
                 self._say(self.progress.planned(answer["cells"], answer["pending"]))
+        elif answer.get("missing") is True and action == "census_record":
+            self._say(self.progress.without_census(result.host.get_name()))
         elif action == "guests":
             times = answer.get("times") or {}
             if times.get("boot"):

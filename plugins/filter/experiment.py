@@ -6,9 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from analysis.plan.mix import guest_workloads, parse_mix
-
-# The phase of a cell that a task belongs to, by its action, where it says none itself.
-PHASES = {"ksm": "restore", "guests": "restore", "workload": "load", "census_record": "census"}
+from analysis.progress.matrix import FIRST_PHASE, named_phase
 
 
 def guest_segments(
@@ -51,15 +49,8 @@ def failure_of(task: Mapping[str, Any], result: Mapping[str, Any], host: str) ->
 
 def phase_of(task: Mapping[str, Any]) -> str:
     """Return the phase of the cell that a failed task belongs to."""
-    action, arguments = str(task.get("action", "")).rpartition(".")[2], task.get("args") or {}
-    if action == "measure_record":
-        return str(arguments.get("phase", "merge"))
-    said = (task.get("vars") or {}).get("phase")
-    if said:
-        return str(said)
-    if action == "workload":
-        return "verify" if arguments.get("state") == "verified" else "load"
-    return PHASES.get(action, "restore")
+    named = named_phase(str(task.get("action", "")), task.get("args") or {}, task.get("vars") or {})
+    return named or FIRST_PHASE
 
 
 class FilterModule:

@@ -1,4 +1,4 @@
-"""Requests to the program in each guest: a line to its second serial port, a line back.
+"""Requests to each guest: a line `ID COMMAND [ARGUMENT]` to its second serial port, a line of JSON back.
 
 Standard library only. QEMU ends that port at a socket on the hypervisor. No hands are shaken, so that 15
 emulated guests answer at once what would take each of them seconds of CPU over SSH.
@@ -27,7 +27,7 @@ def ask(path: Path, words: Sequence[str], limit_seconds: float, *, again: bool =
 
     Args:
         path: the socket of the guest's port.
-        words: the command and its arguments, as the program in the guest takes them.
+        words: the command and at most one argument, which may hold spaces but no line's end.
         limit_seconds: the longest wait for the answer.
         again: send the request anew each ATTEMPT_SECONDS until one is answered, for a command that may run
             twice: a guest that boots loses what came before it opened the port.
@@ -50,7 +50,7 @@ def ask(path: Path, words: Sequence[str], limit_seconds: float, *, again: bool =
             number = secrets.token_hex(4)
             sent.append(number)
             try:
-                connection.sendall(json.dumps({"id": number, "words": list(words)}).encode() + b"\n")
+                connection.sendall(" ".join((number, *words)).encode() + b"\n")
                 while True:
                     answer = parsed(lines.next(attempt))
                     if answer.get("id") in sent:

@@ -1,4 +1,6 @@
-"""Read-only readings of a KSM host from /proc and /sys, as raw integers with the unit in the name.
+"""Readings of a KSM host from /proc and /sys, as raw integers with the unit in the name.
+
+They change nothing; only drop_caches does, for what is read after it.
 
 Files are probed for, never kernel versions: a required file that is missing is a ProbeError that names it, an
 optional one is None. Sources: Documentation/admin-guide/mm/ksm.rst, Documentation/filesystems/proc.rst.
@@ -387,6 +389,15 @@ def observe(domains: dict[str, str], roots: Roots) -> dict[str, Any]:
     }
     guests = {name: guest(domains[name], pid, roots) for name, pid in guest_pids.items()}
     return {"host": host, "guests": guests, "other_mergeable": other_mergeable(guest_pids.values(), roots)}
+
+
+def drop_caches(roots: Roots) -> None:
+    """Drop clean page cache, dentries and inodes (Documentation/admin-guide/sysctl/vm.rst); or ProbeError."""
+    path = roots.proc / "sys/vm/drop_caches"
+    try:
+        path.write_text("3\n", encoding="ascii")
+    except OSError as error:
+        raise ProbeError(f"{path} refused 3: {error.strerror}") from None
 
 
 def qemu_version() -> str | None:

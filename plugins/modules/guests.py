@@ -146,8 +146,9 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -189,6 +190,8 @@ LAST_PORT = 65535
 LONGEST_PATH_BYTES = 107
 # QEMU reads and writes its state by itself; more at once only wait for the disk.
 AT_ONCE = 4
+# libvirtd's default: more requests of one connection wait for each other (max_client_requests).
+REQUESTS_OF_A_CONNECTION = 5
 
 
 class GuestError(Exception):
@@ -491,23 +494,28 @@ class Testbed:
             file.write(self.params["ssh_private_key"])
 
     def remove(self, own: Mapping[str, Owned]) -> None:
-        """Remove domains of ours and their files, all at once: libvirt waits a second and more for each."""
+        """Remove domains of ours and their files, all at once: libvirt waits for the end of each process."""
 
-        def one(owned: Owned) -> None:
+        def one(owned: Owned, connection: Any) -> None:
             try:
+                domain = connection.lookupByName(owned.domain.name())
                 # A domain that is not defined for good is gone with its process.
-                persistent = owned.domain.isPersistent()
-                if owned.domain.isActive():
-                    owned.domain.destroy()
+                persistent = domain.isPersistent()
+                if domain.isActive():
+                    domain.destroy()
                 if persistent:
-                    owned.domain.undefine()
+                    domain.undefine()
             except libvirt.libvirtError as error:
                 if is_active(owned.domain):
                     raise GuestError(f"{owned.guest} can't be ended: {error}") from None
             shutil.rmtree(self.directory / owned.guest, ignore_errors=True)
 
-        with ThreadPoolExecutor(max_workers=max(1, len(own))) as pool:
-            list(pool.map(one, own.values()))
+        with ExitStack() as stack, ThreadPoolExecutor(max_workers=max(1, len(own))) as pool:
+            connections = [
+                stack.enter_context(connected(self.params["uri"], "absent"))
+                for _ in range(0, len(own), REQUESTS_OF_A_CONNECTION)
+            ]
+            list(pool.map(one, own.values(), cycle(connections)))
 
     def source(self) -> dict[str, Any] | None:
         """Where the guests that run come from; None where that was not noted."""
@@ -689,7 +697,7 @@ class Testbed:
         answers: dict[str, dict[str, Any]]
         with self.timed("barrier"):
             answers, refused = ask_all(
-                {guest.name: (guest.channel, ["barrier", f"{time.time():.3f}"]) for guest in guests},
+                {guest.name: (guest.channel, ["barrier", f"{time.time():.0f}"]) for guest in guests},
                 self.params["answer_timeout_seconds"],
                 again=True,
             )

@@ -50,6 +50,12 @@ options:
         O(snapshot) holds, so that nothing of what was set before stays in force.
     type: bool
     default: false
+  unmerge:
+    description:
+      - With O(state=present), first turn KSM off truly, as O(state=unmerged) does; off it stays unless
+        O(knobs) has run.
+    type: bool
+    default: false
   optional:
     description: Knobs that this kernel may lack; those it lacks are reported in RV(missing) and not set.
     type: list
@@ -93,6 +99,7 @@ EXAMPLES = r"""
   ksm:
     knobs:
       advisor_mode: scan-time
+    unmerge: true
     reset: true
     snapshot: /var/lib/ksm-testbed/ksm-snapshot.json
 
@@ -231,6 +238,7 @@ class Request:
     thp: Mapping[str, object]
     optional: Collection[str]
     reset: bool
+    unmerge: bool
     snapshot: Path | None
     unmerge_timeout_seconds: int
 
@@ -590,6 +598,8 @@ def apply(sysfs: Sysfs, request: Request, host: Host, check_mode: bool) -> Outco
         counters = {f"{KSM}{path.name}" for path in (sysfs.root / KSM).iterdir()} - current.keys()
         base = base_settings(snapshot, current, ranges) if request.reset else {}
         wanted, missing = wanted_settings(request, current, counters, ranges, base)
+        if request.unmerge:
+            wanted, unmerge = {RUN: STOP, **wanted}, may_hold_pages
     elif request.state == "unmerged":
         wanted, unmerge = {RUN: STOP}, may_hold_pages
     elif snapshot:
@@ -641,6 +651,7 @@ def main() -> None:
             "thp": {"type": "dict", "default": {}},
             "optional": {"type": "list", "elements": "str", "default": []},
             "reset": {"type": "bool", "default": False},
+            "unmerge": {"type": "bool", "default": False},
             "snapshot": {"type": "path"},
             "unmerge_timeout_seconds": {"type": "int", "default": 60},
             "sysfs_root": {"type": "path", "default": "/sys/kernel/mm"},
@@ -656,6 +667,7 @@ def main() -> None:
         thp=params["thp"],
         optional=params["optional"],
         reset=params["reset"],
+        unmerge=params["unmerge"],
         snapshot=Path(params["snapshot"]) if params["snapshot"] else None,
         unmerge_timeout_seconds=params["unmerge_timeout_seconds"],
     )

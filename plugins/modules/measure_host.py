@@ -7,13 +7,17 @@ DOCUMENTATION = r"""
 module: measure_host
 short_description: Read what a KSM host and its guests use at this moment
 description:
-  - Reads /proc, /sys and libvirt's process ids; changes nothing.
+  - Reads /proc, /sys and libvirt's process ids; changes nothing but for O(drop_caches).
   - A required counter that is missing is an error that names it, an optional one is null.
 options:
   domains:
     description: Guest name to libvirt domain name; each must be running.
     type: dict
     default: {}
+  drop_caches:
+    description: Drop the host's clean caches right before it is read, as C(sysctl vm.drop_caches=3) does.
+    type: bool
+    default: false
   proc_root:
     description: The folder /proc, or a recorded one.
     type: path
@@ -63,7 +67,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.ksm_probe import ProbeError, Roots, observe, provenance
+from ansible.module_utils.ksm_probe import ProbeError, Roots, drop_caches, observe, provenance
 
 
 def main() -> None:
@@ -71,6 +75,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "domains": {"type": "dict", "default": {}},
+            "drop_caches": {"type": "bool", "default": False},
             "proc_root": {"type": "path", "default": "/proc"},
             "sys_root": {"type": "path", "default": "/sys"},
             "run_root": {"type": "path", "default": "/run"},
@@ -78,15 +83,19 @@ def main() -> None:
         supports_check_mode=True,
     )
     roots = Roots(*(Path(module.params[name]) for name in ("proc_root", "sys_root", "run_root")))
-    recorded_at = datetime.now(UTC)
-    monotonic_seconds = time.monotonic()
+    drops = module.params["drop_caches"]
     try:
-        observed = observe(module.params["domains"], roots)
+        # Before the caches are dropped: it runs programs, whose files would come back.
         host = provenance(roots)
+        if drops and not module.check_mode:
+            drop_caches(roots)
+        recorded_at = datetime.now(UTC)
+        monotonic_seconds = time.monotonic()
+        observed = observe(module.params["domains"], roots)
     except ProbeError as error:
         module.fail_json(msg=str(error))
     module.exit_json(
-        changed=False,
+        changed=drops,
         observed=observed,
         provenance=host,
         recorded_at=recorded_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),

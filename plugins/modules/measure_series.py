@@ -82,6 +82,10 @@ observed:
   description: The series in columns of equal length, whether and when it settled, and what sampling cost.
   type: dict
   returned: success
+provenance:
+  description: What the host is, as the module measure_host returns it; read before the first sample.
+  type: dict
+  returned: success
 recorded_at:
   description: The host's UTC time at the end.
   type: str
@@ -103,7 +107,15 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.ksm_convergence import ConvergenceRule, Verdict, judge, saved_pages
-from ansible.module_utils.ksm_probe import KIB, ProbeError, Roots, find_ksmd, parse_stat, read_optional
+from ansible.module_utils.ksm_probe import (
+    KIB,
+    ProbeError,
+    Roots,
+    find_ksmd,
+    parse_stat,
+    provenance,
+    read_optional,
+)
 from ansible.module_utils.progress import PATIENCE_SECONDS, Progress, ProgressError
 
 KSM_COLUMNS = ("full_scans", "pages_shared", "pages_sharing")
@@ -375,13 +387,17 @@ def main() -> None:
     if module.check_mode:
         module.exit_json(changed=params["start_ksm"], msg="would sample KSM's counters")
     try:
-        observed = follow(params, Roots(proc=Path(params["proc_root"]), sys=Path(params["sys_root"])))
+        roots = Roots(proc=Path(params["proc_root"]), sys=Path(params["sys_root"]))
+        # A host that cannot be described is found before the minutes of sampling.
+        host = provenance(roots)
+        observed = follow(params, roots)
     except (ProbeError, ProgressError, ValueError) as error:
         module.fail_json(msg=str(error))
     now = datetime.now(UTC)
     module.exit_json(
         changed=params["start_ksm"],
         observed=observed,
+        provenance=host,
         recorded_at=now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         monotonic_seconds=time.monotonic(),
     )

@@ -36,7 +36,8 @@ class ChannelGuest:
 
     def _requests(self, connection: socket.socket) -> Iterator[dict[str, Any]]:
         for line in connection.makefile("rb"):
-            request = json.loads(line)
+            number, *words = line.decode().removesuffix("\n").split(" ", 2)
+            request = {"id": number, "words": words}
             self.heard.append(request)
             yield request
 

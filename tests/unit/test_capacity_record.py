@@ -187,6 +187,6 @@ def test_the_next_step_follows_from_the_records_so_far(
     (tmp_path / action.file_name(other)).write_text(json.dumps(other))
     found = action.progress(record, tmp_path, plan(tmp_path))
     assert found["next_guests"] == following
-    assert found["fitting_guests"] == 3
+    assert found["fitting_guests"] == {"off": 3, "ksm": 0}
     assert found["msg"].startswith(f"policy off, {guests} guests use 1600 MiB")
     assert ("beyond the limit: full" in found["msg"]) is stopped

@@ -446,5 +446,19 @@ def test_the_record_fits_the_schema_is_private_and_never_written_over(host: Host
     assert host.events().count("suspend ksm-testbed-guest01") == 1
 
 
+def test_an_optional_census_that_cannot_be_had_is_said_and_kept_as_a_failure(host: Host) -> None:
+    cell = {"cell_id": "cell7"}
+    output = play(host, "-v", cell=cell, domains={"guest01": "ksm-testbed-guest09"}, optional=True)
+    said = "no census of cell7, whose measurement is not affected: domain ksm-testbed-guest09 is not running"
+    assert f"    [localhost] {said}" in output
+    assert f'"failures": ["localhost: {said}' in output
+    assert "failed=0" in output
+    path = host.run / "results/run/host1/census.json"
+    path.write_text("{}")
+    assert "affected: census_record: " in (again := play(host, optional=True)) and "failed=0" in again
+    assert path.read_text() == "{}"
+    assert "failed=1" in play(host)
+
+
 def test_a_relative_directory_is_refused(host: Host) -> None:
     assert "directory is 'results'; it must be an absolute path" in play(host, directory="results")

@@ -96,7 +96,6 @@ def test_a_task_that_nobody_named_is_still_one() -> None:
         ({"action": "ksm", "args": {"state": "applied"}}, "restore"),
         ({"action": "guests", "args": {"state": "restored"}}, "restore"),
         ({"action": "workload", "args": {"state": "loaded"}}, "load"),
-        ({"action": "workload", "args": {"state": "verified"}}, "verify"),
         ({"action": "measure_record", "args": {"phase": "off"}}, "off"),
         ({"action": "measure_record", "args": {"phase": "on"}}, "on"),
         ({"action": "measure_record", "args": {}}, "merge"),

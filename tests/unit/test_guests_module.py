@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -54,6 +55,7 @@ class Bench:
         self.checkpoints = self.folder / "checkpoints"
         self.lines: list[str] = []
         self.silent: dict[str, str] = {}
+        self.connections = 0
         self.asked: list[tuple[list[str], str]] = []
 
     def call(self, state: str = "restored", number: int = 2, *, check: bool = False, **changes: Any) -> Any:
@@ -95,6 +97,11 @@ class Bench:
 
     # In the place of what the module runs and asks
 
+    @contextmanager
+    def connected(self, _uri: str, _state: str) -> Iterator[Host]:
+        self.connections += 1
+        yield self.host
+
     def command(self, words: list[str]) -> str:
         target = Path(words[words.index("-o") + 1] if words[0] == "xorriso" else words[-1])
         backing = words[words.index("-b") + 1] if words[0] == "qemu-img" else "a seed"
@@ -115,6 +122,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     some_user = (os.geteuid() or 64055, os.getegid() or 64055)
     memory = {"MemAvailable": 8 * GIB, "MemTotal": 16 * GIB}
     monkeypatch.setattr(guests, "libvirt", LIBVIRT)
+    monkeypatch.setattr(guests, "connected", bench.connected)
     monkeypatch.setattr(guests, "run", bench.command)
     monkeypatch.setattr(guests, "ask_all", bench.ask_all)
     monkeypatch.setattr(guests, "pid_of", lambda _guest: os.getpid())
@@ -613,6 +621,15 @@ def test_all_guests_that_do_not_come_to_the_barrier_are_named(bench: Bench) -> N
     assert bench.refusal(number=3) == (
         "not all guests came to the barrier: guest01: it gave no answer; guest03: it ended"
     )
+
+
+def test_guests_are_removed_over_as_many_connections_as_libvirt_needs_to_serve_all_at_once(
+    bench: Bench,
+) -> None:
+    bench.call(number=11)
+    bench.connections = 0
+    bench.call("absent")
+    assert (bench.connections, bench.host.names()) == (3, [])
 
 
 def test_a_guest_that_cannot_be_ended_is_named(bench: Bench) -> None:

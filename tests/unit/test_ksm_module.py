@@ -148,6 +148,7 @@ def apply(sysfs: Any, state: str = "present", host: Any = ROOMY, check: bool = F
         thp=options.get("thp", {}),
         optional=options.get("optional", ()),
         reset=options.get("reset", False),
+        unmerge=options.get("unmerge", False),
         snapshot=options.get("snapshot"),
         unmerge_timeout_seconds=0,
     )
@@ -543,6 +544,26 @@ def test_reset_on_a_host_whose_own_advisor_is_on(tree: Path, tmp_path: Path) -> 
     assert outcome.settings["ksm/advisor_mode"] == "scan-time"
     with pytest.raises(ksm.KsmError, match="while advisor_mode is scan-time"):
         apply(sysfs, snapshot=path, knobs={"pages_to_scan": 5}, reset=True)
+
+
+def test_a_policy_is_set_on_a_host_that_merges_nothing_any_more(tree: Path, tmp_path: Path) -> None:
+    sysfs = KernelSysfs(tree)
+    merge_pages(tree)
+    asked = {"snapshot": tmp_path / "snapshot.json", "knobs": {"sleep_millisecs": 5}, "unmerge": True}
+    assert apply(sysfs, check=True, **asked).changed and not sysfs.log
+    outcome = apply(sysfs, **asked)
+    assert sysfs.log == ["run=2", "sleep_millisecs=5", "run=0"]
+    assert (outcome.changed, outcome.settings["ksm/run"]) == (True, "0")
+    assert json.loads(asked["snapshot"].read_text())["settings"]["ksm/run"] == "1"
+    assert not apply(sysfs, **asked).changed
+
+
+def test_unmerging_for_a_policy_needs_the_memory_too(tree: Path) -> None:
+    sysfs = KernelSysfs(tree)
+    merge_pages(tree, pages_sharing=1_000_000)
+    with pytest.raises(ksm.KsmError, match="stop some guests first"):
+        apply(sysfs, host=dataclasses.replace(ROOMY, available_bytes=1 << 30), unmerge=True)
+    assert sysfs.log == []
 
 
 def test_reset_needs_a_snapshot(tree: Path) -> None:

@@ -55,6 +55,7 @@ def told(hosts: tuple[str, ...]) -> list[str]:
         f"{idle}merge",
         f"{idle}on",
         f"{idle}done in N s{saved}; about N s left",
+        f"{filled}restore",
         f"{filled}merge",
         f"{filled}on",
         f"{filled}done in N s" + saved.replace("47.9", "1.0"),

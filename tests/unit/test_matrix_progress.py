@@ -162,7 +162,7 @@ def test_a_census_that_failed_does_not_fail_the_cell() -> None:
     run = Run(idle)
     run.task(idle, "census")
     assert run.lines[-1].endswith(": census")
-    assert run.progress.failed("localhost", "Count the guests' pages") == []
+    assert run.progress.without_census("localhost") == []
     run.task(idle, "verify")
     run.task(None)
     assert run.lines[-1].endswith("done in 0 s, no census")
@@ -241,10 +241,10 @@ def test_times_are_as_fine_as_they_can_be(seconds: float, measured: str, estimat
 
 
 class Task:
-    action = "measure_record"
-
-    def __init__(self, name: str, **variables: Any) -> None:
+    def __init__(self, name: str, action: str = "ksm", records: str = "", **variables: Any) -> None:
         self.name = name
+        self.action = action
+        self.args = {"phase": records} if records else {}
         self.variables = variables
 
     def get_vars(self) -> dict[str, Any]:
@@ -254,10 +254,47 @@ class Task:
 def test_a_place_is_read_from_the_variables_of_a_task() -> None:
     idle = cell("idle")
     assert place_of(Task("Measure", cell=idle, phase="off")) == Place(idle["cell_id"], "off", "Measure")
-    assert place_of(Task("", cell=idle)) == Place(idle["cell_id"], "", "measure_record")
+    assert place_of(Task("", cell=idle)) == Place(idle["cell_id"], "", "ksm")
     assert place_of(Task("Probe", arm="off", phase="probe")) == Place("arm off", "probe", "Probe")
     assert place_of(Task("Put right")) is None
     assert place_of(Task("Other", cell="{{ a_cell }}", arm=3)) is None
+
+
+@pytest.mark.parametrize(
+    ("action", "records", "phase"),
+    [
+        ("measure_record", "off", "off"),
+        ("measure_record", "on", "on"),
+        ("measure_record", "failed", ""),
+        ("workload", "", "load"),
+        ("census_record", "", "census"),
+        ("guests", "", ""),
+    ],
+)
+def test_the_phase_of_a_task_follows_from_its_action_and_what_it_records(
+    action: str, records: str, phase: str
+) -> None:
+    place = place_of(Task("One", action, records, cell=cell("idle")))
+    assert place is not None and place.phase == phase
+
+
+def test_the_first_task_of_a_cell_begins_with_restore_and_an_arm_has_no_phases() -> None:
+    idle = cell("idle")
+    run = Run(idle)
+    run.task(idle, "")
+    run.task(idle, "")
+    assert [line.split(": ", 1)[1] for line in run.lines[1:]] == ["restore"]
+    begun = run.progress.task_started("localhost", Place("arm off", "", "Remove"))
+    assert run.progress.works("localhost") == []
+    assert begun[-1].endswith("arm off: begins")
+
+
+def test_a_task_of_an_arm_that_runs_several_long_modules_is_told_once() -> None:
+    run = Run(cell("idle"))
+    run.progress.task_started("localhost", Place("arm off", "", "Step"))
+    assert run.progress.module_begins("localhost", "Step")[0].endswith("arm off: Step")
+    assert run.progress.module_begins("localhost", "Step") == []
+    assert run.progress.module_begins("localhost", "Restore")[0].endswith("arm off: Restore")
 
 
 def test_an_interruption_names_the_last_phase_and_the_task_of_each_host() -> None:

@@ -306,6 +306,22 @@ def test_the_module_returns_all_parts_and_changes_nothing(tree: Path, tmp_path: 
     assert {path: path.read_bytes() for path in tree.rglob("*") if path.is_file()} == before
 
 
+def test_the_module_drops_the_caches_where_it_is_asked_to(tree: Path, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {f"{name}_root": str(tree / name) for name in ("proc", "sys", "run")}
+    drop = tree / "proc/sys/vm/drop_caches"
+    refused = run_module("measure_host.py", {"drop_caches": True, **arguments}, tmp_path)
+    assert refused["msg"] == f"{drop} refused 3: No such file or directory"
+    drop.parent.mkdir()
+    drop.write_text("0\n")
+    foreseen = run_module(
+        "measure_host.py", {"drop_caches": True, "_ansible_check_mode": True, **arguments}, tmp_path
+    )
+    assert (foreseen["changed"], drop.read_text()) == (True, "0\n")
+    result = run_module("measure_host.py", {"domains": DOMAINS, "drop_caches": True, **arguments}, tmp_path)
+    assert (result["changed"], drop.read_text()) == (True, "3\n")
+    assert result["observed"] == observe(tree)
+
+
 def test_the_module_fails_with_the_sentence_alone(tree: Path, tmp_path: Path) -> None:
     arguments = {f"{name}_root": str(tree / name) for name in ("proc", "sys", "run")}
     result = run_module("measure_host.py", {"domains": {"guest09": "ksm-guest09"}, **arguments}, tmp_path)

@@ -275,12 +275,49 @@ def test_a_record_is_not_written_over_unless_asked(tmp_path: Path) -> None:
     assert play.record("verify")["recorded_at"] > first
 
 
+def test_where_nothing_is_held_the_record_of_verify_is_of_the_host_as_it_was_measured(tmp_path: Path) -> None:
+    play = Play(tmp_path)
+    output = play.run(
+        [
+            play.arguments("on", domains=DOMAINS),
+            play.arguments("verify", channels={"guest01": "/nowhere"}, proc_root=str(tmp_path / "absent")),
+        ]
+    )
+    on, verify = play.record("on"), play.record("verify")
+    assert verify["observed"] == {"guests": {}}, output
+    for name in ("provenance", "recorded_at", "monotonic_seconds"):
+        assert verify[name] == on[name]
+
+
+def test_caches_are_dropped_before_the_guests_are_read_and_not_before_others(tmp_path: Path) -> None:
+    play = Play(tmp_path)
+    drop = play.tree / "proc/sys/vm/drop_caches"
+    drop.parent.mkdir()
+    drop.write_text("0\n")
+    failure = {"phase": "off", "task": "Read", "message": "no"}
+    asked = {"domains": DOMAINS, "drop_caches": True}
+    output = play.run([play.arguments("failed", failure=failure, **asked)])
+    assert drop.read_text() == "0\n", output
+    output = play.run([play.arguments("off", **asked)])
+    assert (drop.read_text(), "changed=1" in output) == ("3\n", True), output
+
+
 def test_check_mode_says_what_it_would_do_and_does_nothing(tmp_path: Path) -> None:
     play = Play(tmp_path)
     output = play.run([play.arguments("merge"), play.arguments("off", domains=DOMAINS)], "--check", "-v")
     assert f"would measure merge and write {play.cell}/merge.json" in output
     assert not play.cell.exists()
     assert (play.tree / "sys/kernel/mm/ksm/run").read_text() == "0\n"
+
+
+def test_failures_are_kept_for_the_end_of_the_run(tmp_path: Path) -> None:
+    play = Play(tmp_path)
+    tasks = [
+        play.arguments("failed", failure={"phase": "load", "task": "Load", "message": f"guest0{one} died"})
+        for one in (1, 2)
+    ]
+    output = play.run(tasks, "-v")
+    assert '"failures": ["guest01 died", "guest02 died"]' in output
 
 
 def test_a_failure_is_recorded_even_where_the_host_tells_nothing(tmp_path: Path) -> None:

@@ -112,9 +112,3 @@ def test_the_largest_of_numbers_however_they_are_given(guests: Any, largest: int
 def test_what_is_no_number_is_refused(nothing: Any) -> None:
     with pytest.raises(AnsibleFilterError, match="is no whole number"):
         host.largest_number(nothing)
-
-
-def test_the_services_of_policies_are_each_named_once(tmp_path: Path) -> None:
-    for name, service in {"a": "z.service", "b": "", "c": "y.service", "d": "z.service"}.items():
-        (tmp_path / f"{name}.yml").write_text(f"description: One\nservice: '{service}'\n")
-    assert host.policy_services(str(tmp_path)) == ["y.service", "z.service"]

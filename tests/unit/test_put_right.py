@@ -1,4 +1,4 @@
-"""Putting a host right: the playbooks' own tasks, with modules that only say that they were called."""
+"""Putting a host right: the action, with modules that only say that they were called."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import yaml
 from playing import fake_systemd, play, play_book
 from plugin_files import ROOT, load
 
-TASKS = ROOT / "playbooks/tasks/put_right.yml"
+put_right_action = load("plugins/action/put_right.py")
+ACTION = ROOT / "plugins/action/put_right.py"
 MODULES = ("guests", "ksm", "envelope")
 STUB = """#!/usr/bin/python3
 from ansible.module_utils.basic import AnsibleModule
@@ -45,25 +46,32 @@ class Host:
         for name in MODULES:
             text = STUB.replace("NAME", name).replace("LOG", str(self.folder / "log"))
             (library / f"{name}.py").write_text(text.replace("FAILING", failing))
-        actions = self.folder / "no-actions"
+        actions = self.folder / "actions"
         actions.mkdir(exist_ok=True)
+        if not (actions / ACTION.name).exists():
+            (actions / ACTION.name).symlink_to(ACTION)
         return {
             **self.systemd,
             "ANSIBLE_LIBRARY": str(library),
             "ANSIBLE_ACTION_PLUGINS": str(actions),
         }
 
-    def put_right(self, failing: str = "", hosts: str = "localhost,", **variables: Any) -> tuple[int, str]:
-        include = {"ansible.builtin.include_tasks": str(TASKS)}
-        after = {"ansible.builtin.debug": {"msg": "{{ inventory_hostname }} goes on"}}
-        variables = {
-            "ksm_snapshot_path": str(self.snapshot),
-            "put_right_policies": str(self.folder / "policies"),
-            "put_right_systemd": str(self.folder / "run/systemd/system"),
-            **variables,
+    def put_right(self, failing: str = "", hosts: str = "localhost,", **arguments: Any) -> tuple[int, str]:
+        task = {
+            "put_right": {
+                "policies": f"{self.folder}/policies",
+                "run_root": f"{self.folder}/run",
+                **arguments,
+            }
         }
-        environment = self.environment(failing)
-        code, out = play(self.folder, [include, after], hosts=hosts, environment=environment, **variables)
+        after = {"ansible.builtin.debug": {"msg": "{{ inventory_hostname }} goes on"}}
+        code, out = play(
+            self.folder,
+            [task, after],
+            hosts=hosts,
+            environment=self.environment(failing),
+            ksm_snapshot_path=str(self.snapshot),
+        )
         return code, " ".join(out.split())
 
     @property
@@ -107,7 +115,7 @@ def test_each_step_is_taken_whatever_became_of_the_others_and_what_is_left_is_na
 
 
 def test_guests_that_are_to_be_kept_are_and_ksm_is_restored(host: Host) -> None:
-    code, out = host.put_right(put_right_keeps_guests=True)
+    code, out = host.put_right(keeps_guests=True)
     assert code == 0, out
     assert host.called == [f"ksm restored {host.snapshot}"]
 
@@ -118,11 +126,13 @@ def test_services_of_policies_are_stopped_before_all_else_on_a_host_that_a_run_l
     host.policy("elsewhere", "not-installed.service")
     (host.folder / "state").write_text("active")
     host.snapshot.touch()
+    # What systemctl is told and what the modules are, in one order
+    (host.folder / "told").unlink()
+    (host.folder / "told").symlink_to(host.folder / "log")
     code, out = host.put_right()
     assert code == 0, out
-    assert (host.folder / "told").read_text() == "stop tuner.service\n"
-    assert len(host.called) == 3
-    assert out.index("Stop the policies' services") < out.index("Remove the guests")
+    assert host.called[0] == "stop tuner.service"
+    assert [line.split()[0] for line in host.called[1:]] == list(MODULES)
 
 
 def test_a_service_that_the_testbed_did_not_start_runs_on(host: Host) -> None:
@@ -164,7 +174,13 @@ def test_the_teardown_puts_right_every_hypervisor(host: Host, tmp_path: Path) ->
 
 def test_the_snapshot_is_that_of_the_role_ksm() -> None:
     defaults = yaml.safe_load((ROOT / "roles/ksm/defaults/main.yml").read_text())
-    assert f"default('{defaults['ksm_snapshot_path']}')" in TASKS.read_text()
+    assert defaults["ksm_snapshot_path"] == put_right_action.SNAPSHOT
+
+
+def test_the_services_of_policies_are_each_named_once(tmp_path: Path) -> None:
+    for name, service in {"a": "z.service", "b": "", "c": "y.service", "d": "z.service"}.items():
+        (tmp_path / f"{name}.yml").write_text(f"description: One\nservice: '{service}'\n")
+    assert put_right_action.policy_services(tmp_path) == ["y.service", "z.service"]
 
 
 def test_after_an_interruption_the_teardown_that_is_run_exists() -> None:

@@ -308,7 +308,7 @@ class RealGuests:
 
         def talk(connection: socket.socket, requests: Iterator[dict[str, Any]]) -> None:
             for request in requests:
-                command = [sys.executable, program_path, "request", json.dumps(request)]
+                command = [sys.executable, program_path, "request", request["id"], *request["words"]]
                 done = subprocess.run(command, env=environment, check=True, capture_output=True)
                 connection.sendall(done.stdout)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import json
 import mmap
@@ -267,11 +266,11 @@ def test_a_spec_that_cannot_be_filled_is_refused_in_one_sentence(guest: Guest, s
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["start"], ["begin"], ["verify", "now"], ["probe"], ["barrier"], ["request"]]
+    "arguments", [[], ["start"], ["begin"], ["verify", "now"], ["probe"], ["barrier", "1"], ["request"]]
 )
 def test_a_wrong_call_says_how_to_call_it(guest: Guest, arguments: list[str]) -> None:
     assert guest.refusal(*arguments) == (
-        "usage: testbed-workload barrier SECONDS | start SPEC | verify | probe SECONDS | diverge | stop"
+        "usage: testbed-workload start SPEC | verify | probe SECONDS | diverge | stop"
     )
 
 
@@ -500,126 +499,31 @@ def test_percentiles_are_by_nearest_rank(values: list[int], percent: int, expect
 # What the hypervisor asks through the serial port
 
 
-def asked(guest: Guest, request: Any) -> Any:
-    return guest.answer("request", request if isinstance(request, str) else json.dumps(request))
+def asked(guest: Guest, *words: str) -> Any:
+    return guest.answer("request", "a1", *words)
 
 
 def test_a_request_is_answered_as_its_command_is_with_its_id(guest: Guest) -> None:
     spec = {"bytes": SIZE, "seed": "run:guest01", "segments": [ONE]}
-    report = asked(guest, {"id": "a1", "words": ["start", json.dumps(spec)]})
+    report = asked(guest, "start", json.dumps(spec))
     assert report["id"] == "a1" and report["answer"]["digest"] == digest_of([bytes(MIB)] * 3)
-    verified = asked(guest, {"id": 7, "words": ["verify"]})
-    assert verified == {"id": 7, "answer": guest.answer("verify")}
+    assert asked(guest, "verify") == {"id": "a1", "answer": guest.answer("verify")}
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["verify"], "no workload is running in this guest (No such file or directory)"),
-        (["probe", 0.5], "SECONDS is '0.5', and must be a number from 1 to 600"),
+        (["probe", "0.5"], "SECONDS is '0.5', and must be a number from 1 to 600"),
         (["start", "{"], "SPEC is '{', and must be one JSON object"),
         (["start", json.dumps({"bytes": 1 << 60, "seed": "", "segments": [ONE]})], "bytes can't be held: "),
-        (["barrier", "soon"], "SECONDS is 'soon', and must be the time since the epoch"),
         (["reboot"], "usage: testbed-workload "),
+        ([""], "usage: testbed-workload "),
         ([], "usage: testbed-workload "),
-        (["request", "{}"], "usage: testbed-workload "),
+        (["request", "a2", "verify"], "usage: testbed-workload "),
     ],
 )
-def test_a_request_that_is_refused_is_answered_too(guest: Guest, words: list[Any], said: str) -> None:
-    answer = asked(guest, {"id": "a1", "words": words})
+def test_a_request_that_is_refused_is_answered_too(guest: Guest, words: list[str], said: str) -> None:
+    answer = asked(guest, *words)
     assert set(answer) == {"id", "error"} and answer["id"] == "a1"
     assert said in answer["error"]
-
-
-@pytest.mark.parametrize(
-    ("line", "number"),
-    [
-        ("", None),
-        ("half a li", None),
-        ("[]", None),
-        ("5", None),
-        ('{"words": ["verify"]}', None),
-        ('{"id": "a1"}', "a1"),
-        ('{"id": "a1", "words": 5}', "a1"),
-    ],
-)
-def test_a_line_that_is_no_request_is_answered_and_shown(guest: Guest, line: str, number: str | None) -> None:
-    said = f"a request has id and words, and this is {line!r}"
-    assert asked(guest, line) == {"id": number, "error": said}
-
-
-class Clock:
-    """A guest's time, swap and init system; what the barrier does to them."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, seconds: float, swaps: int) -> None:
-        self.seconds = seconds
-        self.commands: list[list[str]] = []
-        self.swaps = ["Filename\n"] + ["/dev/vdb partition\n"] * swaps
-        monkeypatch.setattr(program.time, "time", lambda: self.seconds)
-        monkeypatch.setattr(program.time, "clock_settime", self.set)
-        monkeypatch.setattr(program.subprocess, "run", self.run)
-        monkeypatch.setattr(program, "open", self.open, raising=False)
-
-    def set(self, clock: int, seconds: float) -> None:
-        assert clock == time.CLOCK_REALTIME
-        self.seconds = seconds
-
-    def run(self, command: list[str], **_options: Any) -> subprocess.CompletedProcess[bytes]:
-        self.commands.append(command)
-        return subprocess.CompletedProcess(command, 1, b"degraded\n")
-
-    def open(self, path: str, *_mode: Any, **_options: Any) -> io.StringIO:
-        meminfo = "MemTotal: 500 kB\nMemAvailable: 400 kB\n"
-        return io.StringIO({"/proc/meminfo": meminfo, "/proc/swaps": "".join(self.swaps)}[path])
-
-
-def test_at_the_barrier_a_restored_guests_clock_is_put_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch, seconds=1000.0, swaps=0)
-    assert program.run(["barrier", "4600.250"]) == {
-        "system_state": "degraded",
-        "available_bytes": 400 * 1024,
-        "clock_behind_seconds": 3600.25,
-        "swap_was_on": False,
-    }
-    assert clock.seconds == 4600.25
-    assert clock.commands == [["systemctl", "is-system-running", "--wait"]]
-
-
-@pytest.mark.parametrize("now", ["1000.9", "999.5", "985.0"])
-def test_a_clock_that_is_right_is_left_alone_and_never_put_back(
-    monkeypatch: pytest.MonkeyPatch, now: str
-) -> None:
-    """A request that waited in the port while the guest was restored has an old time."""
-    clock = Clock(monkeypatch, seconds=1000.0, swaps=0)
-    assert program.run(["barrier", now])["clock_behind_seconds"] == pytest.approx(float(now) - 1000)
-    assert clock.seconds == 1000.0
-
-
-def test_at_the_barrier_swap_is_switched_off_and_that_it_was_on_is_told(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    clock = Clock(monkeypatch, seconds=1000.0, swaps=1)
-    assert program.run(["barrier", "1000"])["swap_was_on"] is True
-    assert clock.commands[-1] == ["swapoff", "--all"]
-
-
-def test_the_shell_that_waits_hands_each_line_on_and_its_answer_back(tmp_path: Path) -> None:
-    """With a pipe in the place of the port, and a program that repeats what it is given."""
-    script = (ROOT / "roles/guests/files/testbed_channel.sh").read_text()
-    fake = tmp_path / "testbed-workload"
-    fake.write_text('#!/bin/sh\nprintf "%s: %s\\n" "$1" "$2"\necho noise >&2\n')
-    fake.chmod(0o755)
-    lines = ["stty -F /dev/ttyS1 ", "exec 3<>/dev/ttyS1\n", "/usr/local/sbin/testbed-workload", ">&3"]
-    assert all(script.count(line) == 1 for line in lines)
-    for line, stand_in in zip(lines, ["true ", "exec 3<&0\n", str(fake), ">&1"], strict=True):
-        script = script.replace(line, stand_in)
-    request = json.dumps({"id": "a1", "words": ["start", json.dumps({"seed": "a\\b $(c) *"})]})
-    done = subprocess.run(
-        ["/bin/sh", "-c", script],
-        input=f"{request}\n\n{request}\n",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.splitlines() == [f"request: {request}", "request: ", f"request: {request}"]
-    assert done.stderr == ""

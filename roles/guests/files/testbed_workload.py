@@ -3,13 +3,12 @@
 
 Runs inside the guest, standard library only (an official cloud image has no more).
 
-    testbed-workload barrier SECONDS         set the clock, wait for the boot's end; print what is available
     testbed-workload start SPEC              fill, lock, digest; return when all is in place
     testbed-workload verify                  digest the same memory again
     testbed-workload probe SECONDS           measure what a guest's work costs, on the memory held
     testbed-workload diverge                 make each page held differ from every other, as fast as it goes
     testbed-workload stop                    give the memory back
-    testbed-workload request JSON            any of these, as the hypervisor asks through the serial port
+    testbed-workload request ID COMMAND...   any of these, as the hypervisor asks through the serial port
 
 SPEC is one JSON object:
     bytes     memory to hold, a multiple of 1 MiB (0: hold nothing)
@@ -31,8 +30,8 @@ differ, and the page's number. It answers written_bytes (pages x page size), sec
 done) and the new digest, which a later verify finds again.
 
 Each command prints one JSON object on standard output. An error is one sentence on standard error and exit
-code 1. JSON is an object with id and words, the command and its arguments as above; its answer is one
-object with the same id and either answer, what the command prints, or error, and the exit code is 0.
+code 1. The answer to a request is one object with its id and either answer, what the command prints, or
+error, and the exit code is 0.
 TESTBED_WORKLOAD_SOCKET names another socket than /run/testbed-workload.sock, for tests.
 """
 
@@ -47,7 +46,6 @@ import os
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import time
 import zlib
@@ -59,7 +57,7 @@ if TYPE_CHECKING:  # an import of typing costs CPU time in every emulated guest
 
 CHUNK_BYTES = 1 << 20
 PAGE_BYTES = mmap.PAGESIZE
-USAGE = "usage: testbed-workload barrier SECONDS | start SPEC | verify | probe SECONDS | diverge | stop"
+USAGE = "usage: testbed-workload start SPEC | verify | probe SECONDS | diverge | stop"
 SOCKET_PATH = os.environ.get("TESTBED_WORKLOAD_SOCKET", "/run/testbed-workload.sock")
 CONSTANT_BYTE = b"\xa5"
 CONTENTS = ("zero", "constant", "random", "shared")
@@ -73,15 +71,6 @@ DIVERGE_GROUP = 16  # pages of which the first is timed by itself; divides the p
 
 class WorkloadError(Exception):
     """What the caller asked for can't be done; the text is the message."""
-
-
-def available_bytes() -> int:
-    """Return MemAvailable of this guest in bytes."""
-    with open("/proc/meminfo", encoding="ascii") as meminfo:
-        for line in meminfo:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    raise WorkloadError("/proc/meminfo of this guest has no MemAvailable")
 
 
 def chunk_contents(content: str, seed: str) -> Callable[[int], bytes]:
@@ -416,33 +405,8 @@ def start(spec: dict[str, Any]) -> dict[str, Any]:
     return report
 
 
-def barrier(now_seconds: str) -> dict[str, Any]:
-    """Set the clock, wait for the end of the boot, switch swap off; say what memory there is.
-
-    A guest restored from a checkpoint has the time at which it was saved, one that just booted the right one.
-    The clock only goes forward: a request that waited for the guest, or was sent again, has an old time.
-    """
-    try:
-        now = float(now_seconds)
-    except ValueError:
-        raise WorkloadError(f"SECONDS is {now_seconds!r}, and must be the time since the epoch") from None
-    behind = now - time.time()
-    if behind > 1:
-        time.clock_settime(time.CLOCK_REALTIME, now)
-    state = subprocess.run(["systemctl", "is-system-running", "--wait"],
-                           stdout=subprocess.PIPE, check=False).stdout.decode().strip()
-    with open("/proc/swaps", encoding="ascii") as swaps:
-        swapped = len(swaps.readlines()) > 1
-    if swapped:
-        subprocess.run(["swapoff", "--all"], check=True)
-    return {"system_state": state, "available_bytes": available_bytes(),
-            "clock_behind_seconds": round(behind, 3), "swap_was_on": swapped}
-
-
 def run(words: list[str]) -> dict[str, Any]:
     """Run one command; return what it answers."""
-    if len(words) == 2 and words[0] == "barrier":
-        return barrier(words[1])
     if len(words) == 2 and words[0] == "start":
         return start(checked(words[1]))
     if len(words) == 2 and words[0] == "probe":
@@ -452,29 +416,22 @@ def run(words: list[str]) -> dict[str, Any]:
     raise WorkloadError(USAGE)
 
 
-def requested(text: str) -> dict[str, Any]:
-    """Answer a request of the hypervisor; a line that is none is answered too, with the id null."""
-    number = None
-    try:
-        request = json.loads(text)
-        number = request["id"]
-        words = [str(word) for word in request["words"]]
-    except (ValueError, KeyError, TypeError):
-        return {"id": number, "error": f"a request has id and words, and this is {text!r}"}
+def requested(number: str, words: list[str]) -> dict[str, Any]:
+    """Answer a request of the hypervisor."""
     try:
         return {"id": number, "answer": run(words)}
     except FAULTS as error:
         return {"id": number, "error": str(error)}
 
 
-FAULTS = (WorkloadError, OSError, ValueError, subprocess.CalledProcessError)
+FAULTS = (WorkloadError, OSError, ValueError)
 
 
 def main(arguments: list[str]) -> int:
     """Run one command; return the exit code."""
     try:
-        asked = len(arguments) == 2 and arguments[0] == "request"
-        answer = requested(arguments[1]) if asked else run(arguments)
+        asked = len(arguments) > 1 and arguments[0] == "request"
+        answer = requested(arguments[1], arguments[2:]) if asked else run(arguments)
     except FAULTS as error:
         print(f"testbed-workload: {error}", file=sys.stderr)
         return 1

@@ -1,0 +1,60 @@
+"""Check, before anything is changed, that this user can become root, and that the kernel takes the policies.
+
+Arguments:
+    policies: each policy by its name, as the action plan returns them.
+
+The task must `become`. Nothing is changed. Returns: msg where it failed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
+from ansible.plugins.action import ActionBase
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """Controller side; see the module's text."""
+
+    _supports_check_mode = True
+    _supports_async = False
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Check."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        variables = task_vars or {}
+        _, args = self.validate_argument_spec(argument_spec={"policies": {"type": "dict", "required": True}})
+        if not self._is_root():
+            return {
+                **result,
+                "failed": True,
+                "msg": f"{variables.get('inventory_hostname')}: the testbed changes kernel settings and "
+                "needs root, which this user could not become: run as root, or with sudo and "
+                "--ask-become-pass.",
+            }
+        # The module only looks then.
+        self._task.check_mode = True
+        for policy in args["policies"].values():
+            thp = policy["thp_enabled"]
+            asked = {
+                "knobs": policy["knobs"],
+                "optional": policy["optional_knobs"],
+                "thp": {} if thp == "keep" else {"enabled": thp},
+            }
+            seen: dict[str, Any] = self._execute_module(
+                module_name="ksm", module_args=asked, task_vars=variables
+            )
+            if seen.get("failed") or seen.get("unreachable"):
+                return {**result, **seen}
+        return {**result, "changed": False}
+
+    def _is_root(self) -> bool:
+        try:
+            answer = self._low_level_execute_command("id -u")
+        except AnsibleConnectionFailure:
+            raise
+        except AnsibleError:
+            return False
+        return not answer["rc"] and str(answer["stdout"]).split()[-1:] == ["0"]

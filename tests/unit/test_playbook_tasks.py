@@ -1,0 +1,274 @@
+"""Cells and the arms of a capacity run, played by the playbooks with modules that only say that they ran."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planned import variables
+from playing import play_book
+from plugin_files import ROOT, load, run
+from synthetic_capacity import capacity_record
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="long modules have their progress in /run")
+RECORDED = ROOT / "tests/fixtures/host/linux-6.18"
+DOMAINS = {"guest01": "ksm-guest01", "guest02": "ksm-guest02"}
+# Each writes down that it ran and answers what it was made with, or that for its state; it fails where a file
+# says so.
+MODULE = """#!/usr/bin/python3
+# WANT_JSON
+import datetime, json, pathlib, sys, time
+
+folder, name = pathlib.Path(FOLDER), NAME
+given = json.loads(pathlib.Path(sys.argv[1]).read_text())
+with open(folder / "log", "a") as log:
+    log.write(" ".join([name, given.get("state", "")]).strip() + "\\n")
+failing = folder / (name + ".fails")
+answers = json.loads(ANSWER)
+answer = answers.get(given.get("state"), answers)
+if "recorded_at" in answer:
+    answer["recorded_at"] = f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%dT%H:%M:%S.%fZ}"
+    answer["monotonic_seconds"] = time.monotonic()
+if failing.exists():
+    answer = {"failed": True, "msg": failing.read_text()}
+print(json.dumps({"changed": True, **answer}))
+"""
+# The real ones have files of their own on the host, which a run that measures meanwhile may use.
+ACTION = """
+import json, pathlib
+from ansible.plugins.action import ActionBase
+
+
+class ActionModule(ActionBase):
+    TRANSFERS_FILES = False
+
+    def run(self, tmp=None, task_vars=None):
+        state = self._task.args.get("state", "")
+        with open(pathlib.Path(FOLDER) / "log", "a") as log:
+            log.write(" ".join([NAME, state]).strip() + "\\n")
+        answer = {"domains": {}} if state == "absent" else json.loads(ANSWER)
+        return {**super().run(tmp, task_vars), **answer}
+"""
+RESTORED = {
+    "domains": DOMAINS,
+    "channels": dict.fromkeys(DOMAINS, "/nowhere"),
+    "barrier": {name: {"available_bytes": 400 << 20} for name in DOMAINS},
+    "load": {},
+    "start": {
+        "from": "checkpoint",
+        "checkpoint": "boot1-512mib-0123456789ab",
+        "booted_at": "2026-11-26T08:00:00.000000Z",
+        "boot_seconds": 85.5,
+        "restore_seconds": 12.3,
+        "loaded": False,
+        "arm_order": "off-on",
+    },
+}
+REPORT = {"filled_bytes": 1 << 20, "digest": "d", "fill_seconds": 1.5, "seed": "s"}
+VERDICT = {"filled_bytes": 1 << 20, "digest_before": "d", "digest_after": "d", "intact": True}
+PROBE = capacity_record()["observed"]["probes"]["guest01"]
+DIVERGED = {
+    **PROBE,
+    "cpu_iterations_per_second": None,
+    "written_bytes": 1 << 20,
+    "digest": "d",
+    "seconds": 1.5,
+}
+WORKLOAD = {
+    "loaded": {"answers": dict.fromkeys(DOMAINS, REPORT), "silent": {}, "size_bytes": 1 << 20},
+    "verified": {"answers": dict.fromkeys(DOMAINS, VERDICT), "silent": {}},
+    "probed": {"answers": dict.fromkeys(DOMAINS, PROBE), "silent": {}},
+    "diverged": {"answers": dict.fromkeys(DOMAINS, DIVERGED), "silent": {}},
+}
+BEGINS = ["guests absent", "ksm", "guests restored"]
+IDLE = [*BEGINS, "measure_host", "measure_series", "measure_host"]
+
+
+class Host:
+    """A host whose modules and their answers are files in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("library", "actions"):
+            (folder / name).mkdir()
+        for action in (ROOT / "plugins/action").glob("*.py"):
+            (folder / "actions" / action.name).symlink_to(action)
+        for name in ("guests", "put_right"):
+            self._write(f"actions/{name}.py", ACTION, name, RESTORED)
+        for name in ("ksm", "census"):
+            self._write(f"library/{name}.py", MODULE, name, {})
+        self._write("library/workload.py", MODULE, "workload", WORKLOAD)
+        tree = shutil.copytree(RECORDED, folder / "host")
+        roots = {f"{name}_root": str(tree / name) for name in ("proc", "sys")}
+        observed = load("plugins/module_utils/ksm_probe.py").observe(
+            DOMAINS,
+            load("plugins/module_utils/ksm_probe.py").Roots(*(tree / one for one in ("proc", "sys", "run"))),
+        )
+        once = {"start_ksm": True, "until": "seconds", "duration_seconds": 0.1, "interval_seconds": 0.1}
+        series = run("plugins/modules/measure_series.py", **once, **roots)
+        self._write("library/measure_series.py", MODULE, "measure_series", series)
+        self._write("library/measure_host.py", MODULE, "measure_host", {**series, "observed": observed})
+
+    def _write(self, path: str, text: str, name: str, answer: dict[str, Any]) -> None:
+        (self.folder / path).unlink(missing_ok=True)
+        values = {"FOLDER": repr(str(self.folder)), "NAME": repr(name), "ANSWER": repr(json.dumps(answer))}
+        for word, value in values.items():
+            text = text.replace(word, value)
+        (self.folder / path).write_text(text)
+
+    def fails(self, name: str, why: str) -> None:
+        (self.folder / f"{name}.fails").write_text(why)
+
+    def measure(self, **changes: Any) -> tuple[int, str]:
+        """Play the cells of an experiment with two guests; return (exit code, what was printed)."""
+        given = variables(guests="2", cell_order_seed=7, **changes)
+        return self._play("experiment.yml", "List the cells", given)
+
+    def fill(self, **changes: Any) -> tuple[int, str]:
+        """Play the arms of a capacity run of up to two guests."""
+        given = {"capacity_envelope_mib": "0", "capacity_most_guests": "2", **changes}
+        return self._play("capacity.yml", "Name the run", given)
+
+    def _play(self, playbook: str, task: str, given: dict[str, Any]) -> tuple[int, str]:
+        given = {
+            **given,
+            "run_id": "run",
+            "results_directory": f"{self.folder}/results",
+            "guests_ssh_key_path": f"{self.folder}/key",
+            "ansible_python_interpreter": sys.executable,
+            "ansible_become": False,
+            "kvm_host_result": {"accelerator": "tcg"},
+            "guest_image_result": {"image": {"digest": "sha256:" + "1" * 64, "kernel": "/k", "initrd": "/i"}},
+        }
+        return play_book(
+            ROOT / "playbooks" / playbook,
+            *("--start-at-task", task, "-e", json.dumps(given)),
+            hosts=str(ROOT / "inventory/hosts.yml"),
+            environment={
+                "ANSIBLE_LIBRARY": f"{self.folder}/library:{ROOT}/plugins/modules",
+                "ANSIBLE_ACTION_PLUGINS": f"{self.folder}/actions",
+                # Not put_right: what it runs is the real teardown.
+                "ANSIBLE_CALLBACKS_ENABLED": "matrix",
+                "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
+                "ANSIBLE_ASYNC_DIR": f"{self.folder}/async",
+            },
+        )
+
+    @property
+    def log(self) -> list[str]:
+        """The modules and actions that ran, in their order."""
+        return (self.folder / "log").read_text().splitlines()
+
+    def records(self, cell: str) -> dict[str, Any]:
+        """The records of a cell by their kind."""
+        folder = self.folder / "results/run/localhost" / cell
+        return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def test_an_idle_cell_is_six_module_runs_and_the_host_is_put_right_around_all(host: Host) -> None:
+    code, out = host.measure(repetitions="2")
+    assert code == 0, out
+    assert host.log == ["put_right", *IDLE, *IDLE, "put_right"]
+    for repetition in (1, 2):
+        records = host.records(f"idle-ksm-guests2-boot1-rep{repetition}")
+        assert set(records) == {"off", "merge", "on", "verify"}
+        for record in records.values():
+            assert record["requested"]["policy"] == "ksm"
+            assert record["cell"]["hypervisor"] == "localhost"
+            assert record["provenance"]["start"] == RESTORED["start"]
+            assert record["provenance"]["kernel_release"].startswith("6.18.")
+        assert records["off"]["observed"]["workload"] == {}
+        assert records["verify"]["observed"] == {"guests": {}}
+
+
+def test_what_guests_filled_is_recorded_and_verified(host: Host) -> None:
+    code, out = host.measure(focus="2")
+    assert code == 0, out
+    load, verify = ["workload loaded"], ["workload verified", "measure_host"]
+    assert host.log == ["put_right", *BEGINS, *load, *IDLE[3:], *verify, "put_right"]
+    records = host.records("constant_fill-ksm-guests2-boot1-rep1")
+    assert records["off"]["observed"]["workload"] == dict.fromkeys(DOMAINS, REPORT)
+    assert records["on"]["observed"]["workload"] == dict.fromkeys(DOMAINS, REPORT)
+    assert records["verify"]["observed"]["guests"] == dict.fromkeys(DOMAINS, VERDICT)
+
+
+def test_a_cell_that_fails_is_recorded_and_the_next_one_is_measured(host: Host) -> None:
+    host.fails("ksm", "no room")
+    code, out = host.measure(repetitions="2")
+    assert code == 2, out
+    assert host.log == ["put_right", *["guests absent", "ksm", "measure_host"] * 2, "put_right"]
+    for repetition in (1, 2):
+        ((kind, record),) = host.records(f"idle-ksm-guests2-boot1-rep{repetition}").items()
+        assert (kind, record["provenance"]["start"]) == ("failed", None)
+        assert record["observed"]["phase"] == "restore"
+        assert record["observed"]["message"] == "localhost: no room"
+    assert '"msg": "localhost: no room; localhost: no room"' in out
+
+
+def test_a_cell_whose_census_fails_is_measured_all_the_same_and_the_run_says_so(host: Host) -> None:
+    host.fails("census", "no numpy")
+    code, out = host.measure(census="true")
+    assert code == 2, out
+    assert host.log == ["put_right", *IDLE, "census", "put_right"]
+    cell = "idle-ksm-guests2-boot1-rep1"
+    assert set(host.records(cell)) == {"off", "merge", "on", "verify"}
+    said = f"localhost: no census of {cell}, whose measurement is not affected: no numpy"
+    assert f'"msg": "{said}"' in out
+
+
+def test_guests_that_are_measured_as_they_booted_are_kept_then_and_restored_for_the_next_cell(
+    host: Host,
+) -> None:
+    code, out = host.measure(checkpoint="measured", repetitions="2")
+    assert code == 0, out
+    booted = ["guests absent", "ksm", "guests booted", *IDLE[3:], "guests saved"]
+    assert host.log == ["put_right", *booted, *IDLE, "put_right"]
+
+
+STEP = ["guests restored", "workload loaded", "measure_host", "workload probed", "measure_host"]
+
+
+def test_the_arms_of_a_capacity_run_go_up_one_by_one_and_then_all_guests_diverge(host: Host) -> None:
+    code, out = host.fill()
+    assert code == 0, out
+    begins = ["guests absent", "ksm", "measure_host", "measure_host"]
+    settled = [*STEP[:2], "measure_series", *STEP[2:]]
+    arms = [*begins, *STEP, *STEP, *begins, *settled, *settled]
+    assert host.log[: 1 + len(arms)] == ["put_right", *arms]
+    diverged = ["guests restored", "measure_series", "workload probed"]
+    assert host.log[1 + len(arms) :][:3] == diverged
+    # The series in the background begins when it can.
+    last = ["measure_series", "measure_host", "workload diverged", "measure_host", "workload verified"]
+    assert sorted(host.log[4 + len(arms) :]) == sorted([*last, "put_right"])
+    folder = host.folder / "results/capacity/run/localhost"
+    records = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    steps = [f"constant_fill-{arm}-guests00{guests}" for arm in ("off", "ksm") for guests in range(3)]
+    assert set(records) == {*steps, "constant_fill-divergence-guests002"}
+    assert [records[name]["observed"]["converged"] for name in steps] == [None] * 4 + [False] * 2
+    assert records[steps[2]]["observed"]["probes"] == dict.fromkeys(DOMAINS, PROBE)
+    assert records["constant_fill-divergence-guests002"]["observed"]["guests_alive"] == 2
+
+
+def test_an_arm_ends_at_its_limit_and_the_other_one_is_taken_all_the_same(host: Host) -> None:
+    code, out = host.fill(capacity_stop_available_mib="1048576")
+    assert code == 0, out
+    begins = ["guests absent", "ksm", "measure_host", "measure_host"]
+    assert host.log == ["put_right", *begins, *begins, "put_right"]
+
+
+def test_a_step_that_fails_ends_the_run_with_its_reason(host: Host) -> None:
+    host.fails("measure_series", "ksmd is gone")
+    code, out = host.fill()
+    assert code == 2, out
+    assert host.log[-1] == "put_right"
+    assert '"msg": "localhost: ksmd is gone"' in out
