@@ -3,7 +3,9 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from synthetic import store, synthetic_plan
 
+from analysis.__main__ import main
 from analysis.errors import UserError
 from analysis.plan.design import REFERENCE, RESULTS, VARIABLES, cell_directory, check_variable
+from analysis.records.capacity import load_capacity
+from analysis.records.forecasts import load_forecasts
 from analysis.records.loading import COMPLETE, FAILED, INVALID, MISSING, find_runs, load_runs
 from analysis.records.models import (
     PHASES,
@@ -161,6 +166,55 @@ def test_one_damaged_file_is_named_and_nothing_else_is_lost(data: st.DataObject)
         if hit != "plan.json" and hit.endswith(("off.json", "on.json", "merge.json", "verify.json")):
             other = [cell for cell in mine if str(cell_directory(Path(), cell.cell)) not in hit]
             assert [cell.status for cell in other] == [COMPLETE]
+
+
+@cache
+def forecasts_and_steps() -> dict[str, bytes]:
+    """The published forecasts and the capacity run, by path under results."""
+    paths = [*PUBLISHED.glob("forecasts/*.json"), *PUBLISHED.glob("capacity/**/*.json")]
+    return {str(path.relative_to(PUBLISHED)): path.read_bytes() for path in paths}
+
+
+@few
+@given(data=st.data())
+def test_one_damaged_forecast_or_step_is_named_and_nothing_else_is_lost(data: st.DataObject) -> None:
+    hit = data.draw(st.sampled_from(sorted(forecasts_and_steps())))
+    raw = data.draw(damaged(forecasts_and_steps()[hit]))
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder)
+        for name, content in forecasts_and_steps().items():
+            path = results / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(raw if name == hit else content)
+        forecasts, unread = load_forecasts(results)
+        runs, left_out = load_capacity(results)
+    steps = sum(len(arm) for run in runs for arm in run.arms.values()) + sum(len(r.divergences) for r in runs)
+    problems = [*unread, *left_out]
+    assert all("\n" not in problem for problem in problems)
+    # Two records of one step are both left out.
+    assert len(forecasts_and_steps()) - len(forecasts) - steps <= 2
+    if len(forecasts) + steps < len(forecasts_and_steps()):
+        assert problems
+
+
+@settings(few, max_examples=25)
+@given(data=st.data(), command=st.sampled_from(["summarize", "explain"]))
+def test_no_command_stops_for_a_damaged_file(data: st.DataObject, command: str) -> None:
+    hit = data.draw(st.sampled_from(sorted(files())))
+    raw = data.draw(damaged(files()[hit]))
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "synthetic"
+        for name, content in files().items():
+            path = run / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(raw if name == hit else content)
+        with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as told:
+            code = main([command, "--results", str(folder)])
+    if hit == "plan.json" and code == 2:
+        assert "plan.json" in told.getvalue()
+    else:
+        assert code in (0, 1)
+        assert "constant" in out.getvalue() or "idle" in out.getvalue()
 
 
 @pytest.mark.parametrize("name", ["off.json", "plan.json", "host1"])
