@@ -27,8 +27,8 @@ from synthetic_census import census_record
 from waiting import FOREVER_SECONDS, wait_until
 
 from analysis.measure.page_contents import from_record
-from analysis.records.models import CensusRecord
 from analysis.measure.saving import Unknown
+from analysis.records.models import CensusRecord
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests/fixtures/census"
