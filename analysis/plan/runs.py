@@ -23,7 +23,7 @@ from analysis.plan.design import (
     check_run_id,
     shown,
 )
-from analysis.records.models import PlanRecord
+from analysis.records.models import PHASES, PlanRecord
 from analysis.records.reading import RecordError, read_record
 from analysis.records.writing import write_record
 
@@ -133,11 +133,15 @@ def design_differences(former: PlanRecord, new: PlanRecord) -> list[str]:
 
 
 def is_complete(directory: Path) -> bool:
-    """Whether a cell's directory has all of its records and no failure."""
-    return (
-        all((directory / f"{kind}.json").is_file() for kind in RECORD_KINDS)
-        and not (directory / "failed.json").exists()
-    )
+    """Whether a cell's directory has all of its records, each of which can be read, and no failure."""
+    if (directory / "failed.json").exists():
+        return False
+    try:
+        for kind in RECORD_KINDS:
+            read_record(directory / f"{kind}.json", PHASES[kind])
+    except RecordError:
+        return False
+    return True
 
 
 def pending_cells(plan: PlanRecord, run_directory: Path) -> list[Cell]:

@@ -39,6 +39,7 @@ from analysis.plan.policies import OFF
 from analysis.progress.module import run_series, run_workload, start_module
 from analysis.records.capacity import PROBES
 from analysis.records.models import RECORDS, StepRecord
+from analysis.records.reading import RecordError, read_record
 from analysis.records.writing import write_record
 
 POLL_SECONDS = 2
@@ -327,9 +328,11 @@ def progress(record: dict[str, Any], folder: Path, plan: dict[str, Any]) -> dict
     design = CapacityDesign(**plan["capacity"])
     stopped: dict[str, dict[int, bool]] = {}
     for path in folder.glob(f"{record['workload']}-*-guests*.json"):
-        step = json.loads(path.read_text(encoding="utf-8"))
-        if step["kind"] == record["kind"]:
-            stopped.setdefault(step["policy"], {})[step["guests"]] = step["stop"] is not None
+        try:
+            step = read_record(path, StepRecord)
+        except RecordError:  # a divergence; or damaged since, which the report names
+            continue
+        stopped.setdefault(step.policy, {})[step.guests] = step.stop is not None
     used = used_bytes(StepRecord.model_validate_json(json.dumps(record))) / MIB
     state = record["stop"]
     return {

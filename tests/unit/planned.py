@@ -1,4 +1,4 @@
-"""Plans and directories of cells for the tests of the matrix; no record in them is whole."""
+"""Plans and directories of cells for the tests of the matrix."""
 
 import json
 import os
@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 from playing import QUICK
+from synthetic import synthetic_records
 
 from analysis.plan.design import (
     PROJECT,
-    RECORD_KINDS,
     Cell,
     Design,
     cell_directory,
@@ -35,12 +35,12 @@ def planned(*, hosts: tuple[str, ...] = ("host1",), **changes: Any) -> PlanRecor
     return make_plan(Design.from_variables(variables(**{"cell_order_seed": 7, **changes})), hosts, RUN_ID)
 
 
-def complete(run_directory: Path, cell: Cell) -> Path:
-    """Leave a file for each record of a cell, and return its directory."""
+def complete(run_directory: Path, plan: PlanRecord, cell: Cell) -> Path:
+    """Leave each record of a cell, and return its directory."""
     place = cell_directory(run_directory, cell)
     place.mkdir(parents=True)
-    for kind in RECORD_KINDS:
-        (place / f"{kind}.json").write_text("{}")
+    for kind, record in synthetic_records(plan, cell).items():
+        (place / f"{kind}.json").write_text(json.dumps(record))
     return place
 
 
@@ -48,7 +48,7 @@ def measured(results: Path, plan: PlanRecord) -> Path:
     """A run all of whose cells are complete."""
     open_run(results, plan)
     for cell in plan.cells:
-        complete(results / plan.run_id, cell)
+        complete(results / plan.run_id, plan, cell)
     return results / plan.run_id
 
 

@@ -445,6 +445,14 @@ def test_pending_are_the_cells_without_all_records_or_with_a_failure(results: Pa
     assert pending_cells(plan, run) == [first, third]
 
 
+def test_a_cell_with_a_damaged_record_is_measured_again(results: Path) -> None:
+    plan = planned(focus="1,2")
+    run = measured(results, plan)
+    record = cell_directory(run, plan.cells[1]) / "merge.json"
+    record.write_text(record.read_text()[:-40])
+    assert pending_cells(plan, run) == [plan.cells[1]]
+
+
 def test_a_cell_is_complete_with_and_without_a_census(results: Path) -> None:
     plan = planned(focus="1,2", census=True)
     run = measured(results, plan)

@@ -70,7 +70,7 @@ def test_what_was_measured_of_the_cell_is_kept_beside_it(tmp_path: Path, plan: P
 
 def test_a_cell_that_is_complete_or_has_failed_is_left_as_it_is(tmp_path: Path, plan: PlanRecord) -> None:
     run, done, failed = tmp_path / RUN_ID, last(plan, "host1"), last(plan, "host2")
-    complete(run, done)
+    complete(run, plan, done)
     hit = {"host1": (done.cell_id, *HIT), "host2": (failed.cell_id, *HIT)}
     (written,) = record_interruption(run, hit)
     before = written.read_text()
