@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import socket
 import sys
 import threading
@@ -946,3 +947,11 @@ def test_a_port_that_only_listens_is_no_guest() -> None:
         assert greet(b"SSH-2.0-OpenSSH_9.2p1\r\n")
         assert not greet(b"")
     assert not guests.banner(port)
+
+
+def test_guests_stop_compacting_their_memory_before_they_answer() -> None:
+    template = (ROOT / "roles/guests/templates/user-data.j2").read_text()
+    commands = yaml.safe_load(re.sub(r"\{\{.*?\}\}", "x", template))["runcmd"]
+    channel = next(place for place, words in enumerate(commands) if "--unit=testbed-channel" in words)
+    for knob in ("compaction_proactiveness", "compact_unevictable_allowed"):
+        assert commands.index(f"echo 0 > /proc/sys/vm/{knob}") < channel
