@@ -155,7 +155,7 @@ def main() -> None:
                     reading = reader.read(lambda _bytes: None)
                 best = max(best, reading.bytes_read / reading.seconds / 1e9)
             begin = time.perf_counter()
-            equal = page_census.tally([counted.hashes for counted in reading.counted], reading.zero_hash)
+            equal = page_census.tally([counted.hashes for counted in reading.counted], reading.known["zero"])
             seconds = time.perf_counter() - begin
             highest = own.stop()
             pages = each_bytes // page_census.PAGE_BYTES

@@ -141,7 +141,7 @@ def look(
             name: placed(pid, areas[name], counted.hashes)
             for (name, pid), counted in zip(pids.items(), reading.counted, strict=True)
         }
-    return Moment(seconds, pages, {name: ask(name) for name in asked}, reading.zero_hash)
+    return Moment(seconds, pages, {name: ask(name) for name in asked}, reading.known["zero"])
 
 
 def compare(before: Moment, after: Moment) -> None:

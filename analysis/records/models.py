@@ -503,7 +503,7 @@ class LargestContent(Model):
 
     copies: Positive
     guests: Positive
-    kind: Literal["zero", "constant_fill", "other"]
+    kind: Literal["zero", "constant_fill", "kernel_init", "other"]
 
 
 class CensusObserved(Model):

@@ -48,8 +48,14 @@ FRAMES_AT_ONCE = 1 << 16
 PR_SET_PDEATHSIG = 1
 MATRIX_ROWS = 1 << 16
 COPIES_BITS = 40
-# What the program in the guests writes for `constant` (roles/guests/files/testbed_workload.py)
-CONSTANT_FILL_BYTE = b"\xa5"
+# Pages of one byte each whose origin is known
+KNOWN_BYTES = {
+    "zero": b"\0",
+    # What the program in the guests writes for `constant` (roles/guests/files/testbed_workload.py)
+    "constant_fill": b"\xa5",
+    # What a Linux guest writes over what it frees of its own start (POISON_FREE_INITMEM, linux/poison.h)
+    "kernel_init": b"\xcc",
+}
 LARGEST_CONTENTS = 10
 # Odd, so that frames times it stay distinct: one number for a frame and what it holds.
 FRAME_FACTOR = 0x9E3779B97F4A7C15
@@ -109,11 +115,10 @@ class Counted:
 
 @dataclass(frozen=True)
 class Reading:
-    """The hashes of all processes, those of two known contents, and what reading cost."""
+    """The hashes of all processes, those of the contents whose origin is known, and what reading cost."""
 
     counted: tuple[Counted, ...]
-    zero_hash: int
-    constant_hash: int
+    known: dict[str, int]
     bytes_read: int
     seconds: float
     processes: int
@@ -217,8 +222,10 @@ class Reader:
                 )
                 for owner in range(self._owners)
             ),
-            zero_hash=xxhash.xxh3_64_intdigest(bytes(PAGE_BYTES), self._seed),
-            constant_hash=xxhash.xxh3_64_intdigest(CONSTANT_FILL_BYTE * PAGE_BYTES, self._seed),
+            known={
+                kind: xxhash.xxh3_64_intdigest(byte * PAGE_BYTES, self._seed)
+                for kind, byte in KNOWN_BYTES.items()
+            },
             bytes_read=sum(pages for pages, _ in done.values()) * PAGE_BYTES,
             seconds=seconds,
             processes=self.processes,

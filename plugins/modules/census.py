@@ -419,7 +419,7 @@ def count(connection: Any, params: dict[str, Any], roots: Roots, guardian: Guard
             ksmd.check()
         progress.say(f"{len(guests)} guests run again after a pause of {pause.seconds:.1f} s")
     begin = time.monotonic()
-    equal = tally([counted.hashes for counted in reading.counted], reading.zero_hash)
+    equal = tally([counted.hashes for counted in reading.counted], reading.known["zero"])
     seen = {
         guest.name: {
             "pid": guest.pid,
@@ -492,9 +492,9 @@ def pages(mapped: int, ksm_stat: dict[str, Any] | None, present: int, zeros: int
 
 
 def largest_contents(equal: Tally, reading: Reading, zero_pages: list[int]) -> list[dict[str, Any]]:
-    """The contents with most copies, and whether one is zero, the constant fill's or something else's."""
-    zero = (sum(zero_pages), sum(pages > 0 for pages in zero_pages), reading.zero_hash)
-    kinds = {reading.zero_hash: "zero", reading.constant_hash: "constant_fill"}
+    """The contents with most copies, and of what origin each is, as far as that is known."""
+    zero = (sum(zero_pages), sum(pages > 0 for pages in zero_pages), reading.known["zero"])
+    kinds = {content: kind for kind, content in reading.known.items()}
     largest = sorted((zero, *equal.largest), reverse=True)[:LARGEST_CONTENTS]
     return [
         {"copies": copies, "guests": held_by, "kind": kinds.get(content, "other")}

@@ -264,21 +264,22 @@ def test_a_guardian_does_what_was_promised_and_not_done() -> None:
 
 
 def test_the_largest_contents_are_named_by_kind_alone(host: Host) -> None:
-    constant = int.from_bytes(page_census.CONSTANT_FILL_BYTE * 8, "little")
-    host.start("guest01", "30x0", "8x7", f"40x{constant}", "20*1000")
+    constant = int.from_bytes(page_census.KNOWN_BYTES["constant_fill"] * 8, "little")
+    host.start("guest01", "30x0", "8x7", f"40x{constant}", f"12x{0xCCCCCCCCCCCCCCCC}", "20*1000")
     host.start("guest02", "1x7", f"10x{constant}", "4xr")
     largest = host.take()["observed"]["largest_contents"]
-    assert largest[:3] == [
+    assert largest[:4] == [
         {"copies": 50, "guests": 2, "kind": "constant_fill"},
         {"copies": 30, "guests": 1, "kind": "zero"},
+        {"copies": 12, "guests": 1, "kind": "kernel_init"},
         {"copies": 9, "guests": 2, "kind": "other"},
     ]
-    assert largest[3:] == [{"copies": 1, "guests": 1, "kind": "other"}] * 7
+    assert largest[4:] == [{"copies": 1, "guests": 1, "kind": "other"}] * 6
 
 
 def test_the_constant_is_that_of_the_program_in_the_guests() -> None:
     program = load("roles/guests/files/testbed_workload.py")
-    assert program.CONSTANT_BYTE == page_census.CONSTANT_FILL_BYTE
+    assert page_census.KNOWN_BYTES["constant_fill"] == program.CONSTANT_BYTE
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])

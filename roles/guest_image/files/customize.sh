@@ -37,6 +37,7 @@ for unit in \
     cloud-init.service cloud-config.service cloud-final.service cloud-init-hotplugd.socket \
     getty@tty1.service serial-getty@ttyS0.service console-getty.service systemd-logind.service systemd-user-sessions.service \
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
+    systemd-tmpfiles-clean.timer \
     systemd-timesyncd.service systemd-networkd-wait-online.service systemd-journal-flush.service \
     systemd-update-utmp.service systemd-update-utmp-runlevel.service systemd-machine-id-commit.service \
     systemd-pstore.service systemd-remount-fs.service modprobe@.service kmod-static-nodes.service \
