@@ -32,7 +32,7 @@ options:
     description: "C(loaded): fill so much in place of what is available; 0 for that"
     type: int
     default: 0
-  reserve_mib: {description: "C(loaded): memory that a fill leaves alone", type: int, default: 32}
+  reserve_mib: {description: "C(loaded): memory that a fill leaves alone", type: int, default: 40}
   seed:
     description: "C(loaded): text that makes the random content; each guest adds its name"
     type: str
@@ -180,7 +180,7 @@ def main() -> None:
             "segments": {"type": "dict", "default": {}},
             "available_bytes": {"type": "dict", "default": {}},
             "size_bytes": {"type": "int", "default": 0},
-            "reserve_mib": {"type": "int", "default": 32},
+            "reserve_mib": {"type": "int", "default": 40},
             "seed": {"type": "str", "default": ""},
             "probe_mib": {"type": "int", "default": 0},
             "probe_seconds": {"type": "float", "default": 6},

@@ -220,6 +220,18 @@ def test_a_lost_guest_is_recorded(campaign: dict[str, Any], results: Path, befor
     assert knobs() == before
 
 
+def test_a_fill_that_a_guest_has_no_memory_for_is_told(proof: Cells, results: Path) -> None:
+    """The guest's kernel kills the program that fills; what waits for it answers all the same."""
+    size = {"guests": 1, "guest_memory_mib": MEMORY_MIB, "guest_reserve_mib": 1}
+    done = playbook(results_directory=str(results), focus=2, run_id="full", **size)
+    assert done.returncode != 0, done.stdout[-3000:]
+    (cell,) = cells(results / "full").values()
+    seen = cell["failed"]["observed"]
+    assert seen["phase"] == "load"
+    assert "the workload died while it filled memory" in seen["message"]
+    assert "raise guest_reserve_mib" in seen["message"]
+
+
 def merging(results: Path, run_id: str, focus: int) -> subprocess.Popen[str]:
     """An experiment that merges on and on, followed until it does."""
     never_settled = {"converge_min_full_scans": 10000, "ksm_knobs": {"pages_to_scan": 1234}}
