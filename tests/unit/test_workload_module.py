@@ -182,7 +182,7 @@ def guests(tmp_path: Path) -> Iterator[Guests]:
 def loading(*names: str) -> dict[str, Any]:
     return {
         "segments": dict.fromkeys(names, RANDOM),
-        "available_bytes": dict.fromkeys(names, 40 * MIB),
+        "available_bytes": dict.fromkeys(names, 48 * MIB),
         "seed": "boot1",
     }
 
@@ -265,9 +265,9 @@ def test_no_guests_are_no_failure(guests: Guests) -> None:
 
 def test_what_cannot_be_filled_fails_in_one_sentence(guests: Guests) -> None:
     guests.add("guest01")
-    result = guests.run("loaded", **{**loading("guest01"), "reserve_mib": 40})
+    result = guests.run("loaded", **{**loading("guest01"), "reserve_mib": 48})
     assert result["failed"]
-    assert result["msg"].startswith("guest_reserve_mib is 40, and guest01 has only 40 MiB")
+    assert result["msg"].startswith("guest_reserve_mib is 48, and guest01 has only 48 MiB")
     assert guests.made[0].heard == []
 
 
@@ -325,7 +325,7 @@ class RealGuests:
         return self.run(
             "loaded",
             segments={"guest01": segments, "guest02": segments},
-            available_bytes={"guest01": 41 * MIB, "guest02": 36 * MIB},
+            available_bytes={"guest01": 49 * MIB, "guest02": 44 * MIB},
             seed="boot1",
         )
 
