@@ -56,6 +56,7 @@ class CapacityDesign:
     most_guests: int
     probe_seconds: int
     divergence: bool
+    divergence_seconds: int
     stop_psi_memory_percent: float
     stop_available_mib: int
     stop_major_faults_per_second: float
@@ -247,6 +248,7 @@ _CASTS: dict[str, Caster] = {
     "most_guests": whole(1, MOST_GUESTS),
     "probe_seconds": whole(1, 600),
     "divergence": boolean,
+    "divergence_seconds": whole(10, 3600),
     "stop_psi_memory_percent": number(0.1, 100),
     "stop_available_mib": whole(256, MIB),
     "stop_major_faults_per_second": number(1, 1e6),

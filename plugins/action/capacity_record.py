@@ -46,7 +46,6 @@ POLL_SECONDS = 2
 PROVENANCE_GIVEN = ("image_digest", "accelerator", "testbed_version", "start")
 VMSTAT = ("pgfault", "pgmajfault", "cow_ksm", "pswpin", "pswpout", "oom_kill")
 RESOURCES = ("cpu", "memory", "io")
-DIVERGENCE_SECONDS = 120
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -162,17 +161,17 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
     def _begin_series(self, args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         """Sample KSM's counters in the background, while the guests write; the job."""
-        roots = self._roots(args)
+        roots, seconds = self._roots(args), args["plan"]["capacity"]["divergence_seconds"]
         sampled = {
             "interval_seconds": args["plan"]["design"]["sample_interval_seconds"],
             "until": "seconds",
-            "duration_seconds": DIVERGENCE_SECONDS,
+            "duration_seconds": seconds,
             "proc_root": roots["proc_root"],
             "sys_root": roots["sys_root"],
         }
         if args["plan"]["envelope_bytes"]:
             sampled["envelope_path"] = self._module("envelope", {"state": "read"}, task_vars)["path"]
-        job = start_module(self, "measure_series", sampled, task_vars, 2 * DIVERGENCE_SECONDS)
+        job = start_module(self, "measure_series", sampled, task_vars, seconds + 120)
         if job.get("failed") or job.get("unreachable"):
             raise _ModuleFailed(job)
         return job

@@ -28,6 +28,7 @@ def run(proof: Cells, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
         "capacity_step_guests": GUESTS,
         "capacity_most_guests": GUESTS,
         "capacity_probe_seconds": 2,
+        "capacity_divergence_seconds": 60,
         "run_id": "small",
         "results_directory": str(results),
     }

@@ -32,6 +32,7 @@ CAPACITY = {
     "most_guests": 64,
     "probe_seconds": 6,
     "divergence": True,
+    "divergence_seconds": 120,
     "stop_psi_memory_percent": 10.0,
     "stop_available_mib": 1,
     "stop_major_faults_per_second": 100.0,
