@@ -11,18 +11,6 @@ from analysis.records.loading import CellRecords, Run
 from analysis.records.models import LargestContent
 from analysis.records.reading import RecordError
 
-# Heading and attribute of CensusMeans, in the order of the arithmetic
-ROWS = (
-    ("zero pages that can go", "zero"),
-    ("duplicates within a guest (I)", "within"),
-    ("duplicates between guests (D)", "between"),
-    ("kept by max_page_sharing", "limited"),
-    ("ideal saving", "ideal"),
-    ("saved by KSM, by the pages' frames", "saved"),
-    ("KSM's own memory for it", "ksm_own"),
-    ("KSM's efficiency: saved / ideal, %", "efficiency_percent"),
-)
-
 
 @dataclass(frozen=True)
 class CensusMeans:

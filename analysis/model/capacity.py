@@ -16,6 +16,7 @@ from analysis.records.capacity import PROBES, CapacityRun
 from analysis.records.checks import self_tuned
 from analysis.records.loading import flat
 from analysis.records.models import DivergenceRecord, Probe, StepRecord, WritingProbe
+from plugins.module_utils.ksm_convergence import saved_pages
 
 # Of the start, only from what is a condition.
 _NO_CONDITION = {"design_digest", "start"}
@@ -183,7 +184,7 @@ def saved_series(record: DivergenceRecord) -> list[int]:
     """Gross saved bytes of each sample."""
     samples = record.observed.samples
     return [
-        (sharing + (zero or 0)) * record.provenance.page_size_bytes
+        saved_pages(sharing, zero) * record.provenance.page_size_bytes
         for sharing, zero in zip(samples.pages_sharing, samples.ksm_zero_pages, strict=True)
     ]
 

@@ -11,9 +11,12 @@ from ansible.plugins.action import ActionBase
 
 def play_variables(action: ActionBase, task_vars: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """The values of these variables, templated, as plain data; those that are not set are left out."""
-    found = {name: action._templar.template(task_vars[name]) for name in names if name in task_vars}
-    # Templated values carry Ansible's tags.
-    plain: dict[str, Any] = json.loads(json.dumps(found))
+    return plain_data({n: action._templar.template(task_vars[n]) for n in names if n in task_vars})
+
+
+def plain_data(templated: Mapping[str, Any]) -> dict[str, Any]:
+    """Templated values without the tags that Ansible puts on them: what modules and records are given."""
+    plain: dict[str, Any] = json.loads(json.dumps(templated))
     return plain
 
 

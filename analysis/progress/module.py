@@ -13,7 +13,6 @@ a group of its own, and a controller that is killed while the module is being st
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import secrets
@@ -28,6 +27,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible.vars.clean import remove_internal_keys
 
+from analysis.plan.variables import plain_data
 from analysis.progress.matrix import BEGINS
 
 # One poll looks so often and so long on the host whether the module has ended.
@@ -156,8 +156,7 @@ def run_workload(action: ActionBase, task_vars: dict[str, Any], arguments: dict[
     Returns: the module's result; a failure has failed=True.
     """
     path = f"/run/ksm-testbed-workload-{secrets.token_hex(8)}.progress"
-    # Templated values carry Ansible's tags; the module gets plain JSON.
-    plain: dict[str, Any] = {**json.loads(json.dumps(arguments)), "progress_path": path}
+    plain = {**plain_data(arguments), "progress_path": path}
     limit = float(plain.get("timeout_seconds", WORKLOAD_SECONDS)) + WRAPPER_GRACE_SECONDS
     return run_with_progress(action, "workload", plain, task_vars, path, limit)
 

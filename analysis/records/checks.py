@@ -9,6 +9,7 @@ from typing import Any
 
 from analysis.plan.design import Cell
 from analysis.records.models import CensusRecord, MergeRecord, Phase, SnapshotRecord, VerifyRecord
+from plugins.module_utils.ksm_convergence import saved_pages
 
 # What a service that tunes KSM, such as ksmtuned, sets by itself.
 _SERVICE_KNOBS = frozenset({"run", "pages_to_scan", "sleep_millisecs"})
@@ -111,7 +112,7 @@ def _merged_before(_cell: Cell, records: Measured) -> str:
     ksm = records.off.observed.host.ksm
     if ksm.run == 1:
         return "KSM was running in the off record"
-    pages = ksm.pages_sharing + (ksm.ksm_zero_pages or 0)
+    pages = saved_pages(ksm.pages_sharing, ksm.ksm_zero_pages)
     return f"KSM had {pages} pages merged already in the off record" if pages else ""
 
 

@@ -258,7 +258,7 @@ def ledger_figure(books: Sequence[Waterfall]) -> Figure:
             axes.set_title(book.name + (": rest above 5 %" if book.flagged else ""), fontsize=10, loc="left")
             axes.set_xlabel(f"{QUANTITIES['gross_mib_per_vm'].unit} (MiB)")
         if columns > 1:
-            figure.suptitle("From KSM's counters to what the host gained", fontsize=12, x=0.01, ha="left")
+            entitle(figure, "From KSM's counters to what the host gained")
     return figure
 
 
@@ -293,6 +293,11 @@ def _waterfall(axes: Axes, book: Waterfall) -> None:
     axes.set_yticks(places, names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
+
+
+def entitle(figure: Figure, title: str) -> None:
+    """Give a figure of several panels its title, above the first one."""
+    figure.suptitle(title, fontsize=12, x=0.01, ha="left")
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -23,7 +23,7 @@ from analysis.plan.design import MIB
 from analysis.plan.policies import OFF as NO_KSM
 from analysis.records.capacity import CapacityRun
 from analysis.records.models import DivergenceRecord, ForecastRecord, LoadForecast
-from analysis.report.figures import COLOURS, DASHES, GAIN, GREY, LOSS, OFF, ON, PAPER, FigureError
+from analysis.report.figures import COLOURS, DASHES, GAIN, GREY, LOSS, OFF, ON, PAPER, FigureError, entitle
 
 GIB = 1 << 30
 _NAIVE = {"constant_saving": "constant saving", "sharing_ratio": "sharing ratio", "nominal": "nominal memory"}
@@ -67,12 +67,7 @@ def forecast_figure(record: ForecastRecord) -> Figure:
             frameon=False,
             fontsize=9,
         )
-        figure.suptitle(
-            f"Forecast: how many guests of {record.guest_memory_bytes / MIB:.0f} MiB fit",
-            fontsize=12,
-            x=0.01,
-            ha="left",
-        )
+        entitle(figure, f"Forecast: how many guests of {record.guest_memory_bytes / MIB:.0f} MiB fit")
     return figure
 
 
@@ -121,9 +116,7 @@ def validation_figure(rows: Sequence[tuple[str, float, Mapping[str, float]]]) ->
             "absolute error of the memory used with the policy on, % (at most 0.01 is drawn at 0.01)"
         )
         figure.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=9)
-        figure.suptitle(
-            "Forecasts written before the run, beside naive answers", fontsize=12, x=0.01, ha="left"
-        )
+        entitle(figure, "Forecasts written before the run, beside naive answers")
     return figure
 
 
@@ -174,11 +167,9 @@ def capacity_figure(run: CapacityRun, loads: Mapping[str, LoadForecast]) -> Figu
         axes.set_xlabel("guests running (crosses: the step that met the limit)")
         axes.set_ylabel("memory used, GiB")
         figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=9)
-        figure.suptitle(
+        entitle(
+            figure,
             f"{run.workload.replace('_', ' ')}: to the limit, {run.guest_memory_bytes / MIB:.0f} MiB a guest",
-            fontsize=12,
-            x=0.01,
-            ha="left",
         )
     return figure
 
@@ -210,12 +201,10 @@ def trade_off_figure(run: CapacityRun) -> Figure:
             axes.set_title(heading, fontsize=10, loc="left")
             axes.set_xlabel("memory saved, GiB (numbers: guests)")
             axes.legend(frameon=False, fontsize=9)
-        figure.suptitle(
+        entitle(
+            figure,
             f"{run.workload.replace('_', ' ')}: memory saved against performance lost, {', '.join(policies)} "
             "against KSM off",
-            fontsize=12,
-            x=0.01,
-            ha="left",
         )
     return figure
 
@@ -283,11 +272,9 @@ def performance_figure(run: CapacityRun) -> Figure:
             frameon=False,
             fontsize=9,
         )
-        figure.suptitle(
+        entitle(
+            figure,
             f"{run.workload.replace('_', ' ')}: performance on the way to the limit, medians over the guests",
-            fontsize=12,
-            x=0.01,
-            ha="left",
         )
     return figure
 
@@ -320,11 +307,9 @@ def divergence_figure(record: DivergenceRecord, seen: Divergence) -> Figure:
         axes.set_xlabel("seconds")
         axes.set_ylabel("GiB")
         figure.legend(loc="outside lower left", ncols=5, frameon=False, fontsize=9)
-        figure.suptitle(
+        entitle(
+            figure,
             f"{seen.guests} guests ({seen.workload.replace('_', ' ')}) merged by {seen.policy} all write",
-            fontsize=12,
-            x=0.01,
-            ha="left",
         )
     return figure
 

@@ -36,6 +36,7 @@ from analysis.model.capacity import used_bytes
 from analysis.plan.capacity_design import CapacityDesign, fitting, next_guests, stop
 from analysis.plan.design import MIB, SCHEMA_VERSION
 from analysis.plan.policies import OFF
+from analysis.plan.variables import plain_data
 from analysis.progress.module import run_series, run_workload, start_module
 from analysis.records.capacity import PROBES
 from analysis.records.models import RECORDS, StepRecord
@@ -204,9 +205,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             },
             required_if=[("phase", "step", ("former",)), ("phase", "divergence", ("guests",))],
         )
-        # Templated values carry Ansible's tags; a record is plain JSON.
-        plain: dict[str, Any] = json.loads(json.dumps(args))
-        return plain
+        return plain_data(args)
 
     def _snapshot(self, args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         measured = self._module("measure_host", {"domains": {}, **self._roots(args)}, task_vars)

@@ -16,7 +16,6 @@ where an optional census could not be had, and there is no record.
 
 from __future__ import annotations
 
-import json
 import secrets
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from ansible.utils.display import Display
 
 from analysis.errors import UserError
 from analysis.plan.design import SCHEMA_VERSION
-from analysis.plan.variables import add_failure
+from analysis.plan.variables import add_failure, plain_data
 from analysis.progress.module import run_with_progress
 from analysis.records.models import CensusRecord
 from analysis.records.writing import prepare_folder, write_record
@@ -114,8 +113,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "run_root": {"type": "str", "default": "/run"},
             },
         )
-        # Templated values carry Ansible's tags; a record is plain JSON.
-        plain: dict[str, Any] = json.loads(json.dumps(args))
+        plain = plain_data(args)
         if not Path(plain["directory"]).is_absolute():
             raise AnsibleActionFail(
                 f"census_record: directory is {plain['directory']!r}; it must be an absolute path."

@@ -35,10 +35,11 @@ from ansible.plugins.action import ActionBase
 
 from analysis.errors import UserError
 from analysis.plan.design import SCHEMA_VERSION
-from analysis.plan.variables import add_failure
+from analysis.plan.variables import add_failure, plain_data
 from analysis.progress.module import run_series, run_workload, show_begin
 from analysis.records.models import PHASES as RECORDS
 from analysis.records.writing import prepare_folder, write_record
+from plugins.module_utils.ksm_convergence import saved_pages
 
 PHASES = ("off", "merge", "on", "after", "verify", "failed")
 SERIES = ("merge", "after")
@@ -143,8 +144,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             },
             required_if=[("until", "seconds", ["duration_seconds"])],
         )
-        # Templated values carry Ansible's tags; a record is plain JSON.
-        plain: dict[str, Any] = json.loads(json.dumps(args))
+        plain = plain_data(args)
         needed = NEEDS.get(plain["phase"])
         if needed and not plain[needed]:
             raise AnsibleActionFail(f"measure_record: phase {plain['phase']} needs the argument {needed}.")
@@ -286,7 +286,7 @@ def summary(record: dict[str, Any]) -> str:
     if kind in ("off", "on"):
         available = seen["host"]["meminfo"]["MemAvailable_bytes"]
         ksm = seen["host"]["ksm"]
-        pages = ksm["pages_sharing"] + (ksm["ksm_zero_pages"] or 0)
+        pages = saved_pages(ksm["pages_sharing"], ksm["ksm_zero_pages"])
         saved = pages * record["provenance"]["page_size_bytes"]
         pss = sum(guest["smaps_rollup"]["Pss_bytes"] for guest in seen["guests"].values())
         return (
