@@ -8,11 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.plan.design import Cell
-from analysis.records.models import CensusRecord, MergeRecord, Phase, SnapshotRecord, VerifyRecord
+from analysis.records.models import (
+    CapacityProvenance,
+    CensusRecord,
+    MergeRecord,
+    Phase,
+    Provenance,
+    SnapshotRecord,
+    VerifyRecord,
+)
 from plugins.module_utils.ksm_convergence import saved_pages
 
 # What a service that tunes KSM, such as ksmtuned, sets by itself.
 _SERVICE_KNOBS = frozenset({"run", "pages_to_scan", "sleep_millisecs"})
+
+# The digest covers what is told apart anyway; of the start, only from what is a condition.
+_NO_CONDITION = {"design_digest", "start"}
 
 # Constant from one arm to the other. Not so the knobs: with KSM off they say nothing.
 _SAME_IN_BOTH_ARMS = (
@@ -70,6 +81,47 @@ def self_tuned(knobs: Mapping[str, Any], service: str) -> frozenset[str]:
         return _SERVICE_KNOBS
     adaptive = str(knobs.get("advisor_mode", "none")).strip() not in ("none", "")
     return frozenset({"run", "pages_to_scan"} if adaptive else {"run"})
+
+
+def conditions(
+    provenance: Provenance | CapacityProvenance,
+    requested: Mapping[str, Any],
+    *,
+    service: str = "",
+    merges: bool = True,
+    guests: bool = True,
+) -> dict[str, Any]:
+    """What measurements must have in common, as flat names: the host, its settings, and what was asked for.
+
+    Args:
+        provenance: of the record; of its start only from what the guests began is a condition.
+        requested: what was asked for and is no setting of KSM.
+        service: the tuner of the policy, as in ``requested`` of a record.
+        merges: False with KSM off, where its settings say nothing.
+        guests: False where none runs, so that none began.
+    """
+    knobs = provenance.ksm_knobs if merges else {}
+    tuned = self_tuned(knobs, service)
+    start = provenance.start if guests else None
+    return flat(
+        {
+            **provenance.model_dump(exclude=_NO_CONDITION),
+            "ksm_knobs": {name: value for name, value in knobs.items() if name not in tuned},
+            "start": {} if start is None else {"from": start.origin},
+            "requested": requested,
+        }
+    )
+
+
+def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted names."""
+    items: dict[str, Any] = {}
+    for name, value in mapping.items():
+        if isinstance(value, Mapping):
+            items.update(flat(value, f"{prefix}{name}."))
+        else:
+            items[f"{prefix}{name}"] = value
+    return items
 
 
 def _guests_differ(cell: Cell, records: Measured) -> str:
