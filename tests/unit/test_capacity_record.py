@@ -11,6 +11,7 @@ import pytest
 from plugin_files import load
 from synthetic_capacity import MIB, capacity_record, divergence_record
 
+from analysis.records.action import GIVEN
 from analysis.records.models import RECORDS
 
 action = load("plugins/action/capacity_record.py")
@@ -71,7 +72,7 @@ def snapshot(seconds: float, **changes: int) -> dict[str, Any]:
         "provenance": {
             name: value
             for name, value in record["provenance"].items()
-            if name not in (*action.PROVENANCE_GIVEN, "design_digest", "guest_memory_bytes")
+            if name not in (*GIVEN, "guest_memory_bytes")
         },
         "recorded_at": f"2026-11-24T19:00:{seconds:06.3f}000Z",
         "monotonic_seconds": 1000 + seconds,
