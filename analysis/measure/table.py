@@ -8,7 +8,7 @@ import pandas as pd
 from analysis.measure.burndown import burndown
 from analysis.measure.saving import OF_HOST, PER_VM, Unknown, parted, saving
 from analysis.plan.design import MIB
-from analysis.records.checks import conditions, flat
+from analysis.records.checks import conditions, flat, swap_used_bytes
 from analysis.records.loading import COMPLETE, CellRecords, Run
 
 KEY = ["run_id", "hypervisor", "cell_id"]
@@ -41,8 +41,8 @@ def tidy(runs: list[Run]) -> pd.DataFrame:
     damaged, failed, invalid, missing) and ``problem``; the QUANTITIES, in MiB for each guest or of
     the whole host, or seconds; ``unknown``, why some of them are not known; ``parted_mib``, by how much the
     host's memory freed parts from the guests' (see :func:`analysis.measure.saving.parted`); ``converged`` as
-    recorded, and ``settled`` when the samples judged again say so too; ``provenance.*`` and ``requested.*``,
-    the conditions.
+    recorded, and ``settled`` when the samples judged again say so too; ``swap_used_bytes``, the host's swap
+    in use when the cell began; ``provenance.*`` and ``requested.*``, the conditions.
     What was not measured is NaN or None, never 0. Only a row of status complete may be averaged.
     """
     cells = [(run.plan.run_id, records) for run in runs for records in run.cells]
@@ -173,6 +173,7 @@ def _conditions(records: CellRecords) -> dict[str, Any]:
     wanted = asked.model_dump(include={"ksm_knobs", "service", "thp_enabled"})
     return {
         "boot_key": records.boot_key,
+        "swap_used_bytes": _number(swap_used_bytes(records.off)),
         **{f"{PROVENANCE}{name}": value for name, value in given.items()},
         **{f"{REQUESTED}{name}": value for name, value in flat(wanted).items()},
     }

@@ -178,10 +178,39 @@ def _others_merged(_cell: Cell, records: Measured) -> str:
     return ""
 
 
-def _swapped(_cell: Cell, records: Measured) -> str:
+def swapped_pages(records: Measured) -> tuple[int, int]:
+    """Pages that the host swapped in and out from the off to the on record (/proc/vmstat).
+
+    Its counters only rise: the largest reading less the least.
+    """
     samples = records.merge.observed.samples
-    pages = sum(column[-1] - column[0] for column in (samples.pswpin, samples.pswpout))
-    return f"the host swapped {pages} pages during the merge" if pages else ""
+    arms = [record.observed.host.vmstat for record in (records.off, records.on)]
+    into, out = (
+        [*(counters[name] for counters in arms), *column]
+        for name, column in (("pswpin", samples.pswpin), ("pswpout", samples.pswpout))
+    )
+    return max(into) - min(into), max(out) - min(out)
+
+
+def swap_used_bytes(record: SnapshotRecord) -> int | None:
+    """Swap of the host in use when a snapshot was taken; None where meminfo does not tell."""
+    memory = record.observed.host.meminfo
+    free = memory.get("SwapFree_bytes")
+    return None if free is None else memory["SwapTotal_bytes"] - free
+
+
+def _swapped(_cell: Cell, records: Measured) -> str:
+    into, out = swapped_pages(records)
+    if into or out:
+        return f"the host swapped {into} pages in and {out} out while it was measured"
+    for kind, record in (("off", records.off), ("on", records.on)):
+        # What is swapped out of a guest is not in its memory, and KSM does not merge it.
+        guests = sorted(
+            name for name, seen in record.observed.guests.items() if seen.smaps_rollup.get("Swap_bytes")
+        )
+        if guests:
+            return f"memory of {', '.join(guests)} was swapped out in the {kind} record"
+    return ""
 
 
 def _verdicts_contradict(_cell: Cell, records: Measured) -> str:

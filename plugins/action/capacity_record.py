@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +107,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "probes": probes,
             "series": series,
             "divergences": said,
-            "answered_at": after["recorded_at"],
+            "answered_seconds": after["monotonic_seconds"],
             "alive": sum(bool(verdict and verdict["intact"]) for verdict in proof.values()),
         }
         return divergence_record({**args, **seen}, hypervisor, after)
@@ -178,8 +177,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             answer = self._module("ansible.legacy.async_status", {**asked, "mode": "status"}, task_vars)
             if answer.get("finished", True):
                 self._module("ansible.legacy.async_status", {**asked, "mode": "cleanup"}, task_vars)
-                observed: dict[str, Any] = answer["observed"]
-                return observed
+                return {**answer["observed"], "began_seconds": answer["began_monotonic_seconds"]}
             time.sleep(POLL_SECONDS)
 
     def _arguments(self) -> dict[str, Any]:
@@ -242,15 +240,16 @@ def divergence_record(args: dict[str, Any], hypervisor: str, after: dict[str, An
     samples = dict(series["samples"])
     if not args["plan"]["envelope_bytes"]:
         samples["envelope_working_set_bytes"] = [None] * len(samples["seconds"])
-    began = moment(series["started_at"])
-    started = max(0.0, round(moment(before["recorded_at"]) - began, 3))
+    # Of the clock that nobody sets, the host's own in both
+    began = series["began_seconds"]
+    started = max(0.0, round(before["monotonic_seconds"] - began, 3))
     answers = args["divergences"]
     kills = [seen["host"]["vmstat"].get("oom_kill") for seen in (before, after)]
     observed = {
         "write": {
             "started_seconds": started,
             "finished_seconds": (
-                None if None in answers.values() else round(moment(args["answered_at"]) - began, 3)
+                None if None in answers.values() else round(args["answered_seconds"] - began, 3)
             ),
             "written_bytes": {name: said["written_bytes"] for name, said in answers.items() if said},
         },
@@ -332,8 +331,3 @@ def file_name(record: dict[str, Any]) -> str:
     """The record's file in the folder of its hypervisor."""
     what = record["policy"] if record["kind"] == "capacity_step" else "divergence"
     return f"{record['workload']}-{what}-guests{record['guests']:03d}.json"
-
-
-def moment(text: str) -> float:
-    """Seconds since the epoch of a record's time."""
-    return datetime.fromisoformat(text).timestamp()

@@ -94,6 +94,10 @@ monotonic_seconds:
   description: The host's monotonic clock at the end.
   type: float
   returned: success
+began_monotonic_seconds:
+  description: The same clock at the first sample.
+  type: float
+  returned: success
 """
 
 import math
@@ -303,8 +307,8 @@ class Series:
         return {name: [row[name] for row in self.rows] for name in self.rows[0]}
 
 
-def follow(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
-    """Take the series; `observed` of a merge record."""
+def follow(params: dict[str, Any], roots: Roots) -> tuple[dict[str, Any], float]:
+    """Take the series; `observed` of a merge record, and when it began on the monotonic clock."""
     rule = ConvergenceRule(params["min_full_scans"], params["window_scans"], params["threshold_percent"])
     settles = params["until"] == "converged"
     limit = params["timeout_seconds"] if settles else params["duration_seconds"]
@@ -346,7 +350,7 @@ def follow(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
     scans.show(series.complete_scans, series.saved[-1], seconds, last=True)
     reason = f"{end}: {series.verdict.reason}"
     progress.say(f"{reason}, {seconds:.0f} s")
-    return {
+    observed = {
         "started_at": started_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         "converged": series.converged_after_seconds is not None,
         "reason": reason,
@@ -356,6 +360,7 @@ def follow(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
         "samples": series.columns(),
         "sampler_cpu_seconds": round(time.process_time() - begin_cpu, 6),
     }
+    return observed, begin
 
 
 def main() -> None:
@@ -390,7 +395,7 @@ def main() -> None:
         roots = Roots(proc=Path(params["proc_root"]), sys=Path(params["sys_root"]))
         # A host that cannot be described is found before the minutes of sampling.
         host = provenance(roots)
-        observed = follow(params, roots)
+        observed, began = follow(params, roots)
     except (ProbeError, ProgressError, ValueError) as error:
         module.fail_json(msg=str(error))
     now = datetime.now(UTC)
@@ -400,6 +405,7 @@ def main() -> None:
         provenance=host,
         recorded_at=now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         monotonic_seconds=time.monotonic(),
+        began_monotonic_seconds=began,
     )
 
 

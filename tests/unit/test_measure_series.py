@@ -101,7 +101,7 @@ class Kernel:
             # This process keeps its signals.
             patch.setattr(series.signal, "pthread_sigmask", lambda *_: None)
             roots = series.Roots(proc=self.tree / "proc", sys=self.tree / "sys")
-            observed: dict[str, Any] = series.follow(given, roots)
+            observed: dict[str, Any] = series.follow(given, roots)[0]
             return observed
 
 
