@@ -182,6 +182,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             task_vars,
             args["requested"],
             guests=args["cell"]["guests"],
+            domains=args["domains"],
             roots={name: args[name] for name in ("proc_root", "sys_root", "run_root")},
             start_ksm=args["start_ksm"],
             until=args["until"],

@@ -62,24 +62,47 @@ def domains_by_channel() -> dict[str, str]:
     return found
 
 
-def why_stopped(domain: str, folder: Path) -> str:
+def why_stopped(domain: str, run: Path | None = None) -> str:
     """Why a domain that is there does not run; empty where it runs, or nothing is known of it.
 
-    folder: on the file system of its disk.
+    run: libvirt's folder, for recorded trees.
     """
     try:
-        with (RUN / f"{domain}.xml").open(encoding="utf-8") as file:
-            found = STATUS.search(file.read(1024))
+        with ((run or RUN) / f"{domain}.xml").open(encoding="utf-8") as file:
+            head = file.read(1024)
+            found = STATUS.search(head)
+            state, reason = found.groups() if found else ("", "")
+            if (state, reason) == ("paused", "ioerror"):
+                return _disk_failed(PORT.search(head + file.read()))
     except OSError:
         return ""
-    state, reason = found.groups() if found else ("", "")
-    if (state, reason) == ("paused", "ioerror"):
-        free = shutil.disk_usage(folder).free
-        why = "is full" if free < FULL_DISK_BYTES else "failed"
-        return f"it was paused since the disk under its own {why} ({free >> 20} MiB are free in {folder})"
     if state == "paused":
         return PAUSED.get(reason, "")
     return f"its state is {state}" if state in ("crashed", "pmsuspended") else ""
+
+
+def not_running(domains: Mapping[str, str], run: Path | None = None) -> str:
+    """The first guest that stopped or is gone, and why, of those that ran; empty while all do.
+
+    domains: guest -> domain.
+    """
+    for guest, domain in domains.items():
+        why = why_stopped(domain, run)
+        if not why and not ((run or RUN) / f"{domain}.xml").exists():
+            why = why_gone(domain) or "its QEMU has ended"
+        if why:
+            return f"{guest} does not run: {why}"
+    return ""
+
+
+def _disk_failed(port: re.Match[str] | None) -> str:
+    """What became of a guest's disk, which stands beside its port."""
+    folder = Path(port[1]).parent if port else None
+    if folder is None or not folder.exists():
+        return "it was paused since the disk under its own failed"
+    free = shutil.disk_usage(folder).free
+    why = "is full" if free < FULL_DISK_BYTES else "failed"
+    return f"it was paused since the disk under its own {why} ({free >> 20} MiB are free in {folder})"
 
 
 def why_gone(domain: str) -> str:
@@ -120,7 +143,7 @@ def ask(
         except OSError as error:
             why = error.strerror or error
             raise ChannelError(f"its port cannot be reached ({why}), so it does not run") from None
-        lines = _Lines(connection, lambda: why_stopped(domain, path.parent))
+        lines = _Lines(connection, lambda: why_stopped(domain))
         while (now := time.monotonic()) < deadline:
             attempt = min(deadline, now + ATTEMPT_SECONDS) if again else deadline
             number = secrets.token_hex(4)

@@ -629,7 +629,7 @@ class Testbed:
                 f"{guest.name} ended {when}{f' ({why})' if why else ''}; "
                 f"its console's last lines: {console_tail(guest)}"
             )
-        if why := why_stopped(guest.domain, guest.folder):
+        if why := why_stopped(guest.domain):
             raise GuestError(f"{guest.name} stopped {when}: {why}")
 
     def runs(self, guest: Guest) -> bool:
@@ -782,7 +782,7 @@ class Testbed:
         while not banner(
             guest.ssh_port,
             max(0.1, min(BANNER_SECONDS, deadline - time.monotonic())),
-            lambda: why_stopped(guest.domain, guest.folder),
+            lambda: why_stopped(guest.domain),
         ):
             self.check_runs(guest, "when it was restored")
             if time.monotonic() > deadline:

@@ -49,6 +49,10 @@ options:
     description: Number of guests, for the progress lines only.
     type: int
     default: 0
+  domains:
+    description: Guest name to libvirt domain; the series fails as soon as one of them has stopped or is gone.
+    type: dict
+    default: {}
   envelope_path:
     description: Folder of the memory cgroup that holds the guests; adds its working set to the series.
     type: path
@@ -67,6 +71,10 @@ options:
     description: The folder /sys, or a recorded one.
     type: path
     default: /sys
+  run_root:
+    description: The folder /run, or a recorded one.
+    type: path
+    default: /run
 author: KSM testbed
 """
 
@@ -110,6 +118,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.guest_channel import not_running
 from ansible.module_utils.ksm_convergence import ConvergenceRule, Verdict, judge, saved_pages
 from ansible.module_utils.ksm_probe import (
     KIB,
@@ -317,6 +326,10 @@ def follow(params: dict[str, Any], roots: Roots) -> tuple[dict[str, Any], float]
     sampler = Sampler(roots, Path(params["envelope_path"]) if params["envelope_path"] else None)
     check_columns(sampler.row())
     progress = Progress(params["progress_path"], params["patience_seconds"])
+    libvirt = roots.run / "libvirt/qemu"
+    running = {
+        guest: domain for guest, domain in params["domains"].items() if (libvirt / f"{domain}.xml").exists()
+    }
     scans = ScanProgress(progress, params["guests"])
     # Blocked, so that they end a sleep and never a read.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -333,6 +346,8 @@ def follow(params: dict[str, Any], roots: Roots) -> tuple[dict[str, Any], float]
         seconds = round(time.monotonic() - begin, 3)
         series.add(seconds, sampler.row())
         scans.show(series.complete_scans, series.saved[-1], seconds)
+        if stopped := not_running(running, libvirt):
+            raise ProbeError(f"{stopped}; KSM was followed for {seconds:.0f} s")
         if settles and series.verdict.settled:
             end = "settled"
         elif seconds >= limit:
@@ -376,11 +391,13 @@ def main() -> None:
             "window_scans": {"type": "int", "default": 2},
             "threshold_percent": {"type": "float", "default": 0.5},
             "guests": {"type": "int", "default": 0},
+            "domains": {"type": "dict", "default": {}},
             "envelope_path": {"type": "path"},
             "progress_path": {"type": "path"},
             "patience_seconds": {"type": "float", "default": PATIENCE_SECONDS},
             "proc_root": {"type": "path", "default": "/proc"},
             "sys_root": {"type": "path", "default": "/sys"},
+            "run_root": {"type": "path", "default": "/run"},
         },
         required_if=[("until", "seconds", ["duration_seconds"])],
         supports_check_mode=True,
@@ -392,7 +409,7 @@ def main() -> None:
     if module.check_mode:
         module.exit_json(changed=params["start_ksm"], msg="would sample KSM's counters")
     try:
-        roots = Roots(proc=Path(params["proc_root"]), sys=Path(params["sys_root"]))
+        roots = Roots(*(Path(params[f"{name}_root"]) for name in ("proc", "sys", "run")))
         # A host that cannot be described is found before the minutes of sampling.
         host = provenance(roots)
         observed, began = follow(params, roots)

@@ -132,7 +132,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setattr(guests, "owner_of", lambda _pid: some_user)
     monkeypatch.setattr(guests, "banner", lambda *_port: True)
     # Not what this host's own libvirt says
-    monkeypatch.setattr(guests, "why_stopped", lambda _domain, _folder: "")
+    monkeypatch.setattr(guests, "why_stopped", lambda _domain: "")
     monkeypatch.setattr(guests, "why_gone", lambda domain: bench.gone.get(domain, ""))
     monkeypatch.setattr(guests.Testbed, "logs_in", lambda _testbed, _port: True)
     monkeypatch.setattr(guests, "meminfo_bytes", memory.__getitem__)
@@ -649,7 +649,7 @@ def test_a_guest_that_is_paused_since_its_disk_is_full_is_named_at_once(
     bench.call()
     paused = names(2)[0]
     monkeypatch.setattr(guests, "banner", lambda port, *_limits: port == PORTS + 1)
-    monkeypatch.setattr(guests, "why_stopped", lambda domain, _folder: "full" if domain == paused else "")
+    monkeypatch.setattr(guests, "why_stopped", lambda domain: "full" if domain == paused else "")
     assert bench.refusal(state) == f"guest02 stopped {when}: full"
 
 
