@@ -8,8 +8,8 @@ import pandas as pd
 from analysis.measure.burndown import burndown
 from analysis.measure.saving import OF_HOST, PER_VM, Unknown, parted, saving
 from analysis.plan.design import MIB
-from analysis.records.checks import self_tuned
-from analysis.records.loading import COMPLETE, CellRecords, Run, flat
+from analysis.records.checks import conditions, flat, swap_used_bytes
+from analysis.records.loading import COMPLETE, CellRecords, Run
 
 KEY = ["run_id", "hypervisor", "cell_id"]
 PROVENANCE = "provenance."
@@ -31,9 +31,6 @@ UNCONVERGED, DAMAGED = "unconverged", "damaged"
 # What is averaged; the registry of quantities says what each is.
 QUANTITIES = (*PER_VM, *OF_HOST, "converged_after_seconds", "ksmd_cpu_seconds")
 
-# Neither is a difference between two measurements; of the start, only from what is one.
-_NOT_PROVENANCE = {"design_digest", "start"}
-
 
 def tidy(runs: list[Run]) -> pd.DataFrame:
     """One row for each planned cell of the runs, in the order of their plans.
@@ -44,8 +41,8 @@ def tidy(runs: list[Run]) -> pd.DataFrame:
     damaged, failed, invalid, missing) and ``problem``; the QUANTITIES, in MiB for each guest or of
     the whole host, or seconds; ``unknown``, why some of them are not known; ``parted_mib``, by how much the
     host's memory freed parts from the guests' (see :func:`analysis.measure.saving.parted`); ``converged`` as
-    recorded, and ``settled`` when the samples judged again say so too; ``provenance.*`` and ``requested.*``,
-    the conditions.
+    recorded, and ``settled`` when the samples judged again say so too; ``swap_used_bytes``, the host's swap
+    in use when the cell began; ``provenance.*`` and ``requested.*``, the conditions.
     What was not measured is NaN or None, never 0. Only a row of status complete may be averaged.
     """
     cells = [(run.plan.run_id, records) for run in runs for records in run.cells]
@@ -171,17 +168,13 @@ def _verification(records: CellRecords) -> dict[str, Any]:
 def _conditions(records: CellRecords) -> dict[str, Any]:
     """The physical boot, and what two measurements must have in common to be of one treatment."""
     asked, found = records.on.requested, records.provenance
-    tuned = self_tuned(found.ksm_knobs, asked.service)
-    given = {
-        **found.model_dump(exclude=_NOT_PROVENANCE),
-        "ksm_knobs": {name: value for name, value in found.ksm_knobs.items() if name not in tuned},
-        "start": {"from": found.start.origin},
-        "requested": {"guest_reserve_bytes": asked.guest_reserve_bytes},
-    }
+    reserve = {"guest_reserve_bytes": asked.guest_reserve_bytes}
+    given = conditions(found, reserve, service=asked.service)
     wanted = asked.model_dump(include={"ksm_knobs", "service", "thp_enabled"})
     return {
         "boot_key": records.boot_key,
-        **{f"{PROVENANCE}{name}": value for name, value in flat(given).items()},
+        "swap_used_bytes": _number(swap_used_bytes(records.off)),
+        **{f"{PROVENANCE}{name}": value for name, value in given.items()},
         **{f"{REQUESTED}{name}": value for name, value in flat(wanted).items()},
     }
 

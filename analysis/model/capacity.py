@@ -12,14 +12,11 @@ import pandas as pd
 from analysis.measure import saving
 from analysis.measure.pooling import condition_text
 from analysis.plan.policies import OFF
+from analysis.records import checks
 from analysis.records.capacity import PROBES, CapacityRun
-from analysis.records.checks import self_tuned
-from analysis.records.loading import flat
 from analysis.records.models import DivergenceRecord, Probe, StepRecord, WritingProbe
 from plugins.module_utils.ksm_convergence import saved_pages
 
-# Of the start, only from what is a condition.
-_NO_CONDITION = {"design_digest", "start"}
 _TAIL = 0.05
 
 
@@ -77,18 +74,11 @@ class Divergence:
 
 def conditions(record: StepRecord | DivergenceRecord) -> dict[str, str]:
     """What two measurements must have in common, as flat names and text."""
-    provenance = record.provenance
-    tuned = self_tuned(provenance.ksm_knobs, "")
-    # With KSM off they say nothing.
-    knobs = {} if record.policy == OFF else provenance.ksm_knobs
-    start = None if record.guests == 0 else provenance.start
-    found = flat(
-        {
-            **provenance.model_dump(exclude=_NO_CONDITION),
-            "ksm_knobs": {name: value for name, value in knobs.items() if name not in tuned},
-            "start": {} if start is None else {"from": start.origin},
-            "requested": record.requested.model_dump(),
-        }
+    found = checks.conditions(
+        record.provenance,
+        record.requested.model_dump(),
+        merges=record.policy != OFF,
+        guests=record.guests > 0,
     )
     return {name: condition_text(value) for name, value in found.items()}
 

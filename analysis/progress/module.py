@@ -19,6 +19,7 @@ import secrets
 import shlex
 import signal
 import time
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any, Self
 
@@ -111,6 +112,7 @@ def run_series(
     *,
     guests: int,
     roots: dict[str, str],
+    domains: Mapping[str, str] | None = None,
     start_ksm: bool = True,
     until: str = "converged",
     duration_seconds: float | None = None,
@@ -122,6 +124,7 @@ def run_series(
         requested: `requested` of a record: its convergence and sample_interval_seconds.
         guests: their number, for the progress.
         roots: proc_root, sys_root and run_root.
+        domains: guest -> libvirt domain, of those that must run all the while.
         start_ksm, until, duration_seconds: as in the module.
 
     Returns: the module's result; a failure has failed=True.
@@ -138,8 +141,8 @@ def run_series(
             for name in ("timeout_seconds", "min_full_scans", "window_scans", "threshold_percent")
         },
         "guests": guests,
-        "proc_root": roots["proc_root"],
-        "sys_root": roots["sys_root"],
+        "domains": dict(domains or {}),
+        **roots,
     }
     return run_with_progress(
         action, "measure_series", arguments, task_vars, limit + SERIES_SETUP_SECONDS, roots["run_root"]

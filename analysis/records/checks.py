@@ -8,11 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.plan.design import Cell
-from analysis.records.models import CensusRecord, MergeRecord, Phase, SnapshotRecord, VerifyRecord
+from analysis.records.models import (
+    CapacityProvenance,
+    CensusRecord,
+    MergeRecord,
+    Phase,
+    Provenance,
+    SnapshotRecord,
+    VerifyRecord,
+)
 from plugins.module_utils.ksm_convergence import saved_pages
 
 # What a service that tunes KSM, such as ksmtuned, sets by itself.
 _SERVICE_KNOBS = frozenset({"run", "pages_to_scan", "sleep_millisecs"})
+
+# The digest covers what is told apart anyway; of the start, only from what is a condition.
+_NO_CONDITION = {"design_digest", "start"}
 
 # Constant from one arm to the other. Not so the knobs: with KSM off they say nothing.
 _SAME_IN_BOTH_ARMS = (
@@ -72,6 +83,47 @@ def self_tuned(knobs: Mapping[str, Any], service: str) -> frozenset[str]:
     return frozenset({"run", "pages_to_scan"} if adaptive else {"run"})
 
 
+def conditions(
+    provenance: Provenance | CapacityProvenance,
+    requested: Mapping[str, Any],
+    *,
+    service: str = "",
+    merges: bool = True,
+    guests: bool = True,
+) -> dict[str, Any]:
+    """What measurements must have in common, as flat names: the host, its settings, and what was asked for.
+
+    Args:
+        provenance: of the record; of its start only from what the guests began is a condition.
+        requested: what was asked for and is no setting of KSM.
+        service: the tuner of the policy, as in ``requested`` of a record.
+        merges: False with KSM off, where its settings say nothing.
+        guests: False where none runs, so that none began.
+    """
+    knobs = provenance.ksm_knobs if merges else {}
+    tuned = self_tuned(knobs, service)
+    start = provenance.start if guests else None
+    return flat(
+        {
+            **provenance.model_dump(exclude=_NO_CONDITION),
+            "ksm_knobs": {name: value for name, value in knobs.items() if name not in tuned},
+            "start": {} if start is None else {"from": start.origin},
+            "requested": requested,
+        }
+    )
+
+
+def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted names."""
+    items: dict[str, Any] = {}
+    for name, value in mapping.items():
+        if isinstance(value, Mapping):
+            items.update(flat(value, f"{prefix}{name}."))
+        else:
+            items[f"{prefix}{name}"] = value
+    return items
+
+
 def _guests_differ(cell: Cell, records: Measured) -> str:
     off, on = records.off.observed.guests, records.on.observed.guests
     for kind, seen in (("off", off), ("on", on)):
@@ -126,10 +178,39 @@ def _others_merged(_cell: Cell, records: Measured) -> str:
     return ""
 
 
-def _swapped(_cell: Cell, records: Measured) -> str:
+def swapped_pages(records: Measured) -> tuple[int, int]:
+    """Pages that the host swapped in and out from the off to the on record (/proc/vmstat).
+
+    Its counters only rise: the largest reading less the least.
+    """
     samples = records.merge.observed.samples
-    pages = sum(column[-1] - column[0] for column in (samples.pswpin, samples.pswpout))
-    return f"the host swapped {pages} pages during the merge" if pages else ""
+    arms = [record.observed.host.vmstat for record in (records.off, records.on)]
+    into, out = (
+        [*(counters[name] for counters in arms), *column]
+        for name, column in (("pswpin", samples.pswpin), ("pswpout", samples.pswpout))
+    )
+    return max(into) - min(into), max(out) - min(out)
+
+
+def swap_used_bytes(record: SnapshotRecord) -> int | None:
+    """Swap of the host in use when a snapshot was taken; None where meminfo does not tell."""
+    memory = record.observed.host.meminfo
+    free = memory.get("SwapFree_bytes")
+    return None if free is None else memory["SwapTotal_bytes"] - free
+
+
+def _swapped(_cell: Cell, records: Measured) -> str:
+    into, out = swapped_pages(records)
+    if into or out:
+        return f"the host swapped {into} pages in and {out} out while it was measured"
+    for kind, record in (("off", records.off), ("on", records.on)):
+        # What is swapped out of a guest is not in its memory, and KSM does not merge it.
+        guests = sorted(
+            name for name, seen in record.observed.guests.items() if seen.smaps_rollup.get("Swap_bytes")
+        )
+        if guests:
+            return f"memory of {', '.join(guests)} was swapped out in the {kind} record"
+    return ""
 
 
 def _verdicts_contradict(_cell: Cell, records: Measured) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from analysis.plan.design import PLAN_FILE, RECORD_KINDS, REFERENCE, RESULTS, Cell, cell_directory
 from analysis.plan.runs import read_plan
@@ -248,17 +248,6 @@ def _no_collecting() -> Iterator[None]:
         gc.freeze()
         if collecting:
             gc.enable()
-
-
-def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping with dotted names."""
-    items: dict[str, Any] = {}
-    for name, value in mapping.items():
-        if isinstance(value, Mapping):
-            items.update(flat(value, f"{prefix}{name}."))
-        else:
-            items[f"{prefix}{name}"] = value
-    return items
 
 
 def _plans(results: Path) -> tuple[dict[Path, PlanRecord], list[str]]:

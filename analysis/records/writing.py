@@ -1,5 +1,6 @@
 """The one writer of what is stored: checked by its model, whole or not at all, for its owner's eyes."""
 
+import errno
 import json
 import os
 import secrets
@@ -35,7 +36,7 @@ def write_record(path: Path, content: Mapping[str, Any], model: type[Model]) -> 
         _remove_partial(path)
         _replace(path, text)
     except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror}.") from None
+        raise WriteError(f"cannot write {path}: {_why(error)}.") from None
 
 
 def prepare_folder(folder: Path) -> None:
@@ -49,7 +50,7 @@ def prepare_folder(folder: Path) -> None:
         os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         probe.unlink()
     except OSError as error:
-        raise WriteError(f"cannot write in {folder}: {error.strerror}.") from None
+        raise WriteError(f"cannot write in {folder}: {_why(error)}.") from None
 
 
 def make_private_directory(path: Path) -> None:
@@ -58,6 +59,13 @@ def make_private_directory(path: Path) -> None:
     for directory in (*reversed(path.parents), path):
         if not directory.exists():
             directory.mkdir(mode=0o700, exist_ok=True)
+
+
+def _why(error: OSError) -> str:
+    """What the disk refused; where it is full, what can be done."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.strerror}: make room there; what was written before is whole"
+    return str(error.strerror)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -13,6 +13,7 @@ from analysis.measure.statistics import COMPARED, LEAST_BOOTS, OFF_ON, Measured,
 from analysis.plan.design import MIB
 from analysis.plan.policies import policy_order
 from analysis.plan.workloads import title
+from analysis.records.checks import swap_used_bytes
 from analysis.records.loading import COMPLETE, CellRecords, Run
 from analysis.report.quantities import CENSUS, QUANTITIES, SAVED, UNITS, USED, Quantity
 from analysis.report.tables import Grid, Part, heading, notes, table
@@ -74,6 +75,7 @@ def measured_on(runs: Sequence[Run], *, boots: bool = False) -> list[str]:
     for hypervisor, cells in sorted(by_host.items()):
         machines = dict.fromkeys(_machine(cell) for cell in cells)
         lines += [f"{hypervisor}: {machine}" for machine in machines]
+        lines += _swap_lines(cells)
         lines += _policy_lines(cells)
         lines += _boot_lines(cells) if boots else []
     return lines
@@ -87,6 +89,19 @@ def _machine(cell: CellRecords) -> str:
         f"{found.cpu_count} x {found.cpu_model or found.architecture}, "
         f"{found.memory_total_bytes / (MIB << 10):.1f} GiB"
     )
+
+
+def _swap_lines(measured: Sequence[CellRecords]) -> list[str]:
+    """The host's swap where it has some, and how much of it was in use when its cells began."""
+    swaps = [cell for cell in measured if cell.provenance.swap_total_bytes]
+    if not swaps:
+        return []
+    total = max(cell.provenance.swap_total_bytes for cell in swaps)
+    used = [swap_used_bytes(cell.off) or 0 for cell in swaps]
+    return [
+        f"swap of {total / MIB:.0f} MiB, of which {min(used) / MIB:.0f} to {max(used) / MIB:.0f} MiB were in "
+        "use when the cells began; none was swapped in or out while they were measured"
+    ]
 
 
 def _policy_lines(measured: Sequence[CellRecords]) -> list[str]:

@@ -23,28 +23,25 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from analysis.errors import UserError
 from analysis.model.capacity import used_bytes
 from analysis.plan.capacity_design import CapacityDesign, fitting, next_guests, stop
-from analysis.plan.design import MIB, SCHEMA_VERSION
+from analysis.plan.design import MIB
 from analysis.plan.policies import OFF
 from analysis.plan.variables import plain_data
 from analysis.progress.module import run_series, run_workload, start_module
+from analysis.records.action import head, record_path, store
 from analysis.records.capacity import PROBES
 from analysis.records.models import RECORDS, StepRecord
 from analysis.records.reading import RecordError, read_record
-from analysis.records.writing import write_record
 
+ACTION = "capacity_record"
 POLL_SECONDS = 2
-PROVENANCE_GIVEN = ("image_digest", "accelerator", "testbed_version", "start")
 VMSTAT = ("pgfault", "pgmajfault", "cow_ksm", "pswpin", "pswpout", "oom_kill")
 RESOURCES = ("cpu", "memory", "io")
 
@@ -75,18 +72,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 record = self._divergence(args, hypervisor, variables)
         except _ModuleFailed as failed:
             return {**result, **failed.result}
-        folder = Path(args["plan"]["directory"]) / hypervisor
-        path = folder / file_name(record)
-        try:
-            write_record(path, record, RECORDS[record["kind"]])
-        except UserError as error:
-            raise AnsibleActionFail(f"capacity_record: {error}") from None
+        path = record_path(ACTION, f"{args['plan']['directory']}/{hypervisor}", file_name(record))
+        store(ACTION, path, record, RECORDS[record["kind"]])
         if args["phase"] == "divergence":
             alive = record["observed"]["guests_alive"]
             outcome: dict[str, Any] = {"msg": f"{alive} of {record['guests']} guests hold what they wrote"}
         else:
             filled = args["filled_bytes"] if args["guests"] else 0
-            outcome = progress(record, folder, args["plan"])
+            outcome = progress(record, path.parent, args["plan"])
             outcome["load_size_bytes"] = filled or former["load_size_bytes"]
         Display().display(f"    [{hypervisor}] {outcome['msg']}")
         return {**result, "changed": True, "record": str(path), **outcome}
@@ -114,7 +107,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "probes": probes,
             "series": series,
             "divergences": said,
-            "answered_at": after["recorded_at"],
+            "answered_seconds": after["monotonic_seconds"],
             "alive": sum(bool(verdict and verdict["intact"]) for verdict in proof.values()),
         }
         return divergence_record({**args, **seen}, hypervisor, after)
@@ -184,8 +177,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             answer = self._module("ansible.legacy.async_status", {**asked, "mode": "status"}, task_vars)
             if answer.get("finished", True):
                 self._module("ansible.legacy.async_status", {**asked, "mode": "cleanup"}, task_vars)
-                observed: dict[str, Any] = answer["observed"]
-                return observed
+                return {**answer["observed"], "began_seconds": answer["began_monotonic_seconds"]}
             time.sleep(POLL_SECONDS)
 
     def _arguments(self) -> dict[str, Any]:
@@ -237,7 +229,7 @@ def step_record(args: dict[str, Any], hypervisor: str, after: dict[str, Any]) ->
         "probes": args["probes"],
         "window": window(before, after),
     }
-    record = head(args, hypervisor, before, "capacity_step", observed)
+    record = common(args, hypervisor, before, "capacity_step", observed)
     design = CapacityDesign(**args["plan"]["capacity"])
     return {**record, "stop": stop(design, observed)}
 
@@ -248,15 +240,16 @@ def divergence_record(args: dict[str, Any], hypervisor: str, after: dict[str, An
     samples = dict(series["samples"])
     if not args["plan"]["envelope_bytes"]:
         samples["envelope_working_set_bytes"] = [None] * len(samples["seconds"])
-    began = moment(series["started_at"])
-    started = max(0.0, round(moment(before["recorded_at"]) - began, 3))
+    # Of the clock that nobody sets, the host's own in both
+    began = series["began_seconds"]
+    started = max(0.0, round(before["monotonic_seconds"] - began, 3))
     answers = args["divergences"]
     kills = [seen["host"]["vmstat"].get("oom_kill") for seen in (before, after)]
     observed = {
         "write": {
             "started_seconds": started,
             "finished_seconds": (
-                None if None in answers.values() else round(moment(args["answered_at"]) - began, 3)
+                None if None in answers.values() else round(args["answered_seconds"] - began, 3)
             ),
             "written_bytes": {name: said["written_bytes"] for name, said in answers.items() if said},
         },
@@ -269,19 +262,17 @@ def divergence_record(args: dict[str, Any], hypervisor: str, after: dict[str, An
         "guests_alive": args["alive"],
         "oom_kills": None if None in kills else kills[1] - kills[0],
     }
-    return {**head(args, hypervisor, before, "divergence", observed), "stop": None}
+    return {**common(args, hypervisor, before, "divergence", observed), "stop": None}
 
 
-def head(
+def common(
     args: dict[str, Any], hypervisor: str, seen: dict[str, Any], kind: str, observed: dict[str, Any]
 ) -> dict[str, Any]:
     """A record of the contract, all but stop."""
     plan = args["plan"]
+    known = {**args["provenance"], "design_digest": plan["design_digest"]}
     return {
-        "schema_version": SCHEMA_VERSION,
-        "kind": kind,
-        "run_id": plan["run_id"],
-        "recorded_at": seen["recorded_at"],
+        **head(kind, plan["run_id"], seen, known, plan["guest_memory_bytes"]),
         "hypervisor": hypervisor,
         "policy": args["policy"],
         "workload": plan["capacity"]["workload"],
@@ -289,12 +280,6 @@ def head(
         "guest_memory_bytes": plan["guest_memory_bytes"],
         "envelope_bytes": plan["envelope_bytes"],
         "requested": {"guest_reserve_bytes": plan["design"]["guest_reserve_mib"] * MIB},
-        "provenance": {
-            **seen["provenance"],
-            **{name: args["provenance"].get(name) for name in PROVENANCE_GIVEN},
-            "design_digest": plan["design_digest"],
-            "guest_memory_bytes": plan["guest_memory_bytes"],
-        },
         "observed": observed,
     }
 
@@ -346,8 +331,3 @@ def file_name(record: dict[str, Any]) -> str:
     """The record's file in the folder of its hypervisor."""
     what = record["policy"] if record["kind"] == "capacity_step" else "divergence"
     return f"{record['workload']}-{what}-guests{record['guests']:03d}.json"
-
-
-def moment(text: str) -> float:
-    """Seconds since the epoch of a record's time."""
-    return datetime.fromisoformat(text).timestamp()

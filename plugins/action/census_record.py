@@ -16,22 +16,19 @@ where an optional census could not be had, and there is no record.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from analysis.errors import UserError
-from analysis.plan.design import SCHEMA_VERSION
 from analysis.plan.variables import add_failure, plain_data
 from analysis.progress.module import run_with_progress
+from analysis.records.action import GIVEN, head, prepare, record_path, store
 from analysis.records.models import CensusRecord
-from analysis.records.writing import prepare_folder, write_record
 
+ACTION = "census_record"
 FILE = "census.json"
-PROVENANCE_GIVEN = ("design_digest", "image_digest", "accelerator", "testbed_version")
 MIB = 1 << 20
 
 
@@ -66,7 +63,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def _take(
         self, args: dict[str, Any], task_vars: dict[str, Any], result: dict[str, Any]
     ) -> dict[str, Any]:
-        path = Path(args["directory"]) / FILE
+        path = record_path(ACTION, args["directory"], FILE)
         if self._task.check_mode:
             return {
                 **result,
@@ -74,7 +71,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "record": str(path),
                 "msg": f"would take a census into {path}",
             }
-        prepare(path)
+        # Before any guest is paused
+        prepare(ACTION, args["directory"], FILE)
         taken = run_with_progress(
             self,
             "census",
@@ -86,10 +84,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         if taken.get("failed") or taken.get("unreachable"):
             return {**result, **taken}
         record = assemble(args, taken)
-        try:
-            write_record(path, record, CensusRecord)
-        except UserError as error:
-            raise AnsibleActionFail(f"census_record: {error}") from None
+        store(ACTION, path, record, CensusRecord)
         return {**result, "changed": False, "record": str(path), "msg": summary(record)}
 
     def _arguments(self) -> dict[str, Any]:
@@ -108,38 +103,19 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "run_root": {"type": "str", "default": "/run"},
             },
         )
-        plain = plain_data(args)
-        if not Path(plain["directory"]).is_absolute():
-            raise AnsibleActionFail(
-                f"census_record: directory is {plain['directory']!r}; it must be an absolute path."
-            )
-        return plain
+        return plain_data(args)
 
 
 def assemble(args: dict[str, Any], taken: dict[str, Any]) -> dict[str, Any]:
-    """The record from its parts; facts that nobody gave are null."""
-    given = {name: args["provenance"].get(name) for name in PROVENANCE_GIVEN}
+    """The record from its parts; guests outside an experiment began somewhere."""
     memory = args["cell"].get("guest_memory_bytes")
+    given = [name for name in GIVEN if name != "start"]
     return {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "census",
-        "run_id": args["run_id"],
-        "recorded_at": taken["recorded_at"],
+        **head("census", args["run_id"], taken, args["provenance"], memory, given=given),
         "monotonic_seconds": taken["monotonic_seconds"],
         "cell": args["cell"] or None,
-        "provenance": {**given, **taken["provenance"], "guest_memory_bytes": memory},
         "observed": taken["observed"],
     }
-
-
-def prepare(path: Path) -> None:
-    """Create the folder before any guest is paused, and refuse to lose a record."""
-    if path.exists():
-        raise AnsibleActionFail(f"census_record: {path} exists and is kept; choose another run_id.")
-    try:
-        prepare_folder(path.parent)
-    except UserError as error:
-        raise AnsibleActionFail(f"census_record: {error}") from None
 
 
 def summary(record: dict[str, Any]) -> str:

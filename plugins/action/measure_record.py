@@ -33,33 +33,18 @@ from typing import Any
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 
-from analysis.errors import UserError
-from analysis.plan.design import SCHEMA_VERSION
 from analysis.plan.variables import add_failure, plain_data
 from analysis.progress.module import run_series, run_workload, show_begin
+from analysis.records.action import head, prepare, record_path, store
 from analysis.records.models import PHASES as RECORDS
-from analysis.records.writing import prepare_folder, write_record
+from analysis.records.models import Machine
 from plugins.module_utils.ksm_convergence import saved_pages
 
+ACTION = "measure_record"
 PHASES = ("off", "merge", "on", "after", "verify", "failed")
 SERIES = ("merge", "after")
 # YAML 1.1 reads an unquoted off or on as a truth value.
 YAML_TRUTH = {False: "off", True: "on"}
-PROVENANCE_GIVEN = ("design_digest", "image_digest", "accelerator", "testbed_version", "start")
-PROVENANCE_READ = (
-    "kernel_release",
-    "architecture",
-    "cpu_model",
-    "cpu_count",
-    "page_size_bytes",
-    "memory_total_bytes",
-    "os_release",
-    "qemu_version",
-    "libvirt_version",
-    "thp",
-    "ksm_knobs",
-    "swap_total_bytes",
-)
 NEEDS = {"off": "domains", "on": "domains", "failed": "failure"}
 MESSAGE_LIMIT_CHARACTERS = 4000
 MIB = 1 << 20
@@ -78,7 +63,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         variables = task_vars or {}
         args = self._arguments()
         phase = args["phase"]
-        path = Path(args["directory"]) / f"{phase}.json"
+        name = f"{phase}.json"
+        path = record_path(ACTION, args["directory"], name)
         if self._task.check_mode:
             return {
                 **result,
@@ -86,7 +72,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "record": str(path),
                 "msg": f"would measure {phase} and write {path}",
             }
-        prepare(path, replace=args["replace"] or phase == "failed")
+        # Hours of machine time depend on it.
+        prepare(ACTION, args["directory"], name, replace=args["replace"] or phase == "failed")
         show_begin(self, variables)
 
         if phase == "failed":
@@ -100,10 +87,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         if measured.get("failed") or measured.get("unreachable"):
             return {**result, **measured}
         record = assemble(args, measured, observed(args, measured))
-        try:
-            write_record(path, record, RECORDS[phase])
-        except UserError as error:
-            raise AnsibleActionFail(f"measure_record: {error}") from None
+        store(ACTION, path, record, RECORDS[phase])
         facts = add_failure(variables, record["observed"]["message"]) if phase == "failed" else {}
         changed = args["start_ksm"] if phase in SERIES else measured.get("changed", False)
         return {
@@ -147,7 +131,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         plain = plain_data(args)
         needed = NEEDS.get(plain["phase"])
         if needed and not plain[needed]:
-            raise AnsibleActionFail(f"measure_record: phase {plain['phase']} needs the argument {needed}.")
+            raise AnsibleActionFail(f"{ACTION}: phase {plain['phase']} needs the argument {needed}.")
         guests = plain["cell"].get("guests")
         if plain["domains"] and len(plain["domains"]) != guests:
             raise AnsibleActionFail(
@@ -156,10 +140,6 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         strangers = sorted(set(plain["workload"]) - set(plain["domains"]))
         if plain["domains"] and strangers:
             raise AnsibleActionFail(f"measure_record: workload names {', '.join(strangers)}, not in domains.")
-        if not Path(plain["directory"]).is_absolute():
-            raise AnsibleActionFail(
-                f"measure_record: directory is {plain['directory']!r}; it must be an absolute path."
-            )
         return plain
 
     def _verify(self, args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
@@ -202,6 +182,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             task_vars,
             args["requested"],
             guests=args["cell"]["guests"],
+            domains=args["domains"],
             roots={name: args[name] for name in ("proc_root", "sys_root", "run_root")},
             start_ksm=args["start_ksm"],
             until=args["until"],
@@ -215,7 +196,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             measured = {"failed": True}
         if measured.get("failed") or measured.get("unreachable"):
             return {
-                "provenance": {},
+                "provenance": dict.fromkeys(Machine.model_fields),
                 "recorded_at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}",
                 "monotonic_seconds": None,
             }
@@ -242,19 +223,13 @@ def observed(args: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
 
 
 def assemble(args: dict[str, Any], measured: dict[str, Any], seen: dict[str, Any]) -> dict[str, Any]:
-    """The record of the contract from its parts; facts that nobody gave are null."""
-    provenance = {name: args["provenance"].get(name) for name in PROVENANCE_GIVEN}
-    provenance |= {name: measured["provenance"].get(name) for name in PROVENANCE_READ}
-    provenance["guest_memory_bytes"] = args["cell"].get("guest_memory_bytes")
+    """The record of the contract from its parts."""
+    memory = args["cell"].get("guest_memory_bytes")
     return {
-        "schema_version": SCHEMA_VERSION,
-        "kind": args["phase"],
-        "run_id": args["run_id"],
-        "recorded_at": measured["recorded_at"],
+        **head(args["phase"], args["run_id"], measured, args["provenance"], memory),
         "monotonic_seconds": measured["monotonic_seconds"],
         "cell": args["cell"],
         "requested": args["requested"],
-        "provenance": provenance,
         "observed": seen,
     }
 
@@ -266,18 +241,6 @@ def failure(given: dict[str, Any]) -> dict[str, str]:
         "task": str(given.get("task", "")),
         "message": str(given.get("message", ""))[:MESSAGE_LIMIT_CHARACTERS],
     }
-
-
-def prepare(path: Path, *, replace: bool) -> None:
-    """Create the cell's folder before hours of machine time depend on it, and refuse to lose a record."""
-    try:
-        prepare_folder(path.parent)
-    except UserError as error:
-        raise AnsibleActionFail(f"measure_record: {error}") from None
-    if path.exists() and not replace:
-        raise AnsibleActionFail(
-            f"measure_record: {path} exists and is kept; choose another run_id or set replace."
-        )
 
 
 def summary(record: dict[str, Any]) -> str:

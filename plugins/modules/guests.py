@@ -168,7 +168,7 @@ from ansible.module_utils.checkpoints import (
     size_bytes,
     write,
 )
-from ansible.module_utils.guest_channel import ask_all
+from ansible.module_utils.guest_channel import ask_all, why_gone, why_stopped
 from ansible.module_utils.progress import Progress, ProgressError, end_when_abandoned
 
 try:
@@ -180,6 +180,7 @@ METADATA_URI = "urn:ksm-testbed"
 QEMU_URI = "http://libvirt.org/schemas/domain/qemu/1.0"
 POLL_SECONDS = 0.5
 BANNER_SECONDS = 60
+BANNER_LOOK_SECONDS = 2
 CONSOLE_LINES = 5
 HOST_RESERVE_BYTES = 512 << 20
 # What a guest may write to its overlay while a cell runs
@@ -310,14 +311,23 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / float(os.sysconf("SC_CLK_TCK"))
 
 
-def banner(port: int, limit_seconds: float = 5) -> bool:
-    """Tell whether the guest's SSH server answers: the forwarded port listens long before the guest is up."""
+def banner(port: int, limit_seconds: float = 5, given_up: Callable[[], Any] = lambda: False) -> bool:
+    """Tell whether the guest's SSH server answers: the forwarded port listens long before the guest is up.
+
+    It is waited for no longer than the limit, nor when given_up(), asked now and then, says so.
+    """
+    deadline = time.monotonic() + limit_seconds
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
-            connection.settimeout(limit_seconds)
-            return connection.recv(4) == b"SSH-"
+            while (left := deadline - time.monotonic()) > 0 and not given_up():
+                connection.settimeout(min(left, BANNER_LOOK_SECONDS))
+                try:
+                    return connection.recv(4) == b"SSH-"
+                except TimeoutError:
+                    continue
     except OSError:
-        return False
+        pass
+    return False
 
 
 def adapted(xml: str, guest: Guest, partition: str) -> str:
@@ -600,10 +610,7 @@ class Testbed:
         if owner_of(pid)[0] == 0:
             raise GuestError('QEMU runs as root: set user = "libvirt-qemu" in /etc/libvirt/qemu.conf')
         while not self.given_up.is_set():
-            if not self.runs(guest):
-                raise GuestError(
-                    f"{guest.name} ended while it booted; its console's last lines: {console_tail(guest)}"
-                )
+            self.check_runs(guest, "while it booted")
             if banner(guest.ssh_port) and self.logs_in(guest.ssh_port):
                 return {"seconds": round(time.monotonic() - began, 2), "cpu_seconds": cpu_seconds(pid)}
             if time.monotonic() - began > self.params["boot_timeout_seconds"]:
@@ -613,6 +620,17 @@ class Testbed:
                 )
             time.sleep(POLL_SECONDS)
         raise GuestError(f"{guest.name} was given up")
+
+    def check_runs(self, guest: Guest, when: str) -> None:
+        """Raise a GuestError that says why a guest that is waited for has ended or stopped."""
+        if not self.runs(guest):
+            why = why_gone(guest.domain)
+            raise GuestError(
+                f"{guest.name} ended {when}{f' ({why})' if why else ''}; "
+                f"its console's last lines: {console_tail(guest)}"
+            )
+        if why := why_stopped(guest.domain):
+            raise GuestError(f"{guest.name} stopped {when}: {why}")
 
     def runs(self, guest: Guest) -> bool:
         """Tell whether a guest runs; none is defined for good, so one that ended is not even known."""
@@ -761,12 +779,12 @@ class Testbed:
         """Wait for the answer of a restored guest's SSH server."""
         deadline = time.monotonic() + self.params["answer_timeout_seconds"]
         # One patient connection: each new one is one more process to start in a guest that is short of CPU.
-        while not banner(guest.ssh_port, max(0.1, min(BANNER_SECONDS, deadline - time.monotonic()))):
-            if not self.runs(guest):
-                raise GuestError(
-                    f"{guest.name} ended when it was restored; "
-                    f"its console's last lines: {console_tail(guest)}"
-                )
+        while not banner(
+            guest.ssh_port,
+            max(0.1, min(BANNER_SECONDS, deadline - time.monotonic())),
+            lambda: why_stopped(guest.domain),
+        ):
+            self.check_runs(guest, "when it was restored")
             if time.monotonic() > deadline:
                 raise GuestError(
                     f"{guest.name} was restored and its SSH did not answer within "

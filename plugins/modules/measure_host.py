@@ -67,6 +67,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.guest_channel import why_stopped
 from ansible.module_utils.ksm_probe import ProbeError, Roots, drop_caches, observe, provenance
 
 
@@ -85,6 +86,9 @@ def main() -> None:
     roots = Roots(*(Path(module.params[name]) for name in ("proc_root", "sys_root", "run_root")))
     drops = module.params["drop_caches"]
     try:
+        for guest, domain in module.params["domains"].items():
+            if why := why_stopped(domain, roots.run / "libvirt/qemu"):
+                raise ProbeError(f"{guest} does not run: {why}")
         # Before the caches are dropped: it runs programs, whose files would come back.
         host = provenance(roots)
         if drops and not module.check_mode:

@@ -49,6 +49,10 @@ options:
     description: Number of guests, for the progress lines only.
     type: int
     default: 0
+  domains:
+    description: Guest name to libvirt domain; the series fails as soon as one of them has stopped or is gone.
+    type: dict
+    default: {}
   envelope_path:
     description: Folder of the memory cgroup that holds the guests; adds its working set to the series.
     type: path
@@ -67,6 +71,10 @@ options:
     description: The folder /sys, or a recorded one.
     type: path
     default: /sys
+  run_root:
+    description: The folder /run, or a recorded one.
+    type: path
+    default: /run
 author: KSM testbed
 """
 
@@ -94,6 +102,10 @@ monotonic_seconds:
   description: The host's monotonic clock at the end.
   type: float
   returned: success
+began_monotonic_seconds:
+  description: The same clock at the first sample.
+  type: float
+  returned: success
 """
 
 import math
@@ -106,6 +118,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.guest_channel import not_running
 from ansible.module_utils.ksm_convergence import ConvergenceRule, Verdict, judge, saved_pages
 from ansible.module_utils.ksm_probe import (
     KIB,
@@ -303,8 +316,8 @@ class Series:
         return {name: [row[name] for row in self.rows] for name in self.rows[0]}
 
 
-def follow(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
-    """Take the series; `observed` of a merge record."""
+def follow(params: dict[str, Any], roots: Roots) -> tuple[dict[str, Any], float]:
+    """Take the series; `observed` of a merge record, and when it began on the monotonic clock."""
     rule = ConvergenceRule(params["min_full_scans"], params["window_scans"], params["threshold_percent"])
     settles = params["until"] == "converged"
     limit = params["timeout_seconds"] if settles else params["duration_seconds"]
@@ -313,6 +326,10 @@ def follow(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
     sampler = Sampler(roots, Path(params["envelope_path"]) if params["envelope_path"] else None)
     check_columns(sampler.row())
     progress = Progress(params["progress_path"], params["patience_seconds"])
+    libvirt = roots.run / "libvirt/qemu"
+    running = {
+        guest: domain for guest, domain in params["domains"].items() if (libvirt / f"{domain}.xml").exists()
+    }
     scans = ScanProgress(progress, params["guests"])
     # Blocked, so that they end a sleep and never a read.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -329,6 +346,8 @@ def follow(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
         seconds = round(time.monotonic() - begin, 3)
         series.add(seconds, sampler.row())
         scans.show(series.complete_scans, series.saved[-1], seconds)
+        if stopped := not_running(running, libvirt):
+            raise ProbeError(f"{stopped}; KSM was followed for {seconds:.0f} s")
         if settles and series.verdict.settled:
             end = "settled"
         elif seconds >= limit:
@@ -346,7 +365,7 @@ def follow(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
     scans.show(series.complete_scans, series.saved[-1], seconds, last=True)
     reason = f"{end}: {series.verdict.reason}"
     progress.say(f"{reason}, {seconds:.0f} s")
-    return {
+    observed = {
         "started_at": started_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         "converged": series.converged_after_seconds is not None,
         "reason": reason,
@@ -356,6 +375,7 @@ def follow(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
         "samples": series.columns(),
         "sampler_cpu_seconds": round(time.process_time() - begin_cpu, 6),
     }
+    return observed, begin
 
 
 def main() -> None:
@@ -371,11 +391,13 @@ def main() -> None:
             "window_scans": {"type": "int", "default": 2},
             "threshold_percent": {"type": "float", "default": 0.5},
             "guests": {"type": "int", "default": 0},
+            "domains": {"type": "dict", "default": {}},
             "envelope_path": {"type": "path"},
             "progress_path": {"type": "path"},
             "patience_seconds": {"type": "float", "default": PATIENCE_SECONDS},
             "proc_root": {"type": "path", "default": "/proc"},
             "sys_root": {"type": "path", "default": "/sys"},
+            "run_root": {"type": "path", "default": "/run"},
         },
         required_if=[("until", "seconds", ["duration_seconds"])],
         supports_check_mode=True,
@@ -387,10 +409,10 @@ def main() -> None:
     if module.check_mode:
         module.exit_json(changed=params["start_ksm"], msg="would sample KSM's counters")
     try:
-        roots = Roots(proc=Path(params["proc_root"]), sys=Path(params["sys_root"]))
+        roots = Roots(*(Path(params[f"{name}_root"]) for name in ("proc", "sys", "run")))
         # A host that cannot be described is found before the minutes of sampling.
         host = provenance(roots)
-        observed = follow(params, roots)
+        observed, began = follow(params, roots)
     except (ProbeError, ProgressError, ValueError) as error:
         module.fail_json(msg=str(error))
     now = datetime.now(UTC)
@@ -400,6 +422,7 @@ def main() -> None:
         provenance=host,
         recorded_at=now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         monotonic_seconds=time.monotonic(),
+        began_monotonic_seconds=began,
     )
 
 

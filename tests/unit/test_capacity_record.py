@@ -11,6 +11,7 @@ import pytest
 from plugin_files import load
 from synthetic_capacity import MIB, capacity_record, divergence_record
 
+from analysis.records.action import GIVEN
 from analysis.records.models import RECORDS
 
 action = load("plugins/action/capacity_record.py")
@@ -71,7 +72,7 @@ def snapshot(seconds: float, **changes: int) -> dict[str, Any]:
         "provenance": {
             name: value
             for name, value in record["provenance"].items()
-            if name not in (*action.PROVENANCE_GIVEN, "design_digest", "guest_memory_bytes")
+            if name not in (*GIVEN, "guest_memory_bytes")
         },
         "recorded_at": f"2026-11-24T19:00:{seconds:06.3f}000Z",
         "monotonic_seconds": 1000 + seconds,
@@ -146,9 +147,9 @@ def diverged(**changes: Any) -> dict[str, Any]:
     answer = {**said, "written_bytes": 300 * MIB, "seconds": 1.5, "digest": "crc32-sha256:0"}
     args = arguments(
         before=snapshot(3),
-        series={"started_at": "2026-11-24T19:00:02.000000Z", "samples": known["samples"]},
+        series={"began_seconds": 1002.0, "samples": known["samples"]},
         divergences={"guest01": answer, "guest02": answer},
-        answered_at="2026-11-24T19:00:08.500000Z",
+        answered_seconds=1008.5,
         alive=2,
         policy="advisor",
     )
@@ -164,6 +165,13 @@ def test_a_divergence_has_its_times_on_the_clock_of_the_series() -> None:
     assert record["observed"]["oom_kills"] == 1
     assert (record["policy"], record["stop"]) == ("advisor", None)
     assert action.file_name(record) == "idle-divergence-guests002.json"
+
+
+def test_a_clock_that_is_set_back_moves_no_time_of_a_divergence() -> None:
+    args = diverged()
+    args["before"]["recorded_at"] = "2020-01-01T00:00:00.000000Z"
+    write = action.divergence_record(args, "host1", snapshot(12))["observed"]["write"]
+    assert (write["started_seconds"], write["finished_seconds"]) == (1.0, 6.5)
 
 
 def test_a_guest_lost_in_the_storm_leaves_the_end_open() -> None:

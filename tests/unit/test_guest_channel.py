@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -189,6 +190,113 @@ def test_the_answer_to_any_of_the_attempts_counts_even_cut_by_the_next_one(
     assert channel.ask(guest(talk).path, ["barrier", "1"], FOREVER_SECONDS, again=True) == {
         "available_bytes": 7
     }
+
+
+class Libvirt:
+    """What libvirt keeps of domains in files, for a guest with the port `channel`."""
+
+    free_mib = 900
+
+    def __init__(self, folder: Path) -> None:
+        self.status = folder / "run/some-guest01.xml"
+        self.log = folder / "log/some-guest01.log"
+        for file in (self.status, self.log):
+            file.parent.mkdir()
+
+    def becomes(self, state: str, reason: str, channel: Path) -> None:
+        self.status.write_text(
+            f"<!--\nWARNING\n-->\n\n<domstatus state='{state}' reason='{reason}' pid='7'>\n"
+            f"  <serial type='unix'>\n    <source mode='bind' path='{channel}'/>\n"
+        )
+
+
+@pytest.fixture
+def libvirt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Libvirt:
+    libvirt = Libvirt(tmp_path)
+    monkeypatch.setattr(channel, "RUN", libvirt.status.parent)
+    monkeypatch.setattr(channel, "LOG", libvirt.log.parent)
+    monkeypatch.setattr(channel, "LOOK_SECONDS", 0.02)
+    usage = lambda _path: SimpleNamespace(free=libvirt.free_mib << 20)  # noqa: E731
+    monkeypatch.setattr(channel.shutil, "disk_usage", usage)
+    return libvirt
+
+
+@pytest.mark.parametrize(
+    ("state", "free_mib", "said"),
+    [
+        (
+            ("paused", "ioerror"),
+            3,
+            "it was paused since the disk under its own is full (3 MiB are free in {})",
+        ),
+        (
+            ("paused", "ioerror"),
+            900,
+            "it was paused since the disk under its own failed (900 MiB are free in {})",
+        ),
+        (("paused", "user"), 900, "somebody paused it"),
+        (("crashed", "panicked"), 900, "its state is crashed"),
+    ],
+)
+def test_a_guest_that_stopped_while_it_is_waited_for_is_named_at_once_with_the_reason(
+    guest: Make, libvirt: Libvirt, state: tuple[str, str], free_mib: int, said: str
+) -> None:
+    libvirt.free_mib = free_mib
+
+    def talk(_connection: socket.socket, requests: Iterator[Any]) -> None:
+        next(requests)
+        libvirt.becomes(*state, one.path)
+        list(requests)
+
+    one = guest(talk)
+    libvirt.becomes("running", "restored", one.path)
+    answers, refused = channel.ask_all({"guest01": (one.path, ["start"])}, FOREVER_SECONDS)
+    assert (answers, refused) == ({}, {"guest01": said.format(one.path.parent)})
+
+
+@pytest.mark.parametrize("state", [("running", "restored"), ("paused", "starting up")])
+def test_a_guest_that_is_slow_is_waited_for(
+    guest: Make, libvirt: Libvirt, monkeypatch: pytest.MonkeyPatch, state: tuple[str, str]
+) -> None:
+    looked, why_stopped = threading.Event(), channel.why_stopped
+
+    def look(*asked: Any) -> str:
+        looked.set()
+        why: str = why_stopped(*asked)
+        return why
+
+    def talk(connection: socket.socket, requests: Iterator[Any]) -> None:
+        request = next(requests)
+        assert looked.wait(FOREVER_SECONDS)
+        answer(connection, request, {"digest": "a"})
+
+    monkeypatch.setattr(channel, "why_stopped", look)
+    one = guest(talk)
+    libvirt.becomes(*state, one.path)
+    answers, _ = channel.ask_all({"guest01": (one.path, ["start"])}, FOREVER_SECONDS)
+    assert answers == {"guest01": {"digest": "a"}}
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("crashed", "its QEMU crashed or was killed"),
+        ("destroyed", "somebody destroyed it"),
+        ("failed", "libvirt says failed"),
+    ],
+)
+def test_a_guest_that_is_gone_is_named_with_what_libvirt_noted(
+    guest: Make, libvirt: Libvirt, reason: str, said: str
+) -> None:
+    def talk(_connection: socket.socket, requests: Iterator[Any]) -> None:
+        next(requests)
+        libvirt.log.write_text(f"char device\n2026-11-26 14:43:07.511+0000: shutting down, reason={reason}\n")
+        libvirt.status.unlink()
+
+    one = guest(talk)
+    libvirt.becomes("running", "restored", one.path)
+    _, refused = channel.ask_all({"guest01": (one.path, ["start"])}, FOREVER_SECONDS)
+    assert refused == {"guest01": f"it ended while it was asked to start ({said})"}
 
 
 def test_all_guests_are_asked_at_once_and_each_is_in_one_of_the_two_answers(

@@ -57,6 +57,7 @@ class Bench:
         self.checkpoints = self.folder / "checkpoints"
         self.lines: list[str] = []
         self.silent: dict[str, str] = {}
+        self.gone: dict[str, str] = {}
         self.connections = 0
         self.asked: list[tuple[list[str], str]] = []
 
@@ -130,6 +131,9 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setattr(guests, "pid_of", lambda _guest: os.getpid())
     monkeypatch.setattr(guests, "owner_of", lambda _pid: some_user)
     monkeypatch.setattr(guests, "banner", lambda *_port: True)
+    # Not what this host's own libvirt says
+    monkeypatch.setattr(guests, "why_stopped", lambda _domain: "")
+    monkeypatch.setattr(guests, "why_gone", lambda domain: bench.gone.get(domain, ""))
     monkeypatch.setattr(guests.Testbed, "logs_in", lambda _testbed, _port: True)
     monkeypatch.setattr(guests, "meminfo_bytes", memory.__getitem__)
     monkeypatch.setattr(guests, "POLL_SECONDS", 0.01)
@@ -597,6 +601,8 @@ def test_a_guest_that_ends_when_it_is_restored_is_named(
     bench.host.short_lived = {names(2)[0]}
     monkeypatch.setattr(guests, "banner", lambda port, *_limit: port != PORTS + 2)
     assert bench.refusal() == "guest02 ended when it was restored; its console's last lines: (none)"
+    bench.gone = {names(2)[0]: "its QEMU crashed or was killed"}
+    assert "guest02 ended when it was restored (its QEMU crashed or was killed); " in bench.refusal()
 
 
 def test_a_restored_guest_whose_ssh_is_silent_is_given_up(
@@ -605,7 +611,7 @@ def test_a_restored_guest_whose_ssh_is_silent_is_given_up(
     bench.call()
     limits: list[float] = []
 
-    def silent(_port: int, limit_seconds: float) -> bool:
+    def silent(_port: int, limit_seconds: float, _given_up: Any) -> bool:
         limits.append(limit_seconds)
         return False
 
@@ -632,6 +638,31 @@ def test_guests_are_removed_over_as_many_connections_as_libvirt_needs_to_serve_a
     bench.connections = 0
     bench.call("absent")
     assert (bench.connections, bench.host.names()) == (3, [])
+
+
+@pytest.mark.parametrize(
+    ("state", "when"), [("booted", "while it booted"), ("restored", "when it was restored")]
+)
+def test_a_guest_that_is_paused_since_its_disk_is_full_is_named_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, state: str, when: str
+) -> None:
+    bench.call()
+    paused = names(2)[0]
+    monkeypatch.setattr(guests, "banner", lambda port, *_limits: port == PORTS + 1)
+    monkeypatch.setattr(guests, "why_stopped", lambda domain: "full" if domain == paused else "")
+    assert bench.refusal(state) == f"guest02 stopped {when}: full"
+
+
+def test_a_patient_wait_for_a_banner_ends_when_the_guest_has_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(guests, "BANNER_LOOK_SECONDS", 0.02)
+    looks = iter(["", "", "it stopped"])
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        assert not guests.banner(silent.getsockname()[1], FOREVER_SECONDS, lambda: next(looks))
+    assert next(looks, None) is None
 
 
 def test_a_guest_that_cannot_be_ended_is_named(bench: Bench) -> None:

@@ -322,6 +322,20 @@ def test_the_module_drops_the_caches_where_it_is_asked_to(tree: Path, tmp_path: 
     assert result["observed"] == observe(tree)
 
 
+def test_a_guest_that_is_paused_is_not_measured_and_the_caches_are_kept(tree: Path, tmp_path: Path) -> None:
+    drop = tree / "proc/sys/vm/drop_caches"
+    drop.parent.mkdir(parents=True, exist_ok=True)
+    drop.write_text("0\n")
+    arguments = {f"{name}_root": str(tree / name) for name in ("proc", "sys", "run")}
+    status = tree / "run/libvirt/qemu/ksm-guest02.xml"
+    status.write_text("<domstatus state='paused' reason='ioerror' pid='7'>\n")
+    result = run_module("measure_host.py", {"domains": DOMAINS, "drop_caches": True, **arguments}, tmp_path)
+    assert result["msg"].startswith("guest02 does not run: it was paused since the disk under its own ")
+    assert drop.read_text() == "0\n"
+    status.write_text("<domstatus state='running' reason='restored' pid='7'>\n")
+    assert "failed" not in run_module("measure_host.py", {"domains": DOMAINS, **arguments}, tmp_path)
+
+
 def test_the_module_fails_with_the_sentence_alone(tree: Path, tmp_path: Path) -> None:
     arguments = {f"{name}_root": str(tree / name) for name in ("proc", "sys", "run")}
     result = run_module("measure_host.py", {"domains": {"guest09": "ksm-guest09"}, **arguments}, tmp_path)

@@ -88,6 +88,7 @@ class Kernel:
             "window_scans": 2,
             "threshold_percent": 0.5,
             "guests": 0,
+            "domains": {},
             "envelope_path": None,
             "progress_path": None,
             "patience_seconds": 60,
@@ -100,8 +101,8 @@ class Kernel:
             patch.setattr(series.time, "monotonic", self.monotonic)
             # This process keeps its signals.
             patch.setattr(series.signal, "pthread_sigmask", lambda *_: None)
-            roots = series.Roots(proc=self.tree / "proc", sys=self.tree / "sys")
-            observed: dict[str, Any] = series.follow(given, roots)
+            roots = series.Roots(*(self.tree / name for name in ("proc", "sys", "run")))
+            observed: dict[str, Any] = series.follow(given, roots)[0]
             return observed
 
 
@@ -361,3 +362,30 @@ def test_an_envelope_that_is_not_there_is_named(tree: Path, tmp_path: Path) -> N
     result = sample(tree, envelope_path=str(tmp_path / "absent"))
     assert result["msg"] == f"{tmp_path}/absent is no memory cgroup; a series of the envelope needs it"
     assert (tree / "sys/kernel/mm/ksm/run").read_text().strip() == "0"
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        ("state='paused' reason='user'", "somebody paused it"),
+        ("state='crashed' reason='panicked'", "its state is crashed"),
+        ("", "its QEMU has ended"),
+    ],
+)
+def test_a_guest_that_stops_ends_the_series_with_its_name_and_not_with_a_timeout(
+    tree: Path, state: str, why: str
+) -> None:
+    libvirt = tree / "run/libvirt/qemu"
+    domains = {"guest01": "some-guest01", "guest02": "some-guest02"}
+    for domain in domains.values():
+        (libvirt / f"{domain}.xml").write_text("<domstatus state='running' reason='restored' pid='7'>")
+
+    def saved(scan: int) -> int:
+        if scan == 4:
+            file = libvirt / "some-guest02.xml"
+            file.write_text(f"<domstatus {state}>") if state else file.unlink(missing_ok=True)
+        return 100 * scan
+
+    with pytest.raises(series.ProbeError, match=rf"^guest02 does not run: {why}; KSM was followed for 0 s$"):
+        Kernel(tree, saved).follow(domains=domains)
+    assert Kernel(tree, lambda _scan: 1000).follow(domains={"guest03": "unknown"})["converged"]

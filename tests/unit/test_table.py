@@ -11,6 +11,7 @@ from analysis.measure.saving import OF_HOST, PER_VM, saving
 from analysis.measure.table import tidy
 from analysis.plan.design import Cell
 from analysis.records.loading import load_run
+from analysis.report.summary import measured_on
 
 Records = dict[str, dict[str, Any]]
 
@@ -42,8 +43,29 @@ def test_a_cell_in_which_the_host_swapped_is_named_and_not_averaged(results: Pat
 
     seen = row(results, change)
     assert seen["status"] != "complete"
-    assert "swapped 7 pages" in seen["problem"]
+    assert "swapped 0 pages in and 7 out" in seen["problem"]
     assert pd.isna(seen["freed_mib_per_vm"])
+
+
+def test_the_hosts_swap_is_a_condition_and_what_is_used_of_it_is_stated(results: Path) -> None:
+    def change(cell: Cell, records: Records) -> None:
+        for record in records.values():
+            record["provenance"]["swap_total_bytes"] = 900 * MIB
+        memory = records["off"]["observed"]["host"]["meminfo"]
+        memory.update(SwapTotal_bytes=900 * MIB, SwapFree_bytes=(900 - 100 * cell.boot) * MIB)
+
+    run = load_run(store(results, synthetic_plan(boots=2), change))
+    table = tidy([run])
+    assert list(table["status"]) == ["complete"] * 2
+    assert list(table["swap_used_bytes"]) == [100 * MIB, 200 * MIB]
+    assert set(table["provenance.swap_total_bytes"]) == {900 * MIB}
+    told = [line for line in measured_on([run]) if "swap" in line]
+    assert told == [
+        "swap of 900 MiB, of which 100 to 200 MiB were in use when the cells began; "
+        "none was swapped in or out while they were measured"
+    ]
+    without = load_run(store(results / "none", synthetic_plan()))
+    assert not any("swap" in line for line in measured_on([without]))
 
 
 def test_merging_verification_and_provenance_have_columns(results: Path) -> None:

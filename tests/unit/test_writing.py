@@ -1,8 +1,10 @@
 """The one writer: what it refuses, and what it leaves when it is stopped."""
 
 import errno
+import io
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -52,18 +54,30 @@ def test_what_is_no_json_is_not_written(tmp_path: Path, value: Any) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
 def test_a_full_disk_is_one_sentence_and_leaves_the_former_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
 ) -> None:
     path = tmp_path / "off.json"
     write_record(path, record(), SnapshotRecord)
 
-    def full(_descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def full(*_arguments: Any) -> None:
+        raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(writing.os, "fsync", full)
-    with pytest.raises(WriteError, match=r"^cannot write .*/off\.json: No space left on device\.$"):
+    class Full(io.StringIO):
+        def write(self, _text: str) -> int:
+            full()
+            return 0
+
+    if call == "write":
+        monkeypatch.setattr(writing.os, "fdopen", lambda descriptor, *_, **__: os.close(descriptor) or Full())
+    else:
+        monkeypatch.setattr({"fsync": writing.os, "replace": Path}[call], call, full)
+    said = f"cannot write {path}: {os.strerror(code)}: make room there; what was written before is whole."
+    with pytest.raises(WriteError, match=f"^{re.escape(said)}$"):
         write_record(path, {**record(), "run_id": "other"}, SnapshotRecord)
+    monkeypatch.undo()
     assert json.loads(path.read_text()) == record()
     assert list(tmp_path.iterdir()) == [path]
 
