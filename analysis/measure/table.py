@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.measure.burndown import burndown
+from analysis.measure.others import marks
 from analysis.measure.saving import OF_HOST, PER_VM, Unknown, parted, saving
 from analysis.plan.design import MIB
 from analysis.records.checks import self_tuned
@@ -176,6 +177,7 @@ def _conditions(records: CellRecords) -> dict[str, Any]:
         **found.model_dump(exclude=_NOT_PROVENANCE),
         "ksm_knobs": {name: value for name, value in found.ksm_knobs.items() if name not in tuned},
         "start": {"from": found.start.origin},
+        **marks(records),
         "requested": {"guest_reserve_bytes": asked.guest_reserve_bytes},
     }
     wanted = asked.model_dump(include={"ksm_knobs", "service", "thp_enabled"})

@@ -27,6 +27,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible.vars.clean import remove_internal_keys
 
+from analysis.plan.design import REFUSE
 from analysis.plan.variables import plain_data
 from analysis.progress.matrix import BEGINS
 
@@ -117,7 +118,7 @@ def run_series(
 
     Args:
         action, task_vars: as for run_with_progress.
-        requested: `requested` of a record: its convergence and sample_interval_seconds.
+        requested: `requested` of a record: its convergence, sample_interval_seconds and, where it has it, others.
         guests: their number, for the progress.
         roots: proc_root, sys_root and run_root.
         start_ksm, until, duration_seconds: as in the module.
@@ -129,6 +130,7 @@ def run_series(
     progress_path = f"{roots['run_root']}/measure_series-{secrets.token_hex(8)}.progress"
     arguments = {
         "start_ksm": start_ksm,
+        "others": requested.get("others", REFUSE),
         "interval_seconds": requested["sample_interval_seconds"],
         "until": until,
         "duration_seconds": duration_seconds,

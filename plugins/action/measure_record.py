@@ -3,8 +3,8 @@
 Arguments:
     phase: off, merge, on, after, verify or failed.
     run_id, cell, requested: as in the record (analysis/records/models.py).
-    provenance: design_digest, image_digest, accelerator, testbed_version and start; the rest is read from the
-        host.
+    provenance: design_digest, image_digest, accelerator, testbed_version, start and ksm_before; the rest is
+        read from the host.
     directory: the cell's folder on the controller, absolute; created with mode 0700.
     domains: guest name to libvirt domain name (off, on).
     workload: guest name to what filled it (off, on); empty where nothing was filled.
@@ -45,7 +45,7 @@ PHASES = ("off", "merge", "on", "after", "verify", "failed")
 SERIES = ("merge", "after")
 # YAML 1.1 reads an unquoted off or on as a truth value.
 YAML_TRUTH = {False: "off", True: "on"}
-PROVENANCE_GIVEN = ("design_digest", "image_digest", "accelerator", "testbed_version", "start")
+PROVENANCE_GIVEN = ("design_digest", "image_digest", "accelerator", "testbed_version", "start", "ksm_before")
 PROVENANCE_READ = (
     "kernel_release",
     "architecture",

@@ -10,6 +10,7 @@ description:
   - Samples at a fixed cadence until the convergence rule holds, a timeout, or for a given time.
   - With O(start_ksm) the first act is to write 1 to the file run of KSM, the only write of this module, so
     that second 0 of the series is the moment of the change that it follows. Else nothing is changed.
+  - Right before that, other processes whose memory KSM could merge are looked for, as O(others) says.
   - On SIGTERM or SIGINT it returns what it has; so it does when O(progress_path) was removed, or nobody
     asked for its progress for O(patience_seconds).
 options:
@@ -17,6 +18,13 @@ options:
     description: Write 1 to run at second 0.
     type: bool
     default: false
+  others:
+    description:
+      - With O(start_ksm), V(refuse) to start KSM while processes other than the testbed's guests offer memory
+        to it, and name them; V(allow) does not look.
+    type: str
+    choices: [refuse, allow]
+    default: refuse
   interval_seconds:
     description: Time from sample to sample, 0.1 or more.
     type: float
@@ -79,7 +87,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 observed:
-  description: The series in columns of equal length, whether and when it settled, and what sampling cost.
+  description:
+    - The series in columns of equal length, whether and when it settled, and what sampling cost.
+    - C(knob_changes) has the first change of each knob, C(run) among them, that was seen while sampling.
   type: dict
   returned: success
 provenance:
@@ -112,9 +122,14 @@ from ansible.module_utils.ksm_probe import (
     ProbeError,
     Roots,
     find_ksmd,
+    knob_files,
+    other_mergeable,
+    others_words,
+    own_pids,
     parse_stat,
     provenance,
     read_optional,
+    selected,
 )
 from ansible.module_utils.progress import PATIENCE_SECONDS, Progress, ProgressError
 
@@ -226,6 +241,26 @@ class Sampler:
         return text
 
 
+class Knobs:
+    """What somebody changes while KSM is followed: the first change of each knob, and of run."""
+
+    def __init__(self, roots: Roots) -> None:
+        paths = [roots.ksm / "run", *knob_files(roots)]
+        self.files = {path.name: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths}
+        self.first: dict[str, str] = {}
+        self.changes: list[dict[str, Any]] = []
+
+    def look(self, seconds: float) -> None:
+        """Note what is not as at the first look."""
+        seen = {name: selected(os.pread(fd, 256, 0).decode()) for name, fd in self.files.items()}
+        self.first = self.first or seen
+        for name in seen.keys() - {change["knob"] for change in self.changes}:
+            if seen[name] != self.first[name]:
+                self.changes.append(
+                    {"seconds": seconds, "knob": name, "before": self.first[name], "after": seen[name]}
+                )
+
+
 def check_columns(row: dict[str, Any]) -> None:
     """ProbeError that names a line of meminfo or vmstat that the kernel does not show."""
     for name in (*(f"{name}_bytes" for name in MEMINFO_COLUMNS), *VMSTAT_COLUMNS):
@@ -261,6 +296,16 @@ class ScanProgress:
             each = f" ({mib / self.guests:.1f} MiB/VM)" if self.guests else ""
             self.progress.say(f"scan {scan}, saved {mib:.0f} MiB{each}, {seconds:.0f} s")
             self.last_scan, self.last_seconds = scan, seconds
+
+
+def refuse_others(roots: Roots) -> None:
+    """ProbeError that names what else on the host KSM would merge."""
+    others = other_mergeable(own_pids(roots), roots)
+    if others:
+        raise ProbeError(
+            "KSM was not started, since other processes offer memory to it by now: "
+            f"{others_words(others, roots)}; end them, or give -e others=allow"
+        )
 
 
 def start(roots: Roots) -> None:
@@ -312,6 +357,9 @@ def follow(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
     series = Series(rule, smart_scan=smart_scan)
     sampler = Sampler(roots, Path(params["envelope_path"]) if params["envelope_path"] else None)
     check_columns(sampler.row())
+    knobs = Knobs(roots)
+    if params["start_ksm"] and params["others"] == "refuse":
+        refuse_others(roots)
     progress = Progress(params["progress_path"], params["patience_seconds"])
     scans = ScanProgress(progress, params["guests"])
     # Blocked, so that they end a sleep and never a read.
@@ -328,6 +376,7 @@ def follow(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
     while not end:
         seconds = round(time.monotonic() - begin, 3)
         series.add(seconds, sampler.row())
+        knobs.look(seconds)
         scans.show(series.complete_scans, series.saved[-1], seconds)
         if settles and series.verdict.settled:
             end = "settled"
@@ -343,6 +392,8 @@ def follow(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
             received = wait_until(begin + min(slot * params["interval_seconds"], limit))
             if received:
                 end = f"interrupted by {received} after {time.monotonic() - begin:.0f} s"
+    # What ended it may have come after the last look.
+    knobs.look(seconds)
     scans.show(series.complete_scans, series.saved[-1], seconds, last=True)
     reason = f"{end}: {series.verdict.reason}"
     progress.say(f"{reason}, {seconds:.0f} s")
@@ -354,6 +405,7 @@ def follow(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
         "full_scans": series.complete_scans,
         "duration_seconds": seconds,
         "samples": series.columns(),
+        "knob_changes": knobs.changes,
         "sampler_cpu_seconds": round(time.process_time() - begin_cpu, 6),
     }
 
@@ -363,6 +415,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "start_ksm": {"type": "bool", "default": False},
+            "others": {"type": "str", "choices": ["refuse", "allow"], "default": "refuse"},
             "interval_seconds": {"type": "float", "default": 1.0},
             "until": {"type": "str", "choices": ["converged", "seconds"], "default": "converged"},
             "duration_seconds": {"type": "float"},
