@@ -411,7 +411,7 @@ def others_words(others: list[dict[str, Any]], roots: Roots) -> str:
         line = read_optional(roots.proc / str(other["pid"]) / "cmdline") or other["command"]
         merged = (other["merging_pages"] + other["zero_pages"]) * page_bytes
         words.append(
-            f"{other['pid']} ({' '.join(line.replace(chr(0), ' ').split())[:60]}) "
+            f"{other['pid']} ({' '.join(line.replace(chr(0), ' ').split())[:70]}) "
             f"{other['mergeable_bytes'] >> 20} MiB, {merged >> 20} MiB of it merged"
         )
     rest = others[NAMED_OTHERS:]
