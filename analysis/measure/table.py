@@ -32,8 +32,8 @@ UNCONVERGED, DAMAGED = "unconverged", "damaged"
 # What is averaged; the registry of quantities says what each is.
 QUANTITIES = (*PER_VM, *OF_HOST, "converged_after_seconds", "ksmd_cpu_seconds")
 
-# Neither is a difference between two measurements; of the start, only from what is one.
-_NOT_PROVENANCE = {"design_digest", "start"}
+# None is a difference between two measurements; of the start, only from what is one; see marks.
+_NOT_PROVENANCE = {"design_digest", "start", "ksm_before"}
 
 
 def tidy(runs: list[Run]) -> pd.DataFrame:

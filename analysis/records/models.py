@@ -797,13 +797,17 @@ class Window(Model):
 
 
 class StepObserved(Model):
-    """The host before the probes; ``probes``: None for a guest that gave no answer."""
+    """The host before the probes; ``probes``: None for a guest that gave no answer.
+
+    ``other_mergeable``: None where it was not read.
+    """
 
     host: Host
     envelope: Envelope | None
     converged: bool | None
     probes: dict[str, Probe | None]
     window: Window
+    other_mergeable: tuple[OtherMergeable, ...] | None = None
 
 
 class Written(Model):
