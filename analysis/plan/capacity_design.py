@@ -35,6 +35,7 @@ _CELLS = {
     "policies": DEFAULT,
     "guests": 1,
     "boots": 1,
+    "first_boot": 1,
     "repetitions": 1,
     "cell_order_seed": "",
 }

@@ -69,7 +69,7 @@ class DesignError(UserError):
 class Cell:
     """One workload under one policy, in one number of guests, once, on one hypervisor.
 
-    ``workload``: a workload's name, or a mix. ``boot``: 1 to boots, an independent set of booted guests.
+    ``workload``: a workload's name, or a mix. ``boot``: the number of an independent set of booted guests.
     ``repetition``: 1 to repetitions within that boot, each restored from the same checkpoint.
     """
 
@@ -102,6 +102,7 @@ class Design:
     policies: tuple[str, ...]
     guests: tuple[int, ...]
     boots: int
+    first_boot: int
     repetitions: int
     checkpoint: str
     cell_order_seed: int | None
@@ -230,7 +231,7 @@ class Design:
         hosts = list(hypervisors)
         draw = random.Random(seed)  # noqa: S311 -- an order that can be had again, no secret
         cells = []
-        for boot in range(1, self.boots + 1):
+        for boot in range(self.first_boot, self.first_boot + self.boots):
             of_boot = list(product(self.loads, self.policies, self.guests, range(1, self.repetitions + 1)))
             draw.shuffle(of_boot)
             cells += [
@@ -502,6 +503,7 @@ _CASTS: dict[str, Caster] = {
     "policies": several(existing_policy, _EACH_ONCE),
     "guests": several(whole(1, MOST_GUESTS), "each number once, with commas between"),
     "boots": whole(1, 1000),
+    "first_boot": whole(1, 1000),
     "repetitions": whole(1, 1000),
     "checkpoint": choice(CHECKPOINTS),
     "cell_order_seed": _seed,

@@ -54,18 +54,18 @@ def run_with_progress(  # noqa: PLR0917 -- the order of Ansible's own _execute_m
     module_name: str,
     module_args: dict[str, Any],
     task_vars: dict[str, Any],
-    progress_path: str,
     timeout_seconds: float,
+    run_root: str = "/run",
 ) -> dict[str, Any]:
     """Run a module on the action's host and display each line that it appends to its progress file.
 
     Args:
         action: the action plugin that calls; its connection, become and check mode apply.
         module_name: the module.
-        module_args: its arguments, the place for its progress among them, under the module's own name.
+        module_args: its arguments; progress_path is added to them.
         task_vars: the variables that the action was given.
-        progress_path: the progress file on the host, in an existing folder; made before, removed after.
         timeout_seconds: the module is killed after this time; longer than any limit of its own.
+        run_root: the folder on the host for the progress file, which is of this run of the module alone.
 
     Returns:
         The module's result, as `_execute_module` would return it; a failure has failed=True and its own msg.
@@ -78,6 +78,8 @@ def run_with_progress(  # noqa: PLR0917 -- the order of Ansible's own _execute_m
         )
         return result
     show_begin(action, task_vars)
+    progress_path = f"{run_root}/ksm-testbed-{module_name}-{secrets.token_hex(8)}.progress"
+    module_args = {**module_args, "progress_path": progress_path}
     job: dict[str, Any] = {}
     with _StopSignals() as signals:
         try:
@@ -127,7 +129,6 @@ def run_series(
     """
     rule = requested["convergence"]
     limit = float(rule["timeout_seconds"] if until == "converged" else duration_seconds or 0)
-    progress_path = f"{roots['run_root']}/measure_series-{secrets.token_hex(8)}.progress"
     arguments = {
         "start_ksm": start_ksm,
         "others": requested.get("others", REFUSE),
@@ -139,12 +140,11 @@ def run_series(
             for name in ("timeout_seconds", "min_full_scans", "window_scans", "threshold_percent")
         },
         "guests": guests,
-        "progress_path": progress_path,
         "proc_root": roots["proc_root"],
         "sys_root": roots["sys_root"],
     }
     return run_with_progress(
-        action, "measure_series", arguments, task_vars, progress_path, limit + SERIES_SETUP_SECONDS
+        action, "measure_series", arguments, task_vars, limit + SERIES_SETUP_SECONDS, roots["run_root"]
     )
 
 
@@ -157,10 +157,9 @@ def run_workload(action: ActionBase, task_vars: dict[str, Any], arguments: dict[
 
     Returns: the module's result; a failure has failed=True.
     """
-    path = f"/run/ksm-testbed-workload-{secrets.token_hex(8)}.progress"
-    plain = {**plain_data(arguments), "progress_path": path}
+    plain = plain_data(arguments)
     limit = float(plain.get("timeout_seconds", WORKLOAD_SECONDS)) + WRAPPER_GRACE_SECONDS
-    return run_with_progress(action, "workload", plain, task_vars, path, limit)
+    return run_with_progress(action, "workload", plain, task_vars, limit)
 
 
 def start_module(

@@ -611,7 +611,8 @@ class CensusRecord(Model):
 class PlannedVariables(Model):
     """The variables of an experiment as they were given, typed; they can be given again.
 
-    ``cell_order_seed``: "" where it was drawn. ``follow_seconds``: of the series after the on record.
+    ``cell_order_seed``: "" where it was drawn. ``first_boot``: the number of the first
+    of the boots. ``follow_seconds``: of the series after the on record.
     ``others``: whether memory that others offer to KSM was refused or allowed.
     """
 
@@ -621,6 +622,7 @@ class PlannedVariables(Model):
     policies: Annotated[Names, Field(min_length=1)]
     guests: Annotated[tuple[Positive, ...], Field(min_length=1), AfterValidator(_distinct)]
     boots: Positive
+    first_boot: Positive = 1
     repetitions: Positive
     checkpoint: Literal["keep", "fresh", "measured"]
     cell_order_seed: int | Literal[""]

@@ -16,7 +16,6 @@ where an optional census could not be had, and there is no record.
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +75,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "msg": f"would take a census into {path}",
             }
         prepare(path)
-        progress_path = f"{args['run_root']}/census-{secrets.token_hex(8)}.progress"
         taken = run_with_progress(
             self,
             "census",
-            {
-                **{name: args[name] for name in ("domains", "uri", "processes", "sys_root", "run_root")},
-                "progress_path": progress_path,
-            },
+            {name: args[name] for name in ("domains", "uri", "processes", "sys_root", "run_root")},
             task_vars,
-            progress_path,
             args["timeout_seconds"],
+            args["run_root"],
         )
         if taken.get("failed") or taken.get("unreachable"):
             return {**result, **taken}

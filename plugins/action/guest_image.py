@@ -8,7 +8,6 @@ from ansible.plugins.action import ActionBase
 
 from analysis.progress.module import run_with_progress
 
-PROGRESS_PATH = "/run/ksm-testbed-guest-image.progress"
 LIMIT_SECONDS = 3600
 
 
@@ -18,8 +17,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the module's result."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        arguments = {**self._task.args, "progress_path": PROGRESS_PATH}
         result.update(
-            run_with_progress(self, "guest_image", arguments, task_vars or {}, PROGRESS_PATH, LIMIT_SECONDS)
+            run_with_progress(self, "guest_image", self._task.args, task_vars or {}, LIMIT_SECONDS)
         )
         return result

@@ -11,7 +11,6 @@ from ansible.plugins.action import ActionBase
 
 from analysis.progress.module import run_with_progress, show_begin
 
-PROGRESS_PATH = "/run/ksm-testbed-guests.progress"
 LIMIT_SECONDS = 7200
 
 
@@ -26,13 +25,11 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             show_begin(self, task_vars or {})
             result.update(self._execute_module(module_name="guests", task_vars=task_vars))
             return result
-        arguments = {**self._task.args, "progress_path": PROGRESS_PATH}
+        arguments = dict(self._task.args)
         path = arguments.pop("ssh_key_path", None)
         if path is not None:
             arguments["ssh_private_key"], arguments["ssh_public_key"] = key_pair(Path(path).resolve())
-        result.update(
-            run_with_progress(self, "guests", arguments, task_vars or {}, PROGRESS_PATH, LIMIT_SECONDS)
-        )
+        result.update(run_with_progress(self, "guests", arguments, task_vars or {}, LIMIT_SECONDS))
         return result
 
 

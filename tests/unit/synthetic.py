@@ -29,6 +29,7 @@ def variables(**changes: Any) -> dict[str, Any]:
         "accelerator": "auto",
         "boot_wave": 0,
         "boots": 1,
+        "first_boot": 1,
         "repetitions": 1,
         "checkpoint": "keep",
         "cell_order_seed": 1,

@@ -126,6 +126,7 @@ def test_strings_from_the_command_line_are_typed(name: str, given: Any, typed: A
         ("boot_wave", "-1", "from 0 to 999"),
         ("repetitions", "0", "from 1 to 1000"),
         ("boots", "0", "from 1 to 1000"),
+        ("first_boot", "0", "from 1 to 1000"),
         ("checkpoint", "new", "keep or fresh or measured"),
         ("cell_order_seed", "-1", "from 0 to 4294967295"),
         ("cell_order_seed", "seven", "a whole number"),
@@ -224,6 +225,11 @@ def test_a_cell_is_one_workload_policy_number_of_guests_boot_and_repetition() ->
     assert cell.cell_id == "idle-ksm-guests4-boot2-rep3"
     assert cell.guest_memory_bytes == 512 * 1024 * 1024
     assert len({(cell.hypervisor, cell.cell_id) for cell in plan.cells}) == len(seen)
+
+
+def test_a_run_can_measure_more_boots_than_the_runs_before_it() -> None:
+    plan = planned(focus="1,2", boots="2", first_boot="4")
+    assert [cell.boot for cell in plan.cells] == [4, 4, 5, 5]
 
 
 def order(plan: PlanRecord, hypervisor: str) -> list[str]:

@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from plugin_files import ROOT, load
 from waiting import FOREVER_SECONDS
+
+from analysis.progress.module import run_with_progress
 
 progress_file = load("plugins/module_utils/progress.py")
 
@@ -91,3 +94,23 @@ def test_a_module_that_does_not_look_ends_when_its_progress_is_removed(tmp_path:
     assert module.stdout is not None and module.stdout.readline() == "begun\n"
     (tmp_path / "progress").unlink()
     assert module.wait(FOREVER_SECONDS) == 1
+
+
+def test_each_run_of_a_module_has_a_progress_file_of_its_own() -> None:
+    """Two at once removed each other's."""
+    asked: list[str] = []
+
+    class Action:
+        _task = SimpleNamespace(check_mode=False, async_val=0, name="Work", action="census")
+
+        def _low_level_execute_command(self, _command: str, **_options: Any) -> dict[str, Any]:
+            return {"rc": 0, "stdout": "", "stderr": ""}
+
+        def _execute_module(self, module_args: dict[str, Any], **_options: Any) -> dict[str, Any]:
+            asked.append(module_args["progress_path"])
+            return {"failed": True, "msg": "as asked"}
+
+    for _ in range(2):
+        run_with_progress(Action(), "census", {}, {}, 1.0, "/run")
+    assert len(set(asked)) == 2
+    assert all(path.startswith("/run/ksm-testbed-census-") for path in asked)
