@@ -1,4 +1,4 @@
-"""What else on the host had to do with KSM while a cell was measured: such cells are marked, and kept apart."""
+"""What else on a host had to do with KSM while a cell was measured: it is marked, and kept apart."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ def others(records: CellRecords) -> Others | None:
 
 
 def marks(records: CellRecords) -> dict[str, str]:
-    """What sets a complete cell apart from one of a host where nobody else uses KSM; empty where nothing does."""
+    """What sets a complete cell apart from one of a host where nobody else uses KSM; empty for such a one."""
     before = records.provenance.ksm_before
     strange = _tuners(records)
     return {
@@ -70,15 +70,15 @@ def marks_words(cells: Sequence[CellRecords]) -> list[str]:
         off, on = ([getattr(one, f"merged_{arm}_bytes") / MIB for one in seen] for arm in ("off", "on"))
         sentences.append(
             f"in {len(seen)} of {len(cells)} cells processes that are no guests offered KSM{size}: "
-            f"{', '.join(names[:3])}{more}. Of it {_range(off)} MiB were merged with KSM off, which gross and "
-            f"profit leave out, and {_range(on)} MiB under the policy, whose growth they count; KSM's own "
-            "memory is that for them, too."
+            f"{', '.join(names[:3])}{more}. Of it {_range(off)} MiB were merged with KSM off, which gross "
+            f"and profit leave out, and {_range(on)} MiB under the policy, whose growth they count; KSM's "
+            "own memory is that for them, too."
         )
     for mark, what in (
         (TUNERS, "a tuner that is not the policy's ran"),
         (IN_USE, "KSM was in use before the run began"),
     ):
-        marked = [found[mark] for records in cells if mark in (found := marks(records))]
+        marked = [mine[mark] for mine in map(marks, cells) if mark in mine]
         if marked:
             named = f" ({'; '.join(sorted(set(marked)))})" if mark == TUNERS else ""
             sentences.append(f"in {len(marked)} of {len(cells)} cells {what}{named}.")

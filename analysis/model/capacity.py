@@ -88,7 +88,11 @@ def conditions(record: StepRecord | DivergenceRecord) -> dict[str, str]:
             "ksm_knobs": {name: value for name, value in knobs.items() if name not in tuned},
             "start": {} if start is None else {"from": start.origin},
             "requested": record.requested.model_dump(),
-            **({"others": "present"} if isinstance(record, StepRecord) and record.observed.other_mergeable else {}),
+            **(
+                {"others": "present"}
+                if isinstance(record, StepRecord) and record.observed.other_mergeable
+                else {}
+            ),
         }
     )
     return {name: condition_text(value) for name, value in found.items()}

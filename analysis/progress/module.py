@@ -120,7 +120,7 @@ def run_series(
 
     Args:
         action, task_vars: as for run_with_progress.
-        requested: `requested` of a record: its convergence, sample_interval_seconds and, where it has it, others.
+        requested: `requested` of a record: its convergence, sample_interval_seconds and, where given, others.
         guests: their number, for the progress.
         roots: proc_root, sys_root and run_root.
         start_ksm, until, duration_seconds: as in the module.

@@ -141,7 +141,7 @@ def _merged_before(_cell: Cell, records: Measured) -> str:
         return "KSM was running in the off record"
     pages = saved_pages(ksm.pages_sharing, ksm.ksm_zero_pages)
     if pages and records.off.requested.others == ALLOW:
-        # Each page that shares, and that which it shares, is a process' own: what others hold is all there is.
+        # A page that is shared belongs to a process as those that share it do: together all that is merged.
         beyond = ksm.pages_shared + pages - sum(other.merged_pages for other in seen.other_mergeable)
         if beyond <= 0:
             return ""

@@ -10,7 +10,15 @@ import pandas as pd
 from analysis.measure.efficiency import CensusMeans, censuses
 from analysis.measure.others import marks_words
 from analysis.measure.pooling import LeftOut
-from analysis.measure.statistics import COMPARED, LEAST_BOOTS, OFF_ON, Measured, PolicyDifference, Summary, averaged
+from analysis.measure.statistics import (
+    COMPARED,
+    LEAST_BOOTS,
+    OFF_ON,
+    Measured,
+    PolicyDifference,
+    Summary,
+    averaged,
+)
 from analysis.plan.design import MIB
 from analysis.plan.policies import policy_order
 from analysis.plan.workloads import title

@@ -8,9 +8,9 @@ module: host_preflight
 short_description: Refuse a host that can't measure, before anything on it is changed
 description:
   - Checks the system, the rights, the kernel's KSM and counters, rival tuners, other processes whose memory
-    KSM could merge or has merged, by name and size, as far as this kernel tells them, that the host's memory holds the guests, its file systems what is to be stored, and that
-    the guests' SSH ports are free. What guests of this testbed hold, who will be removed or used again,
-    counts as free.
+    KSM could merge or has merged, that the host's memory holds the guests, its file systems what is to be
+    stored, and that the guests' SSH ports are free. What guests of this testbed hold, who will be removed or
+    used again, counts as free.
 options:
   debian_versions:
     description: major versions that are supported
@@ -190,8 +190,8 @@ def strangers(
         )
     if (read_optional(roots.ksm / "run") or "").strip() == "1":
         notes.append(
-            "KSM runs on this host already: it is stopped between measurements, runs again afterwards, and each "
-            "cell says so"
+            "KSM runs on this host already: it is stopped between measurements, runs again afterwards, and "
+            "each cell says so"
         )
     return (found, notes, others) if params["others"] == "refuse" else ([], [*found, *notes], others)
 

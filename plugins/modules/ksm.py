@@ -599,12 +599,14 @@ def merged_pages_held(sysfs: Sysfs, host: Host) -> int:
 
 
 def refuse_unmerging(writes: Iterable[tuple[str, str]], current: Mapping[str, str], pages: int) -> None:
-    """Refuse settings that the kernel takes only while nothing is merged, where something must stay so."""
-    busy = [f"{short(name)} {current[name]} to {value}" for name, value in writes if name in REFUSED_WHILE_MERGED]
-    if busy:
+    """Refuse settings that the kernel takes only while nothing is merged, where pages must stay so."""
+    busy = [
+        f"{short(name)} {current[name]} to {value}" for name, value in writes if name in REFUSED_WHILE_MERGED
+    ]
+    if busy and pages:
         raise KsmError(
-            f"{', '.join(busy)} cannot be set while {pages} pages are merged that were so before this run, and "
-            "these are not unmerged: end what holds them, or choose a policy that leaves the knob as it is"
+            f"{', '.join(busy)} cannot be set while {pages} pages are merged that were so before this run, "
+            "and these are not unmerged: end what holds them, or choose a policy that leaves the knob as it is"
         )
 
 
@@ -617,8 +619,8 @@ def forget_ended(sysfs: Sysfs, proc: Path, timeout_seconds: float) -> None:
     while (counted := sysfs.pages(STABLE_COUNTERS)) > (held := _stable_pages(proc)):
         if time.monotonic() >= deadline:
             raise KsmError(
-                f"KSM still counts {counted - held} pages of processes that ended, {timeout_seconds:g} s after "
-                "it was let pass by them, and they are not unmerged while others have pages merged: try a "
+                f"KSM still counts {counted - held} pages of processes that ended, {timeout_seconds:g} s "
+                "after it was let pass by them, and they are not unmerged while others have pages merged: try a "
                 "policy that scans faster"
             )
         write_settings(sysfs, [(RUN, MERGE)], 0)
@@ -673,8 +675,7 @@ def apply(sysfs: Sysfs, request: Request, host: Host, check_mode: bool) -> Outco
         unmerge = may_hold_pages and wanted[RUN] == STOP and not snapshot.merged_pages
 
     writes = plan_writes(before, wanted, unmerge and not spares)
-    if spares:
-        refuse_unmerging(writes, before, held_pages)
+    refuse_unmerging(writes, before, held_pages if spares else 0)
     unmerges = (RUN, UNMERGE) in writes
     merged_pages = sysfs.pages(MERGED_COUNTERS)
     if unmerges and not check_mode:

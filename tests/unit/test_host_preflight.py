@@ -166,7 +166,9 @@ def test_merged_pages_tell_of_a_process_that_offers_nothing_any_more(host: Host)
 
 
 @pytest.mark.parametrize("kernel", ["linux-6.1", "linux-6.12"])
-def test_kernels_without_flags_in_ksm_stat_are_asked_for_those_of_the_mappings(host: Host, kernel: str) -> None:
+def test_kernels_without_flags_in_ksm_stat_are_asked_for_those_of_the_mappings(
+    host: Host, kernel: str
+) -> None:
     shutil.copytree(ROOT / "tests/fixtures/host" / kernel / "proc", host.root / "proc", dirs_exist_ok=True)
     (fault,) = host.faults()
     assert "1002 (/usr/bin/qemu-system-x86_64 -name guest=web01,debug-threads=on" in fault

@@ -551,7 +551,12 @@ def test_a_policy_is_set_on_a_host_that_merges_nothing_any_more(tree: Path, tmp_
     merge_pages(tree)
     # What the counters hold is of processes that ended.
     host = dataclasses.replace(ROOMY, process_merged_pages=0)
-    asked = {"snapshot": tmp_path / "snapshot.json", "knobs": {"sleep_millisecs": 5}, "unmerge": True, "host": host}
+    asked = {
+        "snapshot": tmp_path / "snapshot.json",
+        "knobs": {"sleep_millisecs": 5},
+        "unmerge": True,
+        "host": host,
+    }
     assert apply(sysfs, check=True, **asked).changed and not sysfs.log
     outcome = apply(sysfs, **asked)
     assert sysfs.log == ["run=2", "sleep_millisecs=5", "run=0"]
@@ -835,7 +840,9 @@ def test_pages_of_ended_processes_that_ksmd_does_not_drop_are_an_error(
     monkeypatch.setattr(ksm, "FORGET_SECONDS", 0)
     replace(in_use / "ksm/pages_sharing", "3800\n")
     sysfs = KernelSysfs(in_use)
-    with pytest.raises(ksm.KsmError, match=r"^KSM still counts 3000 pages of processes that ended, 0 s after"):
+    with pytest.raises(
+        ksm.KsmError, match=r"^KSM still counts 3000 pages of processes that ended, 0 s after"
+    ):
         apply(sysfs, host=ksm.read_host(proc), snapshot=tmp_path / "s.json", unmerge=True)
     assert "run=2" not in sysfs.log
 
@@ -845,7 +852,8 @@ def test_a_knob_that_needs_unmerging_is_refused_while_others_have_pages_merged(
 ) -> None:
     sysfs, path = KernelSysfs(in_use), tmp_path / "snapshot.json"
     with pytest.raises(
-        ksm.KsmError, match=r"^max_page_sharing 256 to 9 cannot be set while 810 pages are merged that were so"
+        ksm.KsmError,
+        match=r"^max_page_sharing 256 to 9 cannot be set while 810 pages are merged that were so",
     ):
         apply(sysfs, host=ksm.read_host(proc), snapshot=path, unmerge=True, knobs={"max_page_sharing": 9})
     assert sysfs.log == [] and not path.exists()

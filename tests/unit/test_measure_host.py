@@ -207,7 +207,9 @@ def test_kernels_without_flags_in_ksm_stat_are_asked_for_the_flags_of_mappings(
     assert ksm_probe.own_pids(made) == {1001}
 
 
-def test_what_may_not_be_read_is_an_error_and_not_nothing(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_may_not_be_read_is_an_error_and_not_nothing(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(path: Path, **_: object) -> str:
         raise PermissionError(path)
 

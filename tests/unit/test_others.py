@@ -131,12 +131,16 @@ def test_marked_cells_are_not_pooled_with_others_and_the_table_of_unmarked_ones_
 ) -> None:
     plain = load_run(store(results, synthetic_plan("plain", boots=3)))
     marked = load_run(store(results, synthetic_plan("marked"), beside([], [other(77, "qemu", 1, 0)])))
-    assert not [name for name in tidy([plain]).columns if name.endswith((".others", ".tuners", ".ksm_before"))]
+    assert not [
+        name for name in tidy([plain]).columns if name.endswith((".others", ".tuners", ".ksm_before"))
+    ]
     table = tidy([plain, marked])
     assert pooling_conflicts(table) == ("others: absent / present",)
     found = largest_set(table)
     assert set(found.table["run_id"]) == {"plain"}
-    assert [(one.run_id, one.differing) for one in found.left_out] == [("marked", ("others: present / absent",))]
+    assert [(one.run_id, one.differing) for one in found.left_out] == [
+        ("marked", ("others: present / absent",))
+    ]
     assert pooling_conflicts(tidy([marked])) == ()
 
 

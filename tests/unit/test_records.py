@@ -266,7 +266,11 @@ OTHER = {"pid": 77, "command": "qemu-system-x86", "merging_pages": 12}
             "somebody changed sleep_millisecs from 10 to 200 8 s after KSM was switched on",
         ),
         (
-            ("merge", ("observed", "knob_changes"), [{**CHANGED, "knob": "run", "before": "1", "after": "0"}]),
+            (
+                "merge",
+                ("observed", "knob_changes"),
+                [{**CHANGED, "knob": "run", "before": "1", "after": "0"}],
+            ),
             "somebody changed run from 1 to 0 8 s after KSM was switched on",
         ),
     ],
@@ -306,7 +310,11 @@ def test_what_looks_like_it_and_is_nothing_wrong_is_let_pass(
 @pytest.mark.parametrize(
     ("where", "value", "problem"),
     [
-        (("ksm_knobs", "sleep_millisecs"), 20, "somebody changed sleep_millisecs from 10 to 20 before the merge"),
+        (
+            ("ksm_knobs", "sleep_millisecs"),
+            20,
+            "somebody changed sleep_millisecs from 10 to 20 before the merge",
+        ),
         (("thp", "enabled"), "never", "somebody changed huge pages from madvise to never before the merge"),
     ],
 )
@@ -324,11 +332,14 @@ def test_a_setting_that_is_not_what_was_asked_for_is_noticed(
 def test_what_an_advisor_or_a_service_sets_is_nobodys_change(results: Path) -> None:
     pages = {**CHANGED, "knob": "pages_to_scan"}
     changes = ("merge", ("observed", "knob_changes"), [pages])
-    served = [(kind, ("requested", "service"), "ksmtuned.service") for kind in ("off", "merge", "on", "verify")]
+    served = [
+        (kind, ("requested", "service"), "ksmtuned.service") for kind in ("off", "merge", "on", "verify")
+    ]
     stopped = {**pages, "knob": "run", "before": "1", "after": "0"}
     advised = [(k, ("provenance", "ksm_knobs", "advisor_mode"), "scan-time") for k in ("off", "merge", "on")]
     asked = [
-        (kind, ("requested", "ksm_knobs"), {"advisor_mode": "scan-time"}) for kind in ("off", "merge", "on", "verify")
+        (kind, ("requested", "ksm_knobs"), {"advisor_mode": "scan-time"})
+        for kind in ("off", "merge", "on", "verify")
     ]
     for name, given, status in (
         ("plain", [changes], "invalid"),
