@@ -391,12 +391,19 @@ def _offer(pid: int, folder: Path) -> dict[str, Any] | None:
     holds = merging_pages > 0 or zero_pages > 0 or "yes" in flags
     if flags and not holds:
         return None
-    offered_bytes = mergeable_bytes(read_optional(folder / "smaps") or "")
+    command = (read_optional(folder / "comm") or "").strip()
+    try:
+        offered_bytes = mergeable_bytes(read_optional(folder / "smaps") or "")
+    except ProbeError as error:
+        raise ProbeError(
+            f"whether process {pid} ({command}) offers memory to KSM is not known: {error}; root needs "
+            "CAP_SYS_PTRACE for it"
+        ) from None
     if not offered_bytes and not holds:
         return None
     return {
         "pid": pid,
-        "command": (read_optional(folder / "comm") or "").strip(),
+        "command": command,
         "mergeable_bytes": offered_bytes,
         "merging_pages": merging_pages,
         "zero_pages": zero_pages,

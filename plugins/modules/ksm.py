@@ -606,7 +606,7 @@ def refuse_unmerging(writes: Iterable[tuple[str, str]], current: Mapping[str, st
     if busy and pages:
         raise KsmError(
             f"{', '.join(busy)} cannot be set while {pages} pages are merged that were so before this run, "
-            "and these are not unmerged: end what holds them, or choose a policy that leaves the knob as it is"
+            "and these are not unmerged: end what holds them, or choose a policy that leaves the knob"
         )
 
 
@@ -620,8 +620,8 @@ def forget_ended(sysfs: Sysfs, proc: Path, timeout_seconds: float) -> None:
         if time.monotonic() >= deadline:
             raise KsmError(
                 f"KSM still counts {counted - held} pages of processes that ended, {timeout_seconds:g} s "
-                "after it was let pass by them, and they are not unmerged while others have pages merged: try a "
-                "policy that scans faster"
+                "after it was let pass by them, and nothing is unmerged while others have pages merged: "
+                "try a policy that scans faster"
             )
         write_settings(sysfs, [(RUN, MERGE)], 0)
         time.sleep(FORGET_STEP_SECONDS)

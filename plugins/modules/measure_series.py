@@ -165,13 +165,13 @@ PROGRESS_SECONDS = 2.0
 PROGRESS_QUIET_SECONDS = 10.0
 LEAST = {"interval_seconds": 0.1, "duration_seconds": 0.1, "timeout_seconds": 1, "patience_seconds": 0.1}
 MIB = 1 << 20
+MERGE = "1"
 
 
 class Sampler:
     """Reads one row at a time through descriptors that stay open, so that a sample costs microseconds."""
 
     def __init__(self, roots: Roots, envelope: Path | None = None) -> None:
-        self.run = self._open(roots.ksm / "run")
         self.ksm = {name: self._open(roots.ksm / name) for name in KSM_COLUMNS}
         self.ksm_optional = {name: self._open_optional(roots.ksm / name) for name in KSM_OPTIONAL_COLUMNS}
         self.meminfo = self._open(roots.proc / "meminfo")
@@ -197,10 +197,6 @@ class Sampler:
     def _open_optional(self, path: Path) -> int | None:
         # psi=0 leaves the file in place and refuses to open or read it.
         return None if read_optional(path) is None else self._open(path)
-
-    def running(self) -> bool:
-        """Whether ksmd is still told to merge."""
-        return int(os.pread(self.run, 32, 0)) == 1
 
     def row(self) -> dict[str, Any]:
         """One sample, all columns but `seconds`."""
@@ -250,15 +246,20 @@ class Knobs:
         self.first: dict[str, str] = {}
         self.changes: list[dict[str, Any]] = []
 
-    def look(self, seconds: float) -> None:
-        """Note what is not as at the first look."""
-        seen = {name: selected(os.pread(fd, 256, 0).decode()) for name, fd in self.files.items()}
+    def read(self) -> dict[str, str]:
+        """All of them as they are."""
+        return {name: selected(os.pread(fd, 256, 0).decode()) for name, fd in self.files.items()}
+
+    def look(self, seconds: float) -> bool:
+        """Note what is not as at the first look; whether ksmd is still told to merge."""
+        seen = self.read()
         self.first = self.first or seen
         for name in seen.keys() - {change["knob"] for change in self.changes}:
             if seen[name] != self.first[name]:
                 self.changes.append(
                     {"seconds": seconds, "knob": name, "before": self.first[name], "after": seen[name]}
                 )
+        return seen["run"] == MERGE
 
 
 def check_columns(row: dict[str, Any]) -> None:
@@ -311,7 +312,7 @@ def refuse_others(roots: Roots) -> None:
 def start(roots: Roots) -> None:
     """Tell ksmd to merge."""
     try:
-        (roots.ksm / "run").write_text("1\n", encoding="ascii")
+        (roots.ksm / "run").write_text(f"{MERGE}\n", encoding="ascii")
     except OSError as error:
         raise ProbeError(f"{roots.ksm / 'run'} refused 1: {error.strerror}") from None
 
@@ -370,20 +371,20 @@ def follow(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
     begin = time.monotonic()
     if params["start_ksm"]:
         start(roots)
-    elif not sampler.running():
+    elif knobs.read()["run"] != MERGE:
         raise ProbeError("KSM is not running (run is not 1) and start_ksm is false; nothing would be merged")
     end = ""
     while not end:
         seconds = round(time.monotonic() - begin, 3)
         series.add(seconds, sampler.row())
-        knobs.look(seconds)
+        merging = knobs.look(seconds)
         scans.show(series.complete_scans, series.saved[-1], seconds)
         if settles and series.verdict.settled:
             end = "settled"
         elif seconds >= limit:
             state = "settled" if series.verdict.settled else "not settled"
             end = f"{state} when the {limit:g} s were over"
-        elif not sampler.running():
+        elif not merging:
             end = f"something else on the host stopped KSM after {seconds:.0f} s"
         elif abandoned := progress.abandoned():
             end = f"interrupted after {seconds:.0f} s, {abandoned}"
@@ -392,8 +393,6 @@ def follow(params: dict[str, Any], roots: Roots) -> dict[str, Any]:
             received = wait_until(begin + min(slot * params["interval_seconds"], limit))
             if received:
                 end = f"interrupted by {received} after {time.monotonic() - begin:.0f} s"
-    # What ended it may have come after the last look.
-    knobs.look(seconds)
     scans.show(series.complete_scans, series.saved[-1], seconds, last=True)
     reason = f"{end}: {series.verdict.reason}"
     progress.say(f"{reason}, {seconds:.0f} s")
