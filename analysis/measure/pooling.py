@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.measure.table import PROVENANCE, REQUESTED, TREATMENT
+from analysis.plan.policies import KEEP
 from analysis.records.loading import COMPLETE
 
-KEEP = "keep"
 _KNOBS = f"{PROVENANCE}ksm_knobs."
 _THP, _THP_ASKED = f"{PROVENANCE}thp.enabled", f"{REQUESTED}thp_enabled"
 # A column of the treatment, and the condition that says the same.

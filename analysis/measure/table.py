@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.measure.burndown import burndown
+from analysis.measure.others import marks
 from analysis.measure.saving import OF_HOST, PER_VM, Unknown, parted, saving
 from analysis.plan.design import MIB
 from analysis.records.checks import conditions, flat, swap_used_bytes
@@ -169,7 +170,7 @@ def _conditions(records: CellRecords) -> dict[str, Any]:
     """The physical boot, and what two measurements must have in common to be of one treatment."""
     asked, found = records.on.requested, records.provenance
     reserve = {"guest_reserve_bytes": asked.guest_reserve_bytes}
-    given = conditions(found, reserve, service=asked.service)
+    given = {**conditions(found, reserve, service=asked.service), **marks(records)}
     wanted = asked.model_dump(include={"ksm_knobs", "service", "thp_enabled"})
     return {
         "boot_key": records.boot_key,

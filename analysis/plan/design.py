@@ -28,6 +28,8 @@ MIB = 1 << 20
 
 ACCELERATORS = ("auto", "kvm", "tcg")
 CHECKPOINTS = ("keep", "fresh", "measured")
+# What becomes of a host on which other processes offer memory to KSM
+REFUSE, ALLOW = "refuse", "allow"
 MOST_GUESTS = 999
 LAST_PORT = 65535
 # A seed is drawn from 0 to one below this.
@@ -91,6 +93,7 @@ class Design:
     ``workloads`` (empty: not given) takes the place of ``focus``, and ``mix`` ("" or in the order of the
     alphabet) of both. Lists are in one order, whatever the order in which they were given.
     ``cell_order_seed``: None where it is to be drawn. ``thp_enabled``: "" for each policy's own mode.
+    ``others``: refuse or allow memory that others on the host offer to KSM.
     """
 
     focus: tuple[int, ...]
@@ -120,6 +123,7 @@ class Design:
     converge_timeout_seconds: float
     sample_interval_seconds: float
     follow_seconds: float
+    others: str
 
     @classmethod
     def from_variables(cls, variables: Mapping[str, Any]) -> "Design":
@@ -186,6 +190,8 @@ class Design:
                 "timeout_seconds": self.converge_timeout_seconds,
             },
             "sample_interval_seconds": self.sample_interval_seconds,
+            # What every run did before there was a choice is not said.
+            **({"others": ALLOW} if self.others == ALLOW else {}),
         }
 
     def policies_json(self) -> dict[str, dict[str, Any]]:
@@ -204,12 +210,12 @@ class Design:
         """SHA-256 of the canonical JSON of what is measured.
 
         The handling of guests and the order of the cells are left out; policies and workloads count with
-        what their files say.
+        what their files say, and others with what is requested.
         """
         variables = {
             name: value
             for name, value in self.to_json().items()
-            if name not in HANDLING | LOADS | {SEED, "ksm_knobs", "thp_enabled"}
+            if name not in HANDLING | LOADS | {SEED, "ksm_knobs", "thp_enabled", "others"}
         }
         return canonical_digest(
             {
@@ -519,5 +525,6 @@ _CASTS: dict[str, Caster] = {
     "converge_timeout_seconds": number(1, 604_800),
     "sample_interval_seconds": number(0.1, 10),
     "follow_seconds": number(0, 604_800),
+    "others": choice((REFUSE, ALLOW)),
 }
 VARIABLES = tuple(field.name for field in fields(Design))

@@ -11,7 +11,9 @@ POLICIES = PROJECT / "policies"
 OFF = "off"
 # What others are compared with
 DEFAULT = "ksm"
-THP_MODES = ("keep", "always", "madvise", "never")
+# The host's own huge pages
+KEEP = "keep"
+THP_MODES = (KEEP, "always", "madvise", "never")
 
 _KEYS = frozenset({"description", "run", "knobs", "needs", "thp_enabled", "service"})
 
@@ -31,7 +33,7 @@ class Policy:
     run: int = 1
     knobs: dict[str, int | str] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
-    thp_enabled: str = "keep"
+    thp_enabled: str = KEEP
     service: str = ""
 
     @property
@@ -76,7 +78,7 @@ def read_policy(name: str, folder: Path = POLICIES) -> Policy:
     needs = content.get("needs") or []
     if not isinstance(needs, list) or not set(needs) <= set(knobs):
         raise DataFileError(f"{path}: needs must be a list of some of its knobs.")
-    run, thp_enabled = content.get("run", 1), content.get("thp_enabled", "keep")
+    run, thp_enabled = content.get("run", 1), content.get("thp_enabled", KEEP)
     if run not in (0, 1) or isinstance(run, bool):
         raise DataFileError(f"{path}: run is {run!r}: allowed is 0 or 1.")
     if thp_enabled not in THP_MODES:

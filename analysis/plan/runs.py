@@ -13,6 +13,7 @@ from analysis.plan.design import (
     LOADS,
     PLAN_FILE,
     RECORD_KINDS,
+    REFUSE,
     SCHEMA_VERSION,
     SEED,
     SEEDS,
@@ -27,6 +28,8 @@ from analysis.records.models import PHASES, PlanRecord
 from analysis.records.reading import RecordError, read_record
 from analysis.records.writing import write_record
 
+# What the design of a plan that was made before this variable does
+_SINCE = {"others": REFUSE}
 _ONE_OF = {"policies": "policy", "workloads": "workload"}
 
 
@@ -110,7 +113,7 @@ def design_differences(former: PlanRecord, new: PlanRecord) -> list[str]:
     """What the new plan would measure otherwise, as "name: former value, now new value"."""
     before, now = former.to_json(), new.to_json()
     pairs = {
-        name: (before["design"].get(name), value)
+        name: ((_SINCE | before["design"]).get(name), value)
         for name, value in now["design"].items()
         if name not in HANDLING | LOADS | {SEED}
     }

@@ -28,6 +28,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible.vars.clean import remove_internal_keys
 
+from analysis.plan.design import REFUSE
 from analysis.plan.variables import plain_data
 from analysis.progress.matrix import BEGINS
 
@@ -121,7 +122,7 @@ def run_series(
 
     Args:
         action, task_vars: as for run_with_progress.
-        requested: `requested` of a record: its convergence and sample_interval_seconds.
+        requested: `requested` of a record: its convergence, sample_interval_seconds and, where given, others.
         guests: their number, for the progress.
         roots: proc_root, sys_root and run_root.
         domains: guest -> libvirt domain, of those that must run all the while.
@@ -133,6 +134,7 @@ def run_series(
     limit = float(rule["timeout_seconds"] if until == "converged" else duration_seconds or 0)
     arguments = {
         "start_ksm": start_ksm,
+        "others": requested.get("others", REFUSE),
         "interval_seconds": requested["sample_interval_seconds"],
         "until": until,
         "duration_seconds": duration_seconds,

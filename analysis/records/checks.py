@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.plan.design import Cell
+from analysis.plan.design import ALLOW, Cell
+from analysis.plan.policies import KEEP
 from analysis.records.models import (
     CapacityProvenance,
     CensusRecord,
@@ -22,8 +23,9 @@ from plugins.module_utils.ksm_convergence import saved_pages
 # What a service that tunes KSM, such as ksmtuned, sets by itself.
 _SERVICE_KNOBS = frozenset({"run", "pages_to_scan", "sleep_millisecs"})
 
-# The digest covers what is told apart anyway; of the start, only from what is a condition.
-_NO_CONDITION = {"design_digest", "start"}
+# The digest covers what is told apart anyway; of the start, only from what is a condition; whether KSM was in
+# use before is a mark (analysis/measure/others.py).
+_NO_CONDITION = {"design_digest", "start", "ksm_before"}
 
 # Constant from one arm to the other. Not so the knobs: with KSM off they say nothing.
 _SAME_IN_BOTH_ARMS = (
@@ -63,6 +65,7 @@ def cell_problem(cell: Cell, records: Measured) -> str:
     checks: tuple[Callable[[Cell, Measured], str], ...] = (
         _guests_differ,
         _conditions_differ,
+        _knobs_changed,
         _treatments_differ,
         _merged_before,
         _others_merged,
@@ -150,6 +153,30 @@ def _conditions_differ(_cell: Cell, records: Measured) -> str:
     return f"merge and on were measured with different {', '.join(differing)}" if differing else ""
 
 
+def _knobs_changed(_cell: Cell, records: Measured) -> str:
+    """Whether somebody set a knob while KSM merged, or before, to another value than was asked for."""
+    asked = records.on.requested
+    tuned = self_tuned(records.on.provenance.ksm_knobs, asked.service)
+    protocol = frozenset() if asked.service else {"run"}
+    for change in records.merge.observed.knob_changes:
+        if change.knob not in tuned - protocol:
+            return (
+                f"somebody changed {change.knob} from {change.before} to {change.after} "
+                f"{change.seconds:.0f} s after KSM was switched on"
+            )
+    for kind, record in (("merge", records.merge), ("on", records.on)):
+        seen = {name: str(value) for name, value in record.provenance.ksm_knobs.items()}
+        wanted = {name: str(value) for name, value in asked.ksm_knobs.items() if name not in tuned}
+        if asked.thp_enabled != KEEP:
+            wanted["huge pages"] = asked.thp_enabled
+            seen["huge pages"] = record.provenance.thp.get("enabled", asked.thp_enabled)
+        for name, value in wanted.items():
+            # A knob that its policy can do without may be absent.
+            if seen.get(name, value) != value:
+                return f"somebody changed {name} from {value} to {seen[name]} before the {kind} record"
+    return ""
+
+
 def _treatments_differ(cell: Cell, records: Measured) -> str:
     first, *others = records.all
     if any(record.requested != first.requested for record in others):
@@ -161,19 +188,28 @@ def _treatments_differ(cell: Cell, records: Measured) -> str:
 
 
 def _merged_before(_cell: Cell, records: Measured) -> str:
-    ksm = records.off.observed.host.ksm
+    seen = records.off.observed
+    ksm = seen.host.ksm
     if ksm.run == 1:
         return "KSM was running in the off record"
     pages = saved_pages(ksm.pages_sharing, ksm.ksm_zero_pages)
+    if pages and records.off.requested.others == ALLOW:
+        # A page that is shared belongs to a process as those that share it do: together all that is merged.
+        beyond = ksm.pages_shared + pages - sum(other.merged_pages for other in seen.other_mergeable)
+        if beyond <= 0:
+            return ""
+        return f"KSM had {beyond} pages merged already in the off record that no other process holds"
     return f"KSM had {pages} pages merged already in the off record" if pages else ""
 
 
 def _others_merged(_cell: Cell, records: Measured) -> str:
+    if records.off.requested.others == ALLOW:
+        return ""
     for kind, record in (("off", records.off), ("on", records.on)):
-        merged = [other for other in record.observed.other_mergeable if other.merging_pages]
+        merged = [other for other in record.observed.other_mergeable if other.merged_pages]
         if merged:
             named = ", ".join(f"{other.command} ({other.pid})" for other in merged[:3])
-            pages = sum(other.merging_pages for other in merged)
+            pages = sum(other.merged_pages for other in merged)
             return f"{pages} pages of processes that are no guests were merged in the {kind} record: {named}"
     return ""
 

@@ -78,6 +78,7 @@ Seconds = Annotated[tuple[Amount, ...], Field(min_length=1)]
 Names = Annotated[tuple[Text, ...], AfterValidator(_distinct)]
 Accelerator = Literal["tcg", "kvm"]
 ThpMode = Literal["keep", "always", "madvise", "never"]
+OthersMode = Literal["refuse", "allow"]
 Version = Literal[2]
 
 
@@ -106,7 +107,7 @@ class Convergence(Model):
 
 
 class Requested(Model):
-    """What was asked for; ``service``: "" for none."""
+    """What was asked for; ``service``: "" for none; ``others``: what else KSM could merge on the host."""
 
     policy: Text
     ksm_knobs: Knobs
@@ -116,6 +117,7 @@ class Requested(Model):
     guest_reserve_bytes: Count
     convergence: Convergence
     sample_interval_seconds: Above0
+    others: OthersMode = "refuse"
 
 
 class Start(Model):
@@ -141,6 +143,13 @@ class Start(Model):
         return self
 
 
+class KsmBefore(Model):
+    """KSM before the testbed changed it first: run, and the pages that processes had merged."""
+
+    run: Literal[0, 1, 2]
+    merged_pages: Count
+
+
 class Machine(Model):
     """What a host is, as read from it, and the settings that change a saving."""
 
@@ -159,7 +168,7 @@ class Machine(Model):
 
 
 class Provenance(Machine):
-    """Host, image and start of a phase that was measured."""
+    """Host, image and start of a phase that was measured; ``ksm_before``: None where it was not kept."""
 
     design_digest: Digest
     image_digest: Digest
@@ -167,6 +176,7 @@ class Provenance(Machine):
     guest_memory_bytes: Positive
     testbed_version: str
     start: Start
+    ksm_before: KsmBefore | None = None
 
 
 class PartialProvenance(Model):
@@ -190,6 +200,7 @@ class PartialProvenance(Model):
     swap_total_bytes: Count | None
     testbed_version: str | None
     start: Start | None
+    ksm_before: KsmBefore | None = None
 
 
 class Stall(Model):
@@ -263,11 +274,22 @@ class Guest(Model):
 
 
 class OtherMergeable(Model):
-    """A process of the host, no guest, that offers memory to KSM."""
+    """A process of the host, no guest, that offers memory to KSM.
+
+    ``merging_pages``: shared and sharing alike. ``mergeable_bytes``, ``zero_pages``: None where they were not
+    read.
+    """
 
     pid: Positive
     command: str
     merging_pages: Count
+    mergeable_bytes: Count | None = None
+    zero_pages: Count | None = None
+
+    @property
+    def merged_pages(self) -> int:
+        """All of its pages that KSM has merged."""
+        return self.merging_pages + (self.zero_pages or 0)
 
 
 class Filled(Model):
@@ -320,16 +342,32 @@ class Samples(Model):
 
 
 class SnapshotObserved(Model):
-    """Host and guests at one moment; ``workload``: what each guest that filled memory filled."""
+    """Host and guests at one moment; ``workload``: what each guest that filled memory filled.
+
+    ``tuners``: programs that ran and set KSM's knobs by themselves.
+    """
 
     host: Host
     guests: dict[str, Guest]
     other_mergeable: tuple[OtherMergeable, ...]
+    tuners: Names = ()
     workload: dict[str, Filled]
 
 
+class KnobChange(Model):
+    """A knob of KSM, or run, that was another one while a series was taken, ``seconds`` after its begin."""
+
+    seconds: Amount
+    knob: Text
+    before: str
+    after: str
+
+
 class MergeObserved(Model):
-    """A series, and whether and when the merge had settled (None: it had not)."""
+    """A series, and whether and when the merge had settled (None: it had not).
+
+    ``knob_changes``: the first one of each knob.
+    """
 
     started_at: Timestamp
     converged: bool
@@ -339,6 +377,7 @@ class MergeObserved(Model):
     duration_seconds: Amount
     sampler_cpu_seconds: Amount
     samples: Samples
+    knob_changes: tuple[KnobChange, ...] = ()
 
 
 class Verdict(Model):
@@ -574,6 +613,7 @@ class PlannedVariables(Model):
 
     ``cell_order_seed``: "" where it was drawn. ``first_boot``: the number of the first
     of the boots. ``follow_seconds``: of the series after the on record.
+    ``others``: whether memory that others offer to KSM was refused or allowed.
     """
 
     focus: Annotated[tuple[Positive, ...], Field(min_length=1), AfterValidator(_distinct)]
@@ -603,6 +643,7 @@ class PlannedVariables(Model):
     converge_timeout_seconds: Above0
     sample_interval_seconds: Above0
     follow_seconds: Amount = 0.0
+    others: OthersMode = "refuse"
 
 
 class PlannedPolicy(Model):
@@ -758,13 +799,17 @@ class Window(Model):
 
 
 class StepObserved(Model):
-    """The host before the probes; ``probes``: None for a guest that gave no answer."""
+    """The host before the probes; ``probes``: None for a guest that gave no answer.
+
+    ``other_mergeable``: None where it was not read.
+    """
 
     host: Host
     envelope: Envelope | None
     converged: bool | None
     probes: dict[str, Probe | None]
     window: Window
+    other_mergeable: tuple[OtherMergeable, ...] | None = None
 
 
 class Written(Model):

@@ -8,8 +8,17 @@ from typing import Any
 import pandas as pd
 
 from analysis.measure.efficiency import CensusMeans, censuses
+from analysis.measure.others import marks_words
 from analysis.measure.pooling import LeftOut
-from analysis.measure.statistics import COMPARED, LEAST_BOOTS, OFF_ON, Measured, PolicyDifference, Summary
+from analysis.measure.statistics import (
+    COMPARED,
+    LEAST_BOOTS,
+    OFF_ON,
+    Measured,
+    PolicyDifference,
+    Summary,
+    averaged,
+)
 from analysis.plan.design import MIB
 from analysis.plan.policies import policy_order
 from analysis.plan.workloads import title
@@ -266,6 +275,7 @@ def warnings(answer: Answer) -> list[str]:
     for summary in answer.summaries:
         name = f"{summary.hypervisor}, {row_name(summary)}" if several_hosts else row_name(summary)
         lines += [*_not_pooled(name, summary), *_left_out(name, summary), *_doubts(name, summary)]
+        lines += [f"! {name}: {words}" for words in marks_words(averaged(summary, answer.runs))]
     lines += [
         f"! {title(one.workload)}: {one.policy} is not compared with {one.baseline}, for they were measured "
         f"under different conditions: {'; '.join(one.not_compared)}."

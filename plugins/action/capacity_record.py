@@ -206,6 +206,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             envelope = self._module("envelope", {"state": "read"}, task_vars)["memory"]
         return {
             "host": measured["observed"]["host"],
+            "other_mergeable": measured["observed"]["other_mergeable"],
             "envelope": envelope,
             **{name: measured[name] for name in ("provenance", "recorded_at", "monotonic_seconds")},
         }
@@ -228,6 +229,7 @@ def step_record(args: dict[str, Any], hypervisor: str, after: dict[str, Any]) ->
         "converged": args["converged"],
         "probes": args["probes"],
         "window": window(before, after),
+        "other_mergeable": before["other_mergeable"],
     }
     record = common(args, hypervisor, before, "capacity_step", observed)
     design = CapacityDesign(**args["plan"]["capacity"])

@@ -3,8 +3,8 @@
 Arguments:
     phase: off, merge, on, after, verify or failed.
     run_id, cell, requested: as in the record (analysis/records/models.py).
-    provenance: design_digest, image_digest, accelerator, testbed_version and start; the rest is read from the
-        host.
+    provenance: design_digest, image_digest, accelerator, testbed_version, start and ksm_before; the rest is
+        read from the host.
     directory: the cell's folder on the controller, absolute; created with mode 0700.
     domains: guest name to libvirt domain name (off, on).
     workload: guest name to what filled it (off, on); empty where nothing was filled.
@@ -35,7 +35,7 @@ from ansible.plugins.action import ActionBase
 
 from analysis.plan.variables import add_failure, plain_data
 from analysis.progress.module import run_series, run_workload, show_begin
-from analysis.records.action import head, prepare, record_path, store
+from analysis.records.action import GIVEN, head, prepare, record_path, store
 from analysis.records.models import PHASES as RECORDS
 from analysis.records.models import Machine
 from plugins.module_utils.ksm_convergence import saved_pages
@@ -45,6 +45,8 @@ PHASES = ("off", "merge", "on", "after", "verify", "failed")
 SERIES = ("merge", "after")
 # YAML 1.1 reads an unquoted off or on as a truth value.
 YAML_TRUTH = {False: "off", True: "on"}
+# Whether KSM was in use before is of cells alone.
+GIVEN_OF_CELLS = (*GIVEN, "ksm_before")
 NEEDS = {"off": "domains", "on": "domains", "failed": "failure"}
 MESSAGE_LIMIT_CHARACTERS = 4000
 MIB = 1 << 20
@@ -226,7 +228,9 @@ def assemble(args: dict[str, Any], measured: dict[str, Any], seen: dict[str, Any
     """The record of the contract from its parts."""
     memory = args["cell"].get("guest_memory_bytes")
     return {
-        **head(args["phase"], args["run_id"], measured, args["provenance"], memory),
+        **head(
+            args["phase"], args["run_id"], measured, args["provenance"], memory, given=GIVEN_OF_CELLS
+        ),
         "monotonic_seconds": measured["monotonic_seconds"],
         "cell": args["cell"],
         "requested": args["requested"],

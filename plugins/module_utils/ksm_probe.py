@@ -35,6 +35,12 @@ CPU_FIELDS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "ste
 CLOCK_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 KTHREADD_PID = 2
 KIB = 1024
+# The testbed's guests are domains whose names begin so.
+OWN_PREFIX = "ksm-testbed-"
+# Programs that set KSM's knobs, or what processes offer it, by themselves: qemu's, oVirt's, CachyOS'
+TUNERS = ("ksmtuned", "momd", "uksmd")
+COMM_CHARACTERS = 15  # the kernel keeps no more of a command's name
+NAMED_OTHERS = 5
 
 
 class ProbeError(Exception):
@@ -165,13 +171,20 @@ def selected(text: str) -> str:
     return choice.group(1) if choice else text.strip()
 
 
+def knob_files(roots: Roots) -> list[Path]:
+    """The file of each knob of KSM; `run` and the counters are not knobs."""
+    counters = {*KSM_REQUIRED, *KSM_OPTIONAL}
+    return [
+        path
+        for path in sorted(roots.ksm.iterdir())
+        if path.stat().st_mode & 0o222 and path.name not in counters
+    ]
+
+
 def ksm_knobs(roots: Roots) -> dict[str, str | int]:
-    """Every knob of KSM as read back; `run` and the counters are not knobs."""
+    """Every knob of KSM as read back."""
     knobs: dict[str, str | int] = {}
-    for path in sorted(roots.ksm.iterdir()):
-        writable = path.stat().st_mode & 0o222
-        if not writable or path.name in KSM_REQUIRED or path.name in KSM_OPTIONAL:
-            continue
+    for path in knob_files(roots):
         value = selected(read_required(path))
         knobs[path.name] = int(value) if re.fullmatch(r"-?\d+", value) else value
     return knobs
@@ -345,23 +358,79 @@ def per_cpu_free_pages(roots: Roots) -> int | None:
     return sum(int(count) for count in re.findall(r"^\s+count:\s+(\d+)$", text, re.MULTILINE))
 
 
+def is_guest(command_line: str, prefix: str = OWN_PREFIX) -> bool:
+    """Whether this is the QEMU process of a domain whose name begins so, as libvirt starts it."""
+    return any(argument.startswith(f"guest={prefix}") for argument in command_line.split("\0"))
+
+
+def own_pids(roots: Roots) -> set[int]:
+    """The processes of all guests of this testbed."""
+    return {pid for pid in pids(roots) if is_guest(read_optional(roots.proc / str(pid) / "cmdline") or "")}
+
+
 def other_mergeable(guest_pids: Iterable[int], roots: Roots) -> list[dict[str, Any]]:
-    """Processes other than the guests that have merged pages or offer memory to KSM."""
+    """Processes other than these whose memory KSM could merge, or has merged; most memory first.
+
+    Each with pid, command, mergeable_bytes (address space marked for KSM), merging_pages (shared and sharing
+    alike) and zero_pages. Where ksm_stat says of a process that it offers nothing, that is all that is read
+    of it. Kernels whose ksm_stat has no such flags (6.1 and 6.12 have none) are asked for the flags of each
+    mapping. ProbeError where they may not be read.
+    """
     ours = set(guest_pids)
-    others = []
-    for pid in pids(roots):
-        folder = roots.proc / str(pid)
-        if pid in ours:
-            continue
-        fields = parse_ksm_stat(read_optional(folder / "ksm_stat") or "")
-        # Kernels before 6.1 have only this file; a kernel thread's is empty.
-        merging = fields.get("ksm_merging_pages", read_optional(folder / "ksm_merging_pages") or 0)
-        merging_pages = int(merging)
-        offers = "yes" in (fields.get("ksm_mergeable"), fields.get("ksm_merge_any"))
-        if merging_pages > 0 or offers or int(fields.get("ksm_rmap_items", 0)) > 0:
-            command = (read_optional(folder / "comm") or "").strip()
-            others.append({"pid": pid, "command": command, "merging_pages": merging_pages})
-    return others
+    found = [_offer(pid, roots.proc / str(pid)) for pid in pids(roots) if pid not in ours]
+    return sorted(filter(None, found), key=lambda other: -other["mergeable_bytes"])
+
+
+def _offer(pid: int, folder: Path) -> dict[str, Any] | None:
+    """What a process offers to KSM, None where that is nothing; a kernel thread's files are empty."""
+    fields = parse_ksm_stat(read_optional(folder / "ksm_stat") or "")
+    # The count has a file of its own, too, since before ksm_stat had it.
+    merging_pages = int(fields.get("ksm_merging_pages", read_optional(folder / "ksm_merging_pages") or 0))
+    zero_pages = int(fields.get("ksm_zero_pages", 0))
+    flags = [fields[name] for name in ("ksm_mergeable", "ksm_merge_any") if name in fields]
+    holds = merging_pages > 0 or zero_pages > 0 or "yes" in flags
+    if flags and not holds:
+        return None
+    command = (read_optional(folder / "comm") or "").strip()
+    try:
+        offered_bytes = mergeable_bytes(read_optional(folder / "smaps") or "")
+    except ProbeError as error:
+        raise ProbeError(
+            f"whether process {pid} ({command}) offers memory to KSM is not known: {error}; root needs "
+            "CAP_SYS_PTRACE for it"
+        ) from None
+    if not offered_bytes and not holds:
+        return None
+    return {
+        "pid": pid,
+        "command": command,
+        "mergeable_bytes": offered_bytes,
+        "merging_pages": merging_pages,
+        "zero_pages": zero_pages,
+    }
+
+
+def others_words(others: list[dict[str, Any]], roots: Roots) -> str:
+    """Processes with their sizes, for a person: those that offer most by name, and how many more."""
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    words = []
+    for other in others[:NAMED_OTHERS]:
+        line = read_optional(roots.proc / str(other["pid"]) / "cmdline") or other["command"]
+        merged = (other["merging_pages"] + other["zero_pages"]) * page_bytes
+        words.append(
+            f"{other['pid']} ({' '.join(line.replace(chr(0), ' ').split())[:70]}) "
+            f"{other['mergeable_bytes'] >> 20} MiB, {merged >> 20} MiB of it merged"
+        )
+    rest = others[NAMED_OTHERS:]
+    more = sum(other["mergeable_bytes"] for other in rest) >> 20
+    return "; ".join([*words, f"and {len(rest)} more with {more} MiB"] if rest else words)
+
+
+def tuners(roots: Roots, names: Iterable[str] = TUNERS) -> list[str]:
+    """Which of these programs run, by the commands' names, each once."""
+    known = {name[:COMM_CHARACTERS]: name for name in names}
+    commands = {(read_optional(roots.proc / str(pid) / "comm") or "").strip() for pid in pids(roots)}
+    return sorted(known[command] for command in commands & known.keys())
 
 
 def observe(domains: dict[str, str], roots: Roots) -> dict[str, Any]:
@@ -372,7 +441,8 @@ def observe(domains: dict[str, str], roots: Roots) -> dict[str, Any]:
         roots: the kernel's trees.
 
     Returns:
-        host, guests and other_mergeable of a record's `observed`.
+        host, guests, other_mergeable and tuners of a record's `observed`. Where no domain is named, the
+        guests of this testbed are no others either.
 
     Raises:
         ProbeError: a required counter is missing, or a domain is not running.
@@ -388,7 +458,12 @@ def observe(domains: dict[str, str], roots: Roots) -> dict[str, Any]:
         "per_cpu_free_pages": per_cpu_free_pages(roots),
     }
     guests = {name: guest(domains[name], pid, roots) for name, pid in guest_pids.items()}
-    return {"host": host, "guests": guests, "other_mergeable": other_mergeable(guest_pids.values(), roots)}
+    return {
+        "host": host,
+        "guests": guests,
+        "other_mergeable": other_mergeable(guest_pids.values() if domains else own_pids(roots), roots),
+        "tuners": tuners(roots),
+    }
 
 
 def drop_caches(roots: Roots) -> None:

@@ -8,9 +8,9 @@ module: host_preflight
 short_description: Refuse a host that can't measure, before anything on it is changed
 description:
   - Checks the system, the rights, the kernel's KSM and counters, rival tuners, other processes whose memory
-    KSM could merge, that the host's memory holds the guests, its file systems what is to be stored, and that
-    the guests' SSH ports are free. What guests of this testbed hold, who will be removed or used again,
-    counts as free.
+    KSM could merge or has merged, that the host's memory holds the guests, its file systems what is to be
+    stored, and that the guests' SSH ports are free. What guests of this testbed hold, who will be removed or
+    used again, counts as free.
 options:
   debian_versions:
     description: major versions that are supported
@@ -21,11 +21,14 @@ options:
     description: commands that change KSM's knobs by themselves
     type: list
     elements: str
-    default: [ksmtuned]
-  allow_other_mergeable:
-    description: go on although other processes offer memory to KSM
-    type: bool
-    default: false
+    default: [ksmtuned, momd, uksmd]
+  others:
+    description:
+      - V(refuse) a host on which other processes offer memory to KSM or a rival tuner runs; V(allow) only
+        warns of them.
+    type: str
+    choices: [refuse, allow]
+    default: refuse
   guests: {description: guests that are to run; 0 leaves their memory unchecked, type: int, default: 0}
   guest_memory_mib: {description: memory of one of them, type: int, default: 0}
   overhead_mib: {description: "host memory of one QEMU besides its guest's, at most", type: int, default: 160}
@@ -56,7 +59,7 @@ RETURN = r"""
 debian_version: {description: major version, type: str, returned: success}
 systemd: {description: whether systemd is PID 1, type: bool, returned: success}
 other_mergeable:
-  description: processes besides the guests that offer memory to KSM
+  description: processes besides the guests that offer memory to KSM, with mergeable_bytes and merging_pages
   type: list
   returned: success
 """
@@ -70,6 +73,17 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.ksm_probe import (
+    OWN_PREFIX,
+    TUNERS,
+    ProbeError,
+    Roots,
+    is_guest,
+    other_mergeable,
+    others_words,
+    read_optional,
+    tuners,
+)
 
 NEEDED_KSM_FILES = (
     "run",
@@ -81,7 +95,6 @@ NEEDED_KSM_FILES = (
     "pages_unshared",
 )
 HOST_RESERVE_MIB = 512
-COMM_CHARACTERS = 15  # the kernel keeps no more of a command's name
 
 
 def os_release(etc: Path) -> dict[str, str]:
@@ -90,36 +103,16 @@ def os_release(etc: Path) -> dict[str, str]:
     return {name: value.strip().strip('"') for name, value in pairs}
 
 
-def processes(proc: Path) -> list[tuple[int, str, str]]:
-    """Return (pid, comm, command line) of every process that can be read."""
-    found = []
+def command_lines(proc: Path) -> dict[int, str]:
+    """Return the command line of every process that can be read, its words apart by NUL."""
+    found = {}
     for folder in proc.iterdir():
         if folder.name.isdigit():
             try:
-                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                name = (folder / "comm").read_text().strip()
-                found.append((int(folder.name), name, " ".join(line.split())))
+                found[int(folder.name)] = (folder / "cmdline").read_text(errors="replace")
             except OSError:
                 continue  # it ended meanwhile
-    return sorted(found)
-
-
-def mergeable(proc: Path, pid: int) -> bool:
-    """Tell whether a process offers memory to KSM."""
-    try:
-        text = (proc / str(pid) / "ksm_stat").read_text()
-        values = dict(line.replace(":", " ").split()[:2] for line in text.splitlines() if line.strip())
-    except OSError:
-        values = {}
-    if values:
-        return (
-            "yes" in (values.get("ksm_mergeable"), values.get("ksm_merge_any"))
-            or int(values.get("ksm_rmap_items", 0)) > 0
-        )
-    try:
-        return int((proc / str(pid) / "ksm_merging_pages").read_text()) > 0
-    except (OSError, ValueError):
-        return False
+    return found
 
 
 def mib(meminfo: str, name: str) -> int:
@@ -128,7 +121,7 @@ def mib(meminfo: str, name: str) -> int:
     return next((int(words[1]) >> 10 for words in lines if words and words[0] == f"{name}:"), 0)
 
 
-def held_mib(proc: Path, pids: list[int]) -> int:
+def held_mib(proc: Path, pids: Iterable[int]) -> int:
     """Return what these processes hold, merged pages by their share."""
     held = 0
     for pid in pids:
@@ -175,8 +168,36 @@ def round_up_mib(size_bytes: int) -> int:
     return -(-size_bytes >> 20)
 
 
+def strangers(
+    params: dict[str, Any], ours: Iterable[int], user_id: int
+) -> tuple[list[str], list[str], list[dict[str, Any]]]:
+    """Return (what of others is wrong; what the user is to know; their processes that offer memory)."""
+    roots = Roots(Path(params["proc_root"]), Path(params["sys_root"]))
+    found, notes = [], []
+    rivals = tuners(roots, params["rival_tuners"])
+    if rivals:
+        found.append(
+            f"{', '.join(rivals)} runs on this host and changes KSM's knobs by itself: "
+            "stop it for the experiment"
+        )
+    # Who is not root may not read them, and is refused anyway.
+    others = other_mergeable(ours, roots) if user_id == 0 else []
+    if others:
+        found.append(
+            "other processes offer memory to KSM and would be merged with the guests: "
+            f"{others_words(others, roots)}; end them, or give -e others=allow, which merges them too, "
+            "unmerges nothing that is merged already, and counts them in the records"
+        )
+    if (read_optional(roots.ksm / "run") or "").strip() == "1":
+        notes.append(
+            "KSM runs on this host already: it is stopped between measurements, runs again afterwards, and "
+            "each cell says so"
+        )
+    return (found, notes, others) if params["others"] == "refuse" else ([], [*found, *notes], others)
+
+
 def problems(params: dict[str, Any], user_id: int) -> tuple[list[str], dict[str, Any]]:
-    """Return (what is wrong, one sentence each; facts)."""
+    """Return (what is wrong, one sentence each; facts, and notes for the user)."""
     proc, sys_, etc = (Path(params[name]) for name in ("proc_root", "sys_root", "etc_root"))
     wrong = []
     release = os_release(etc)
@@ -204,10 +225,9 @@ def problems(params: dict[str, Any], user_id: int) -> tuple[list[str], dict[str,
     if "MemAvailable:" not in meminfo:
         wrong.append("this kernel's /proc/meminfo has no MemAvailable, which the measurement needs")
     guests, each_mib = params["guests"], params["guest_memory_mib"]
-    running = processes(proc)
-    own = [(pid, line) for pid, _name, line in running if f"guest={params['own_prefix']}" in line]
+    own = {pid: line for pid, line in command_lines(proc).items() if is_guest(line, params["own_prefix"])}
     total, with_qemu = mib(meminfo, "MemTotal"), each_mib + params["overhead_mib"]
-    free = max(0, mib(meminfo, "MemAvailable") + held_mib(proc, [pid for pid, _ in own]) - HOST_RESERVE_MIB)
+    free = max(0, mib(meminfo, "MemAvailable") + held_mib(proc, own) - HOST_RESERVE_MIB)
     if guests * each_mib > total:
         wrong.append(
             f"guests is {guests} and guest_memory_mib is {each_mib}: this host has {total} MiB "
@@ -219,7 +239,7 @@ def problems(params: dict[str, Any], user_id: int) -> tuple[list[str], dict[str,
             f"host memory, and {free} MiB are available besides a reserve, which fits {free // with_qemu}: "
             "lower guests or guest_memory_mib"
         )
-    forwarded = " ".join(line for _pid, line in own)
+    forwarded = " ".join(own.values())
     taken = [port for port in params["ports"] if f"127.0.0.1:{port}-" not in forwarded and in_use(port)]
     if taken:
         wrong.append(
@@ -227,23 +247,13 @@ def problems(params: dict[str, Any], user_id: int) -> tuple[list[str], dict[str,
             "it, or set guest_ssh_port_base"
         )
     wrong += disk_problems(params["disk_needs"])
-    tuners = {tuner[:COMM_CHARACTERS] for tuner in params["rival_tuners"]}
-    rivals = sorted({name for _, name, _ in running if name in tuners})
-    if rivals:
-        wrong.append(
-            f"{', '.join(rivals)} runs on this host and changes KSM's knobs by itself: "
-            "stop it for the experiment"
-        )
-    others = [{"pid": pid, "command": line or name} for pid, name, line in running
-              if f"guest={params['own_prefix']}" not in line and mergeable(proc, pid)]
-    if others and not params["allow_other_mergeable"]:
-        names = ", ".join(f"{other['pid']} ({str(other['command'])[:60]})" for other in others[:5])
-        wrong.append(
-            f"other processes offer memory to KSM and would be merged and unmerged with the guests: {names}; "
-            "end them, or set debian_host_allow_other_mergeable=true"
-        )
-    return wrong, {"debian_version": version, "systemd": (proc / "1/comm").read_text().strip() == "systemd",
-                   "other_mergeable": others}
+    theirs, notes, others = strangers(params, own, user_id)
+    return wrong + theirs, {
+        "debian_version": version,
+        "systemd": (proc / "1/comm").read_text().strip() == "systemd",
+        "other_mergeable": others,
+        "notes": notes,
+    }
 
 
 def main() -> None:
@@ -251,8 +261,8 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "debian_versions": {"type": "list", "elements": "str", "default": ["12", "13"]},
-            "rival_tuners": {"type": "list", "elements": "str", "default": ["ksmtuned"]},
-            "allow_other_mergeable": {"type": "bool", "default": False},
+            "rival_tuners": {"type": "list", "elements": "str", "default": list(TUNERS)},
+            "others": {"type": "str", "choices": ["refuse", "allow"], "default": "refuse"},
             "guests": {"type": "int", "default": 0},
             "guest_memory_mib": {"type": "int", "default": 0},
             "overhead_mib": {"type": "int", "default": 160},
@@ -267,7 +277,7 @@ def main() -> None:
                     "what": {"type": "str", "required": True},
                 },
             },
-            "own_prefix": {"type": "str", "default": "ksm-testbed-"},
+            "own_prefix": {"type": "str", "default": OWN_PREFIX},
             "proc_root": {"type": "path", "default": "/proc"},
             "sys_root": {"type": "path", "default": "/sys"},
             "etc_root": {"type": "path", "default": "/etc"},
@@ -276,8 +286,10 @@ def main() -> None:
     )
     try:
         wrong, facts = problems(module.params, os.geteuid())
-    except OSError as error:
+    except (OSError, ProbeError) as error:
         module.fail_json(msg=f"the preflight can't read this host: {error}")
+    for note in facts.pop("notes"):
+        module.warn(note)
     if wrong:
         module.fail_json(msg="; ".join(wrong), **facts)
     module.exit_json(changed=False, **facts)

@@ -19,6 +19,10 @@ description:
     MemAvailable less 5 % of MemTotal. The counters keep pages of processes that ended until ksmd passes by,
     so no more is counted than what processes still have merged, where the kernel tells it. In check mode it
     is not refused, since guests may be away by the time that counts.
+  - What processes had merged when O(snapshot) was stored, and still have, is never unmerged. In place of
+    unmerging, KSM is then stopped (C(run=0)) when its counters hold nothing more than what processes that
+    live have merged; ksmd runs until it has passed by those that ended. A knob that answers EBUSY then
+    is refused before anything is changed.
 options:
   state:
     description:
@@ -124,6 +128,11 @@ thp:
   returned: success
   type: dict
   sample: {"enabled": "madvise", "khugepaged/defrag": "1"}
+before:
+  description: What run was, and how many pages processes had merged, when O(snapshot) was stored; else now.
+  returned: success
+  type: dict
+  sample: {"run": 0, "merged_pages": 0}
 missing:
   description: What was to be set or restored but this kernel does not have.
   returned: success
@@ -166,6 +175,8 @@ UNMERGE = "2"
 MERGED_COUNTERS = ("pages_shared", "pages_sharing", "ksm_zero_pages")
 TRACKED_COUNTERS = (*MERGED_COUNTERS, "pages_unshared", "pages_volatile")
 UNMERGE_COST_COUNTERS = ("pages_sharing", "ksm_zero_pages")
+# Of these each belongs to a process: what ksm_merging_pages counts there.
+STABLE_COUNTERS = ("pages_shared", "pages_sharing")
 OPTIONAL_COUNTERS = frozenset({"ksm_zero_pages"})
 
 INT_MAX = 2**31 - 1
@@ -191,6 +202,9 @@ RANGES = {
     "transparent_hugepage/khugepaged/alloc_sleep_millisecs": (0, UINT_MAX),
 }
 UNMERGE_RESERVE_PERCENT = 5
+# ksmd goes by processes that ended next, but finishes the one that it is at, with the slowest policy too.
+FORGET_SECONDS = 900
+FORGET_STEP_SECONDS = 0.5
 SNAPSHOT_SCHEMA_VERSION = 2
 
 
@@ -220,6 +234,7 @@ class Host:
     """What /proc says: memory, the size of a page, this boot, and what processes have merged.
 
     ``process_merged_pages``: zero pages included; None where the kernel does not tell it of each process.
+    ``proc``: where it was read, to be read again.
     """
 
     available_bytes: int
@@ -227,6 +242,7 @@ class Host:
     page_size_bytes: int
     boot_id: str
     process_merged_pages: int | None = None
+    proc: Path = Path("/proc")
 
 
 @dataclass(frozen=True)
@@ -245,13 +261,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was done (in check mode: would be done), and the settings then in force."""
+    """What was done (in check mode: would be done), the settings then in force, and those at first."""
 
     changed: bool
     settings: dict[str, str]
     missing: list[str]
     before: str
     after: str
+    first: Snapshot
 
 
 def parse_setting(text: str) -> Setting:
@@ -440,10 +457,11 @@ def read_host(proc: Path) -> Host:
         page_size_bytes=os.sysconf("SC_PAGE_SIZE"),
         boot_id=(proc / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
         process_merged_pages=process_merged_pages(proc),
+        proc=proc,
     )
 
 
-def process_merged_pages(proc: Path) -> int | None:
+def process_merged_pages(proc: Path, *, zero_pages: bool = True) -> int | None:
     """Merged pages of all processes; None where one does not tell (before Linux 5.19, or not root)."""
     pages = 0
     for process in proc.iterdir():
@@ -458,7 +476,7 @@ def process_merged_pages(proc: Path) -> int | None:
             if process.is_dir():
                 return None
             continue  # it ended meanwhile
-        pages += _process_zero_pages(process)
+        pages += _process_zero_pages(process) if zero_pages else 0
     return pages
 
 
@@ -574,6 +592,52 @@ def wait_until_unmerged(sysfs: Sysfs, timeout_seconds: int) -> None:
         time.sleep(0.1)
 
 
+def merged_pages_held(sysfs: Sysfs, host: Host) -> int:
+    """Pages that processes have merged; where these do not tell, what the counters say."""
+    counted = sysfs.pages(MERGED_COUNTERS)
+    return counted if host.process_merged_pages is None else min(counted, host.process_merged_pages)
+
+
+def refuse_unmerging(writes: Iterable[tuple[str, str]], current: Mapping[str, str], pages: int) -> None:
+    """Refuse settings that the kernel takes only while nothing is merged, where pages must stay so."""
+    busy = [
+        f"{short(name)} {current[name]} to {value}" for name, value in writes if name in REFUSED_WHILE_MERGED
+    ]
+    if busy and pages:
+        raise KsmError(
+            f"{', '.join(busy)} cannot be set while {pages} pages are merged that were so before this run, "
+            "and these are not unmerged: end what holds them, or choose a policy that leaves the knob"
+        )
+
+
+def forget_ended(sysfs: Sysfs, proc: Path, timeout_seconds: float) -> None:
+    """Let ksmd run until KSM's counters hold no page of a process that ended; KSM is stopped then.
+
+    They are looked at while ksmd stands, when both sums hold still.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    while (counted := sysfs.pages(STABLE_COUNTERS)) > (held := _stable_pages(proc)):
+        if time.monotonic() >= deadline:
+            raise KsmError(
+                f"KSM still counts {counted - held} pages of processes that ended, {timeout_seconds:g} s "
+                "after it was let pass by them, and nothing is unmerged while others have pages merged: "
+                "try a policy that scans faster"
+            )
+        write_settings(sysfs, [(RUN, MERGE)], 0)
+        time.sleep(FORGET_STEP_SECONDS)
+        write_settings(sysfs, [(RUN, STOP)], 0)
+
+
+def _stable_pages(proc: Path) -> int:
+    pages = process_merged_pages(proc, zero_pages=False)
+    if pages is None:
+        raise KsmError(
+            "this kernel does not tell what each process has merged, so pages that others had merged before "
+            "cannot be told from those of guests that ended: end what holds them"
+        )
+    return pages
+
+
 def as_text(settings: Mapping[str, str], extra: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in (*(f"{name} {value}" for name, value in settings.items()), *extra))
 
@@ -590,6 +654,10 @@ def apply(sysfs: Sysfs, request: Request, host: Host, check_mode: bool) -> Outco
     outdated = stored is not None and stored.boot_id != host.boot_id
     snapshot = None if outdated else stored
     may_hold_pages = before[RUN] == MERGE or sysfs.pages(TRACKED_COUNTERS) > 0
+    held_pages = merged_pages_held(sysfs, host)
+    first = snapshot or Snapshot(before, held_pages, host.boot_id)
+    # Somebody else's, and merged before the first change
+    spares = request.snapshot is not None and min(first.merged_pages, held_pages) > 0
 
     wanted: dict[str, str] = {}
     missing: list[str] = []
@@ -606,7 +674,8 @@ def apply(sysfs: Sysfs, request: Request, host: Host, check_mode: bool) -> Outco
         wanted, missing = restorable_settings(snapshot, current, ranges)
         unmerge = may_hold_pages and wanted[RUN] == STOP and not snapshot.merged_pages
 
-    writes = plan_writes(before, wanted, unmerge)
+    writes = plan_writes(before, wanted, unmerge and not spares)
+    refuse_unmerging(writes, before, held_pages if spares else 0)
     unmerges = (RUN, UNMERGE) in writes
     merged_pages = sysfs.pages(MERGED_COUNTERS)
     if unmerges and not check_mode:
@@ -618,8 +687,10 @@ def apply(sysfs: Sysfs, request: Request, host: Host, check_mode: bool) -> Outco
         if request.snapshot and outdated and stores_snapshot:
             request.snapshot.unlink()
         if request.snapshot and stores_snapshot:
-            save_snapshot(request.snapshot, Snapshot(before, merged_pages, host.boot_id))
+            save_snapshot(request.snapshot, first)
         write_settings(sysfs, writes, request.unmerge_timeout_seconds)
+        if spares and unmerge:
+            forget_ended(sysfs, host.proc, FORGET_SECONDS)
         verify(sysfs, wanted)
         if request.snapshot and removes_snapshot:
             request.snapshot.unlink()
@@ -632,6 +703,7 @@ def apply(sysfs: Sysfs, request: Request, host: Host, check_mode: bool) -> Outco
         missing=[short(name) for name in missing],
         before=as_text(before, _extra_lines(merged_pages if unmerges else 0, held)),
         after=as_text({**before, **dict(writes)} if check_mode else settings, _extra_lines(0, will_hold)),
+        first=first,
     )
 
 
@@ -682,6 +754,10 @@ def main() -> None:
             changed=outcome.changed,
             knobs={short(name): returned_value(settings[name]) for name in settings if name.startswith(KSM)},
             thp={short(name): settings[name] for name in settings if name.startswith(THP)},
+            before={
+                "run": int(outcome.first.settings[RUN]),
+                "merged_pages": outcome.first.merged_pages,
+            },
             missing=outcome.missing,
             diff={"before": outcome.before, "after": outcome.after},
         )

@@ -10,6 +10,7 @@ description:
   - Samples at a fixed cadence until the convergence rule holds, a timeout, or for a given time.
   - With O(start_ksm) the first act is to write 1 to the file run of KSM, the only write of this module, so
     that second 0 of the series is the moment of the change that it follows. Else nothing is changed.
+  - Right before that, other processes whose memory KSM could merge are looked for, as O(others) says.
   - On SIGTERM or SIGINT it returns what it has; so it does when O(progress_path) was removed, or nobody
     asked for its progress for O(patience_seconds).
 options:
@@ -17,6 +18,13 @@ options:
     description: Write 1 to run at second 0.
     type: bool
     default: false
+  others:
+    description:
+      - With O(start_ksm), V(refuse) to start KSM while processes other than the testbed's guests offer memory
+        to it, and name them; V(allow) does not look.
+    type: str
+    choices: [refuse, allow]
+    default: refuse
   interval_seconds:
     description: Time from sample to sample, 0.1 or more.
     type: float
@@ -87,7 +95,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 observed:
-  description: The series in columns of equal length, whether and when it settled, and what sampling cost.
+  description:
+    - The series in columns of equal length, whether and when it settled, and what sampling cost.
+    - C(knob_changes) has the first change of each knob, C(run) among them, that was seen while sampling.
   type: dict
   returned: success
 provenance:
@@ -125,9 +135,14 @@ from ansible.module_utils.ksm_probe import (
     ProbeError,
     Roots,
     find_ksmd,
+    knob_files,
+    other_mergeable,
+    others_words,
+    own_pids,
     parse_stat,
     provenance,
     read_optional,
+    selected,
 )
 from ansible.module_utils.progress import PATIENCE_SECONDS, Progress, ProgressError
 
@@ -163,13 +178,13 @@ PROGRESS_SECONDS = 2.0
 PROGRESS_QUIET_SECONDS = 10.0
 LEAST = {"interval_seconds": 0.1, "duration_seconds": 0.1, "timeout_seconds": 1, "patience_seconds": 0.1}
 MIB = 1 << 20
+MERGE = "1"
 
 
 class Sampler:
     """Reads one row at a time through descriptors that stay open, so that a sample costs microseconds."""
 
     def __init__(self, roots: Roots, envelope: Path | None = None) -> None:
-        self.run = self._open(roots.ksm / "run")
         self.ksm = {name: self._open(roots.ksm / name) for name in KSM_COLUMNS}
         self.ksm_optional = {name: self._open_optional(roots.ksm / name) for name in KSM_OPTIONAL_COLUMNS}
         self.meminfo = self._open(roots.proc / "meminfo")
@@ -195,10 +210,6 @@ class Sampler:
     def _open_optional(self, path: Path) -> int | None:
         # psi=0 leaves the file in place and refuses to open or read it.
         return None if read_optional(path) is None else self._open(path)
-
-    def running(self) -> bool:
-        """Whether ksmd is still told to merge."""
-        return int(os.pread(self.run, 32, 0)) == 1
 
     def row(self) -> dict[str, Any]:
         """One sample, all columns but `seconds`."""
@@ -239,6 +250,31 @@ class Sampler:
         return text
 
 
+class Knobs:
+    """What somebody changes while KSM is followed: the first change of each knob, and of run."""
+
+    def __init__(self, roots: Roots) -> None:
+        paths = [roots.ksm / "run", *knob_files(roots)]
+        self.files = {path.name: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths}
+        self.first: dict[str, str] = {}
+        self.changes: list[dict[str, Any]] = []
+
+    def read(self) -> dict[str, str]:
+        """All of them as they are."""
+        return {name: selected(os.pread(fd, 256, 0).decode()) for name, fd in self.files.items()}
+
+    def look(self, seconds: float) -> bool:
+        """Note what is not as at the first look; whether ksmd is still told to merge."""
+        seen = self.read()
+        self.first = self.first or seen
+        for name in seen.keys() - {change["knob"] for change in self.changes}:
+            if seen[name] != self.first[name]:
+                self.changes.append(
+                    {"seconds": seconds, "knob": name, "before": self.first[name], "after": seen[name]}
+                )
+        return seen["run"] == MERGE
+
+
 def check_columns(row: dict[str, Any]) -> None:
     """ProbeError that names a line of meminfo or vmstat that the kernel does not show."""
     for name in (*(f"{name}_bytes" for name in MEMINFO_COLUMNS), *VMSTAT_COLUMNS):
@@ -276,10 +312,20 @@ class ScanProgress:
             self.last_scan, self.last_seconds = scan, seconds
 
 
+def refuse_others(roots: Roots) -> None:
+    """ProbeError that names what else on the host KSM would merge."""
+    others = other_mergeable(own_pids(roots), roots)
+    if others:
+        raise ProbeError(
+            "KSM was not started, since other processes offer memory to it by now: "
+            f"{others_words(others, roots)}; end them, or give -e others=allow"
+        )
+
+
 def start(roots: Roots) -> None:
     """Tell ksmd to merge."""
     try:
-        (roots.ksm / "run").write_text("1\n", encoding="ascii")
+        (roots.ksm / "run").write_text(f"{MERGE}\n", encoding="ascii")
     except OSError as error:
         raise ProbeError(f"{roots.ksm / 'run'} refused 1: {error.strerror}") from None
 
@@ -325,6 +371,9 @@ def follow(params: dict[str, Any], roots: Roots) -> tuple[dict[str, Any], float]
     series = Series(rule, smart_scan=smart_scan)
     sampler = Sampler(roots, Path(params["envelope_path"]) if params["envelope_path"] else None)
     check_columns(sampler.row())
+    knobs = Knobs(roots)
+    if params["start_ksm"] and params["others"] == "refuse":
+        refuse_others(roots)
     progress = Progress(params["progress_path"], params["patience_seconds"])
     libvirt = roots.run / "libvirt/qemu"
     running = {
@@ -339,12 +388,13 @@ def follow(params: dict[str, Any], roots: Roots) -> tuple[dict[str, Any], float]
     begin = time.monotonic()
     if params["start_ksm"]:
         start(roots)
-    elif not sampler.running():
+    elif knobs.read()["run"] != MERGE:
         raise ProbeError("KSM is not running (run is not 1) and start_ksm is false; nothing would be merged")
     end = ""
     while not end:
         seconds = round(time.monotonic() - begin, 3)
         series.add(seconds, sampler.row())
+        merging = knobs.look(seconds)
         scans.show(series.complete_scans, series.saved[-1], seconds)
         if stopped := not_running(running, libvirt):
             raise ProbeError(f"{stopped}; KSM was followed for {seconds:.0f} s")
@@ -353,7 +403,7 @@ def follow(params: dict[str, Any], roots: Roots) -> tuple[dict[str, Any], float]
         elif seconds >= limit:
             state = "settled" if series.verdict.settled else "not settled"
             end = f"{state} when the {limit:g} s were over"
-        elif not sampler.running():
+        elif not merging:
             end = f"something else on the host stopped KSM after {seconds:.0f} s"
         elif abandoned := progress.abandoned():
             end = f"interrupted after {seconds:.0f} s, {abandoned}"
@@ -373,6 +423,7 @@ def follow(params: dict[str, Any], roots: Roots) -> tuple[dict[str, Any], float]
         "full_scans": series.complete_scans,
         "duration_seconds": seconds,
         "samples": series.columns(),
+        "knob_changes": knobs.changes,
         "sampler_cpu_seconds": round(time.process_time() - begin_cpu, 6),
     }
     return observed, begin
@@ -383,6 +434,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "start_ksm": {"type": "bool", "default": False},
+            "others": {"type": "str", "choices": ["refuse", "allow"], "default": "refuse"},
             "interval_seconds": {"type": "float", "default": 1.0},
             "until": {"type": "str", "choices": ["converged", "seconds"], "default": "converged"},
             "duration_seconds": {"type": "float"},

@@ -218,6 +218,15 @@ def test_knobs_are_conditions_of_a_policy_and_not_of_off() -> None:
     assert not any(name.startswith("ksm_knobs.") for name in conditions(step_record()))
 
 
+def test_others_beside_the_guests_are_a_condition_and_nobody_beside_them_is_none() -> None:
+    record = capacity_record()
+    assert "others" not in conditions(step_record())
+    other = {"pid": 77, "command": "qemu", "merging_pages": 0, "mergeable_bytes": 1}
+    for seen, found in (([], None), ([other], "present")):
+        observed = {**record["observed"], "other_mergeable": seen}
+        assert conditions(step_record(observed=observed)).get("others") == found
+
+
 def test_the_host_counts_without_an_envelope(results: Path) -> None:
     record = capacity_record(envelope_bytes=None)
     record["observed"]["envelope"] = None

@@ -69,6 +69,7 @@ def snapshot(seconds: float, **changes: int) -> dict[str, Any]:
     return {
         "host": host,
         "envelope": record["observed"]["envelope"],
+        "other_mergeable": [{"pid": 77, "command": "qemu", "merging_pages": 0, "mergeable_bytes": MIB}],
         "provenance": {
             name: value
             for name, value in record["provenance"].items()
@@ -106,6 +107,7 @@ def test_a_step_is_what_was_before_the_probes_and_what_their_time_did() -> None:
     assert window["seconds"] == 10
     swapped = {"pswpin": 0, "pswpout": 0}
     assert window["vmstat"] == {"pgfault": 700, "pgmajfault": 20, "cow_ksm": 300, **swapped, "oom_kill": 0}
+    assert [one["pid"] for one in record["observed"]["other_mergeable"]] == [77]
     assert record["stop"] is None
     assert record["envelope_bytes"] == 8192 * MIB
     assert record["policy"] == "off" and record["requested"] == {"guest_reserve_bytes": 32 * MIB}

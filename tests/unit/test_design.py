@@ -76,6 +76,7 @@ def design(**changes: Any) -> Design:
         ("converge_timeout_seconds", "60", 60.0),
         ("sample_interval_seconds", "0.5", 0.5),
         ("follow_seconds", "600", 600.0),
+        ("others", "allow", "allow"),
     ],
 )
 def test_strings_from_the_command_line_are_typed(name: str, given: Any, typed: Any) -> None:
@@ -152,6 +153,7 @@ def test_strings_from_the_command_line_are_typed(name: str, given: Any, typed: A
         ("converge_timeout_seconds", "0", "a number from 1"),
         ("sample_interval_seconds", "inf", "from 0.1 to 10"),
         ("follow_seconds", "-1", "a number from 0"),
+        ("others", "ignore", "refuse or allow"),
         ("sample_interval_seconds", True, "from 0.1 to 10"),
     ],
 )
@@ -327,8 +329,25 @@ def test_the_digest_tells_designs_apart_and_ignores_how_guests_are_handled() -> 
         {"boots": 2},
         {"repetitions": 2},
         {"thp_enabled": "never"},
+        {"others": "allow"},
     ):
         assert design(**change).digest != design().digest, change
+
+
+def test_what_is_requested_says_that_others_are_allowed_and_else_what_it_always_said() -> None:
+    assert design(others="allow").requested("ksm")["others"] == "allow"
+    assert "others" not in design().requested("ksm")
+
+
+def test_a_run_from_before_others_could_be_allowed_goes_on_and_not_with_them(results: Path) -> None:
+    made = open_run(results, planned())
+    path = results / made.run_id / "plan.json"
+    content = json.loads(path.read_text())
+    del content["design"]["others"]
+    path.write_text(json.dumps(content))
+    assert open_run(results, planned()).cells == made.cells
+    with pytest.raises(DesignError, match=r'others: "refuse", now "allow"'):
+        open_run(results, planned(others="allow"))
 
 
 def test_the_plan_is_private_and_read_as_it_was(results: Path) -> None:

@@ -17,7 +17,7 @@ preflight = load(MODULE)
 GOOD = {
     "debian_versions": ["12", "13"],
     "rival_tuners": ["ksmtuned", "a-tuner-of-a-long-name"],
-    "allow_other_mergeable": False,
+    "others": "refuse",
     "guests": 15,
     "guest_memory_mib": 512,
     "own_prefix": "ksm-testbed-",
@@ -26,6 +26,7 @@ GOOD = {
     "disk_needs": [],
 }
 OFFERS = "ksm_rmap_items 8\nksm_mergeable: yes\nksm_merge_any: no\n"
+MARKED = "7f00-7f10 rw-p 00000000 00:00 0\nSize: 2048 kB\nVmFlags: rd wr mg\n"
 
 
 class Host:
@@ -71,7 +72,7 @@ def host(tmp_path: Path) -> Host:
 def test_a_host_that_can_measure_has_no_fault(host: Host) -> None:
     wrong, facts = preflight.problems(host.arguments, 0)
     assert wrong == []
-    assert facts == {"debian_version": "13", "systemd": True, "other_mergeable": []}
+    assert facts == {"debian_version": "13", "systemd": True, "other_mergeable": [], "notes": []}
 
 
 def test_a_host_without_systemd_is_told_apart(host: Host) -> None:
@@ -134,30 +135,78 @@ def test_guests_that_the_host_could_never_hold_are_refused_with_how_many_it_coul
     ]
 
 
-@pytest.mark.parametrize("comm", ["ksmtuned", "a-tuner-of-a-long-name"[:15]])
-def test_a_rival_tuner_is_refused_by_name(host: Host, comm: str) -> None:
+@pytest.mark.parametrize("name", ["ksmtuned", "a-tuner-of-a-long-name"])
+def test_a_rival_tuner_is_refused_by_name(host: Host, name: str) -> None:
+    comm = name[:15]
     host.process(77, comm, f"/bin/bash /usr/sbin/{comm}")
     (fault,) = host.faults()
-    assert fault.startswith(f"{comm} runs on this host")
+    assert fault.startswith(f"{name} runs on this host")
 
 
 @pytest.mark.parametrize(
-    "stat", [OFFERS, "ksm_rmap_items 0\nksm_mergeable: no\nksm_merge_any: yes\n", "ksm_rmap_items 3\n"]
+    "stat", [OFFERS, "ksm_rmap_items 0\nksm_mergeable: no\nksm_merge_any: yes\n", "ksm_rmap_items 3\n", None]
 )
-def test_other_processes_that_offer_memory_are_named(host: Host, stat: str) -> None:
+def test_other_processes_that_offer_memory_are_named_with_its_size(host: Host, stat: str | None) -> None:
     host.process(42, "qemu", "qemu-system-x86_64 -name guest=web\n01", stat)
+    host.write("proc/42/smaps", MARKED)
     (fault,) = host.faults()
-    assert "42 (qemu-system-x86_64 -name guest=web 01)" in fault
-    assert "debian_host_allow_other_mergeable=true" in fault
-    assert host.faults(allow_other_mergeable=True) == []
+    assert "42 (qemu-system-x86_64 -name guest=web 01) 2 MiB, 0 MiB of it merged; end them" in fault
+    assert "give -e others=allow" in fault
+    wrong, facts = preflight.problems({**host.arguments, "others": "allow"}, 0)
+    assert wrong == [] and facts["notes"] == [fault]
 
 
-def test_before_ksm_stat_the_merged_pages_tell(host: Host) -> None:
+def test_merged_pages_tell_of_a_process_that_offers_nothing_any_more(host: Host) -> None:
     host.process(42, "qemu", "qemu", ksm_stat=None)
     host.write("proc/42/ksm_merging_pages", "0\n")
+    host.write("proc/42/smaps", MARKED.replace(" mg", ""))
     assert host.faults() == []
-    host.write("proc/42/ksm_merging_pages", "7\n")
+    host.write("proc/42/ksm_merging_pages", "512\n")
+    assert "42 (qemu) 0 MiB, 2 MiB of it merged" in host.faults()[0]
+
+
+@pytest.mark.parametrize("kernel", ["linux-6.1", "linux-6.12"])
+def test_kernels_without_flags_in_ksm_stat_are_asked_for_those_of_the_mappings(
+    host: Host, kernel: str
+) -> None:
+    shutil.copytree(ROOT / "tests/fixtures/host" / kernel / "proc", host.root / "proc", dirs_exist_ok=True)
+    (fault,) = host.faults()
+    assert "1002 (/usr/bin/qemu-system-x86_64 -name guest=web01,debug-threads=on" in fault
+    assert ") 1024 MiB, 0 MiB of it merged; 1004 (" in fault
+    assert "1004 (postgres -D /var/lib/postgresql) 8 MiB, 2 MiB of it merged" in fault
+    # 4 MiB and a stack of 132 KiB, by prctl
+    assert ("1005 (python3 prctl.py) 4 MiB" in fault) == (kernel == "linux-6.12")
+    assert "1001" not in fault and "1003" not in fault and "37 (" not in fault
+
+
+def test_of_many_processes_those_that_offer_most_are_named_and_the_rest_is_counted(host: Host) -> None:
+    for number in range(1, 8):
+        host.process(100 + number, "qemu", f"qemu {number}", OFFERS)
+        host.write(f"proc/{100 + number}/smaps", MARKED.replace("2048", f"{number * 1024}"))
+    (fault,) = host.faults()
+    assert "guests: 107 (qemu 7) 7 MiB" in fault and "103 (qemu 3)" in fault and "102" not in fault
+    assert "; and 2 more with 3 MiB; end them" in fault
+
+
+def test_a_process_that_only_speaks_of_a_guest_of_ours_is_none(host: Host) -> None:
+    host.process(43, "sh", "sh -c", OFFERS)
+    host.write("proc/43/cmdline", "sh\0-c\0watch guest=ksm-testbed-guest01\0")
     assert len(host.faults()) == 1
+
+
+def test_a_ksm_that_is_in_use_is_noted_and_not_refused(host: Host) -> None:
+    host.write("sys/kernel/mm/ksm/run", "1\n")
+    wrong, facts = preflight.problems(host.arguments, 0)
+    assert wrong == [] and len(facts["notes"]) == 1
+    assert facts["notes"][0].startswith("KSM runs on this host already")
+    warnings = run(MODULE, **host.arguments).get("warnings", [])
+    assert any("KSM runs on this host already" in str(warning) for warning in warnings)
+
+
+def test_a_rival_tuner_that_is_allowed_is_noted(host: Host) -> None:
+    host.process(77, "ksmtuned", "/bin/bash /usr/sbin/ksmtuned")
+    wrong, facts = preflight.problems({**host.arguments, "others": "allow"}, 0)
+    assert wrong == [] and facts["notes"][0].startswith("ksmtuned runs on this host")
 
 
 def test_the_own_guests_may_offer_memory(host: Host) -> None:

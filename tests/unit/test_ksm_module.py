@@ -549,7 +549,14 @@ def test_reset_on_a_host_whose_own_advisor_is_on(tree: Path, tmp_path: Path) -> 
 def test_a_policy_is_set_on_a_host_that_merges_nothing_any_more(tree: Path, tmp_path: Path) -> None:
     sysfs = KernelSysfs(tree)
     merge_pages(tree)
-    asked = {"snapshot": tmp_path / "snapshot.json", "knobs": {"sleep_millisecs": 5}, "unmerge": True}
+    # What the counters hold is of processes that ended.
+    host = dataclasses.replace(ROOMY, process_merged_pages=0)
+    asked = {
+        "snapshot": tmp_path / "snapshot.json",
+        "knobs": {"sleep_millisecs": 5},
+        "unmerge": True,
+        "host": host,
+    }
     assert apply(sysfs, check=True, **asked).changed and not sysfs.log
     outcome = apply(sysfs, **asked)
     assert sysfs.log == ["run=2", "sleep_millisecs=5", "run=0"]
@@ -775,6 +782,115 @@ def test_check_mode_does_not_refuse_what_guests_hold_that_may_be_away_by_then(tr
     (proc / "42/ksm_merging_pages").write_text(f"{1 << 19}\n")
     assert run(tree, check=True, state="unmerged", proc_root=str(proc))["changed"]
     assert "unmerging needs" in refusal(tree, state="unmerged", proc_root=str(proc))
+
+
+# What others had merged before
+
+
+class Ksmd(KernelSysfs):
+    """A kernel whose ksmd drops the pages of processes that ended in the third of its passes."""
+
+    def __init__(self, root: Path, live_pages: int) -> None:
+        super().__init__(root)
+        self.live_pages = live_pages
+        self.passes = 0
+
+    def write(self, name: str, value: str) -> None:
+        super().write(name, value)
+        self.passes += (name, value) == ("ksm/run", "1")
+        if self.passes == 3:
+            replace(self.root / "ksm/pages_sharing", f"{self.live_pages - self.counter('pages_shared')}\n")
+
+
+@pytest.fixture
+def in_use(tree: Path, proc: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tree of a host whose KSM runs, with 810 pages of a process that lives: 10 that 800 more share."""
+    merge_pages(tree, pages_sharing=800)
+    (proc / "42/ksm_merging_pages").write_text("810\n")
+    (proc / "42/ksm_stat").write_text("ksm_rmap_items 999\n")
+    monkeypatch.setattr(ksm.time, "sleep", lambda _seconds: None)
+    return tree
+
+
+def test_what_others_had_merged_before_stays_merged_in_every_cell_and_at_the_end(
+    in_use: Path, proc: Path, tmp_path: Path
+) -> None:
+    sysfs, path = Ksmd(in_use, 810), tmp_path / "snapshot.json"
+    asked: dict[str, Any] = {"snapshot": path, "knobs": {"sleep_millisecs": 5}, "unmerge": True}
+    outcome = apply(sysfs, host=ksm.read_host(proc), **asked)
+    assert sysfs.log == ["sleep_millisecs=5", "run=0"]
+    assert (outcome.first.merged_pages, outcome.first.settings["ksm/run"]) == (810, "1")
+    # A cell later the counters have 3000 pages of guests that are gone, too.
+    (in_use / "ksm/run").write_text("1\n")
+    replace(in_use / "ksm/pages_sharing", "3800\n")
+    sysfs.log.clear()
+    outcome = apply(sysfs, host=ksm.read_host(proc), **asked)
+    assert sysfs.log == ["run=0", *["run=1", "run=0"] * 3]
+    assert (sysfs.counter("pages_sharing"), outcome.settings["ksm/run"]) == (800, "0")
+    assert outcome.first.merged_pages == 810
+    sysfs.log.clear()
+    apply(sysfs, "restored", ksm.read_host(proc), snapshot=path)
+    assert sysfs.log == ["sleep_millisecs=20", "run=1"]
+    assert sysfs.counter("pages_sharing") == 800 and not path.exists()
+
+
+def test_pages_of_ended_processes_that_ksmd_does_not_drop_are_an_error(
+    in_use: Path, proc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ksm, "FORGET_SECONDS", 0)
+    replace(in_use / "ksm/pages_sharing", "3800\n")
+    sysfs = KernelSysfs(in_use)
+    with pytest.raises(
+        ksm.KsmError, match=r"^KSM still counts 3000 pages of processes that ended, 0 s after"
+    ):
+        apply(sysfs, host=ksm.read_host(proc), snapshot=tmp_path / "s.json", unmerge=True)
+    assert "run=2" not in sysfs.log
+
+
+def test_a_knob_that_needs_unmerging_is_refused_while_others_have_pages_merged(
+    in_use: Path, proc: Path, tmp_path: Path
+) -> None:
+    sysfs, path = KernelSysfs(in_use), tmp_path / "snapshot.json"
+    with pytest.raises(
+        ksm.KsmError,
+        match=r"^max_page_sharing 256 to 9 cannot be set while 810 pages are merged that were so",
+    ):
+        apply(sysfs, host=ksm.read_host(proc), snapshot=path, unmerge=True, knobs={"max_page_sharing": 9})
+    assert sysfs.log == [] and not path.exists()
+
+
+def test_when_those_who_had_pages_merged_are_gone_ksm_is_turned_off_truly(
+    in_use: Path, proc: Path, tmp_path: Path
+) -> None:
+    sysfs, path = KernelSysfs(in_use), tmp_path / "snapshot.json"
+    apply(sysfs, host=ksm.read_host(proc), snapshot=path, knobs={"sleep_millisecs": 5})
+    shutil.rmtree(proc / "42")
+    sysfs.log.clear()
+    apply(sysfs, host=ksm.read_host(proc), snapshot=path, unmerge=True)
+    assert sysfs.log == ["run=2", "run=0"]
+
+
+def test_what_the_run_itself_has_merged_of_others_is_unmerged(tree: Path, proc: Path, tmp_path: Path) -> None:
+    """It was not merged before: off is off, and the end is the beginning."""
+    sysfs, path = KernelSysfs(tree), tmp_path / "snapshot.json"
+    (proc / "42/ksm_merging_pages").write_text("0\n")
+    (proc / "42/ksm_stat").write_text("ksm_rmap_items 0\n")
+    asked: dict[str, Any] = {"snapshot": path, "unmerge": True}
+    assert apply(sysfs, host=ksm.read_host(proc), **asked).first.merged_pages == 0
+    merge_pages(tree, pages_sharing=800)
+    (proc / "42/ksm_merging_pages").write_text("810\n")
+    sysfs.log.clear()
+    apply(sysfs, host=ksm.read_host(proc), **asked)
+    assert sysfs.log == ["run=2", "run=0"]
+
+
+def test_what_ksm_was_before_is_returned(tree: Path, proc: Path, tmp_path: Path) -> None:
+    path = str(tmp_path / "snapshot.json")
+    (tree / "ksm/run").write_text("1\n")
+    first = run(tree, snapshot=path, knobs={"run": 0}, proc_root=str(proc))
+    # The counters of the tree say that nothing is merged.
+    assert first["before"] == {"run": 1, "merged_pages": 0}
+    assert run(tree, snapshot=path, proc_root=str(proc))["before"] == first["before"]
 
 
 # What goes wrong while writing

@@ -49,6 +49,12 @@ def observe(tree: Path) -> dict[str, Any]:
     return seen
 
 
+def other(pid: int, command: str, **numbers: int) -> dict[str, Any]:
+    """A process that offers memory, as it is recorded."""
+    none = {"mergeable_bytes": 0, "merging_pages": 0, "zero_pages": 0}
+    return {"pid": pid, "command": command, **none, **numbers}
+
+
 def column(path: Path, name: str) -> int:
     """A number by awk, which shares no code with the probe."""
     answer = subprocess.run(
@@ -153,7 +159,7 @@ def test_memory_that_ksm_may_not_touch_is_not_mergeable(tree: Path) -> None:
 
 
 def test_a_bystander_that_offers_memory_is_named_and_others_are_not(tree: Path) -> None:
-    assert observe(tree)["other_mergeable"] == [{"pid": OTHER, "command": "python3", "merging_pages": 0}]
+    assert observe(tree)["other_mergeable"] == [other(OTHER, "python3", mergeable_bytes=8 << 20)]
     strangers = {other["pid"] for other in ksm_probe.observe({}, roots(tree))["other_mergeable"]}
     assert strangers == {GUEST01, GUEST02, OTHER}
 
@@ -161,7 +167,65 @@ def test_a_bystander_that_offers_memory_is_named_and_others_are_not(tree: Path) 
 def test_merged_pages_of_a_bystander_are_counted(tree: Path) -> None:
     path = tree / f"proc/{PLAIN}/ksm_stat"
     path.write_text(path.read_text().replace("ksm_merging_pages 0", "ksm_merging_pages 12"))
-    assert {"pid": PLAIN, "command": "sleep", "merging_pages": 12} in observe(tree)["other_mergeable"]
+    assert other(PLAIN, "sleep", merging_pages=12) in observe(tree)["other_mergeable"]
+
+
+def test_guests_of_the_testbed_are_no_others_where_no_domain_is_named(tree: Path) -> None:
+    path = tree / f"proc/{GUEST01}/cmdline"
+    path.write_bytes(path.read_bytes().replace(b"guest=ksm-guest01,", b"guest=ksm-testbed-guest01,"))
+    seen = ksm_probe.observe({}, roots(tree))["other_mergeable"]
+    assert {one["pid"] for one in seen} == {GUEST02, OTHER}
+
+
+def test_of_a_process_that_says_that_it_offers_nothing_no_more_is_read(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What makes it quick for hundreds of them: smaps takes some ms of each, ksm_stat some us."""
+    read: list[Path] = []
+    reads = ksm_probe.read_optional
+    monkeypatch.setattr(ksm_probe, "read_optional", lambda path: (read.append(path), reads(path))[1])
+    ksm_probe.other_mergeable([], roots(tree))
+    asked = {int(path.parent.name) for path in read if path.name == "smaps"}
+    # ksmd is a thread of the kernel, whose files are empty.
+    assert asked == {GUEST01, GUEST02, OTHER, KSMD}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "offers"),
+    [
+        ("linux-6.1", {1001: 512 << 20, 1002: 1 << 30, 1004: 8 << 20}),
+        ("linux-6.12", {1001: 512 << 20, 1002: 1 << 30, 1004: 8 << 20, 1005: (4096 + 132) << 10}),
+    ],
+)
+def test_kernels_without_flags_in_ksm_stat_are_asked_for_the_flags_of_mappings(
+    kernel: str, offers: dict[int, int]
+) -> None:
+    made = roots(ROOT / "tests/fixtures/host" / kernel)
+    found = ksm_probe.other_mergeable([], made)
+    assert {one["pid"]: one["mergeable_bytes"] for one in found} == offers
+    assert {one["pid"]: one["merging_pages"] for one in found if one["merging_pages"]} == {1004: 512}
+    assert ksm_probe.own_pids(made) == {1001}
+
+
+def test_what_may_not_be_read_is_an_error_and_not_nothing(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = Path.read_text
+
+    def refuse(path: Path, **options: Any) -> str:
+        if path.name == "smaps":
+            raise PermissionError(path)
+        return reads(path, **options)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(ProbeError, match="offers memory to KSM is not known"):
+        ksm_probe.other_mergeable([], roots(tree))
+
+
+def test_tuners_that_run_are_named(tree: Path) -> None:
+    assert observe(tree)["tuners"] == []
+    (tree / f"proc/{PLAIN}/comm").write_text("ksmtuned\n")
+    assert observe(tree)["tuners"] == ["ksmtuned"]
 
 
 def test_an_old_kernel_gives_null_for_what_it_has_not(linux_6_1: Path) -> None:
@@ -176,7 +240,11 @@ def test_an_old_kernel_gives_null_for_what_it_has_not(linux_6_1: Path) -> None:
 def test_a_bystander_on_an_old_kernel_is_found_by_its_merged_pages(linux_6_1: Path) -> None:
     (linux_6_1 / f"proc/{PLAIN}/ksm_stat").unlink()
     (linux_6_1 / f"proc/{PLAIN}/ksm_merging_pages").write_text("3\n")
-    assert observe(linux_6_1)["other_mergeable"] == [{"pid": PLAIN, "command": "sleep", "merging_pages": 3}]
+    found = observe(linux_6_1)["other_mergeable"]
+    assert found == [
+        other(OTHER, "python3", mergeable_bytes=8 << 20),
+        other(PLAIN, "sleep", merging_pages=3),
+    ]
 
 
 def test_a_kernel_without_ksm_stat_gives_null(tree: Path) -> None:

@@ -53,6 +53,8 @@ REQUESTED = {
     "guest_reserve_bytes": 0,
     "convergence": {"min_full_scans": 3, "window_scans": 2, "threshold_percent": 0.5, "timeout_seconds": 2},
     "sample_interval_seconds": 0.5,
+    # The recorded host has a bystander that offers memory, and guests of another name.
+    "others": "allow",
 }
 WORKLOAD = {"filled_bytes": 4096, "digest": "d", "fill_seconds": 1.5, "seed": "run:1:guest01"}
 VERIFIED = {"filled_bytes": 4096, "digest_before": "d", "digest_after": "d", "intact": True}
@@ -88,6 +90,7 @@ class Play:
                 "accelerator": "tcg",
                 "testbed_version": "0.1.0",
                 "start": START,
+                "ksm_before": {"run": 1, "merged_pages": 0},
             },
             "directory": str(self.cell),
             **{f"{name}_root": str(self.tree / name) for name in ("proc", "sys", "run")},
@@ -175,6 +178,7 @@ def test_every_phase_leaves_a_valid_private_record(cell: tuple[Play, str], phase
     assert record["cell"] == CELL
     assert record["requested"] == REQUESTED
     assert record["provenance"]["start"] == START
+    assert record["provenance"]["ksm_before"] == {"run": 1, "merged_pages": 0}
     assert record["provenance"]["memory_total_bytes"] == 24684084 * 1024
     assert record["provenance"]["guest_memory_bytes"] == 64 << 20
     assert stat.S_IMODE((play.cell / f"{phase}.json").stat().st_mode) == 0o600

@@ -80,6 +80,8 @@ class Kernel:
         """`observed` of a series of a sample every 0.1 s."""
         given = {
             "start_ksm": True,
+            # The recorded host has a bystander that offers memory, and guests of another name.
+            "others": "allow",
             "interval_seconds": 0.1,
             "until": "converged",
             "duration_seconds": None,
@@ -131,6 +133,7 @@ def launch(tree: Path, **arguments: Any) -> subprocess.Popen[str]:
         "interval_seconds": 0.1,
         "timeout_seconds": 3,
         "start_ksm": True,
+        "others": "allow",
         **arguments,
     }
     path = tree / "arguments.json"
@@ -250,6 +253,36 @@ def test_without_start_ksm_it_writes_nothing_and_refuses_a_stopped_ksm(tree: Pat
     assert (tree / "sys/kernel/mm/ksm/run").read_text() == "0\n"
 
 
+def test_ksm_is_not_started_while_others_offer_memory_and_they_are_named(tree: Path) -> None:
+    message = sample(tree, others="refuse")["msg"]
+    assert message.startswith("KSM was not started, since other processes offer memory to it by now: ")
+    assert "28621 (" in message and " 8 MiB, 0 MiB of it merged" in message
+    assert (tree / "sys/kernel/mm/ksm/run").read_text() == "0\n"
+    for pid in (28619, 28620):
+        line = tree / f"proc/{pid}/cmdline"
+        line.write_bytes(line.read_bytes().replace(b"guest=ksm-guest", b"guest=ksm-testbed-guest"))
+    assert "28619" in message and "28619" not in sample(tree, others="refuse")["msg"]
+    shutil.rmtree(tree / "proc/28621")
+    assert "observed" in sample(tree, others="refuse", until="seconds", duration_seconds=0.1)
+
+
+def test_the_first_change_of_each_knob_is_noted_with_its_time(tree: Path) -> None:
+    def rival(scan: int) -> int:
+        if scan in (2, 4):
+            put(tree, "sleep_millisecs", 20 + scan)
+        if scan == 5:
+            put(tree, "max_page_sharing", 16)
+        return 1000 * scan
+
+    observed = Kernel(tree, rival).follow(timeout_seconds=0.8)
+    changes = sorted(observed["knob_changes"], key=lambda change: change["seconds"])
+    assert changes == [
+        {"seconds": pytest.approx(0.2), "knob": "sleep_millisecs", "before": "20", "after": "22"},
+        {"seconds": pytest.approx(0.5), "knob": "max_page_sharing", "before": "256", "after": "16"},
+    ]
+    assert Kernel(tree, lambda _scan: 1000).follow()["knob_changes"] == []
+
+
 def test_check_mode_writes_nothing(tree: Path) -> None:
     result = sample(tree, _ansible_check_mode=True)
     assert result["changed"] is True
@@ -272,6 +305,8 @@ def test_a_tuner_that_stops_ksm_ends_the_series(tree: Path) -> None:
     observed = result_of(process)["observed"]
     assert observed["converged"] is False
     assert observed["reason"].startswith("something else on the host stopped KSM")
+    (change,) = observed["knob_changes"]
+    assert (change["knob"], change["before"], change["after"]) == ("run", "1", "0")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

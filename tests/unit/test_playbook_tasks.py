@@ -109,7 +109,13 @@ class Host:
             DOMAINS,
             load("plugins/module_utils/ksm_probe.py").Roots(*(tree / one for one in ("proc", "sys", "run"))),
         )
-        once = {"start_ksm": True, "until": "seconds", "duration_seconds": 0.1, "interval_seconds": 0.1}
+        once = {
+            "start_ksm": True,
+            "others": "allow",
+            "until": "seconds",
+            "duration_seconds": 0.1,
+            "interval_seconds": 0.1,
+        }
         series = run("plugins/modules/measure_series.py", **once, **roots)
         self._write("library/measure_series.py", MODULE, "measure_series", series)
         self._write("library/measure_host.py", MODULE, "measure_host", {**series, "observed": observed})

@@ -153,7 +153,8 @@ def test_what_a_tuner_sets_by_itself_may_change_while_ksm_merges(
 ) -> None:
     def change(_cell: Cell, records: dict[str, dict[str, Any]]) -> None:
         for record in records.values():
-            record["requested"] = {**record["requested"], "service": service}
+            asked = {**record["requested"]["ksm_knobs"], **knobs}
+            record["requested"] = {**record["requested"], "service": service, "ksm_knobs": asked}
             record["provenance"]["ksm_knobs"].update(knobs)
         records["on"]["provenance"]["ksm_knobs"][changed] = 7
 
@@ -222,6 +223,7 @@ def changed(*changes: tuple[str, Place, Any]) -> Any:
 
 
 VERDICT = ("observed", "guests", "guest03")
+CHANGED = {"seconds": 8.2, "knob": "sleep_millisecs", "before": "10", "after": "200"}
 OTHER = {"pid": 77, "command": "qemu-system-x86", "merging_pages": 12}
 
 
@@ -267,6 +269,18 @@ OTHER = {"pid": 77, "command": "qemu-system-x86", "merging_pages": 12}
             ("on", ("observed", "other_mergeable"), [OTHER]),
             "12 pages of processes that are no guests were merged in the on record: qemu-system-x86 (77)",
         ),
+        (
+            ("merge", ("observed", "knob_changes"), [CHANGED]),
+            "somebody changed sleep_millisecs from 10 to 200 8 s after KSM was switched on",
+        ),
+        (
+            (
+                "merge",
+                ("observed", "knob_changes"),
+                [{**CHANGED, "knob": "run", "before": "1", "after": "0"}],
+            ),
+            "somebody changed run from 1 to 0 8 s after KSM was switched on",
+        ),
     ],
 )
 def test_what_no_record_can_tell_alone_is_noticed(
@@ -305,6 +319,53 @@ def test_what_the_host_swapped_before_a_cell_is_let_pass(results: Path) -> None:
         *((kind, ("observed", "host", "vmstat", "pswpout"), 5) for kind in ("off", "on")),
     ]
     assert load_run(store(results, synthetic_plan(), changed(*before))).cells[0].status == "complete"
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "problem"),
+    [
+        (
+            ("ksm_knobs", "sleep_millisecs"),
+            20,
+            "somebody changed sleep_millisecs from 10 to 20 before the merge",
+        ),
+        (("thp", "enabled"), "never", "somebody changed huge pages from madvise to never before the merge"),
+    ],
+)
+def test_a_setting_that_is_not_what_was_asked_for_is_noticed(
+    results: Path, where: Place, value: Any, problem: str
+) -> None:
+    asked = [(kind, ("requested", "thp_enabled"), "madvise") for kind in ("off", "merge", "on", "verify")]
+    for changes, status in (((), "complete"), (("off", "merge", "on"), "invalid")):
+        other = [(kind, ("provenance", *where), value) for kind in changes]
+        run = load_run(store(results / status, synthetic_plan(focus=2), changed(*asked, *other)))
+        assert run.cells[0].status == status
+        assert run.cells[0].problem == (f"{problem} record" if changes else "")
+
+
+def test_what_an_advisor_or_a_service_sets_is_nobodys_change(results: Path) -> None:
+    pages = {**CHANGED, "knob": "pages_to_scan"}
+    changes = ("merge", ("observed", "knob_changes"), [pages])
+    served = [
+        (kind, ("requested", "service"), "ksmtuned.service") for kind in ("off", "merge", "on", "verify")
+    ]
+    stopped = {**pages, "knob": "run", "before": "1", "after": "0"}
+    advised = [(k, ("provenance", "ksm_knobs", "advisor_mode"), "scan-time") for k in ("off", "merge", "on")]
+    asked = [
+        (kind, ("requested", "ksm_knobs"), {"advisor_mode": "scan-time"})
+        for kind in ("off", "merge", "on", "verify")
+    ]
+    for name, given, status in (
+        ("plain", [changes], "invalid"),
+        ("advisor", [changes, *advised, *asked], "complete"),
+        ("service", [("merge", ("observed", "knob_changes"), [pages, stopped]), *served], "complete"),
+    ):
+        run = load_run(store(results / name, synthetic_plan(focus=2), changed(*given)))
+        assert (name, run.cells[0].status, run.cells[0].problem[:16]) == (
+            name,
+            status,
+            "somebody changed" if status == "invalid" else "",
+        )
 
 
 def test_damaged_memory_is_a_result_and_no_contradiction(results: Path) -> None:
