@@ -207,12 +207,12 @@ def test_refused_pooling_shows_each_repetition(results: Path, summarize: Any) ->
     def change(cell: Cell, records: Records) -> None:
         if cell.boot == 2:
             for record in records.values():
-                record["provenance"]["ksm_knobs"]["pages_to_scan"] = 100
+                record["provenance"]["ksm_knobs"]["merge_across_nodes"] = 0
 
     store(results, synthetic_plan(boots=2), change)
     text = summarize()
     assert rows(text, "1 idle")[0] == ["ksm", "2x1", *["-"] * 5]
-    assert "ksm_knobs.pages_to_scan: 100 / 20000" in flowing(text)
+    assert "ksm_knobs.merge_across_nodes: 0 / absent" in flowing(text)
     assert "synthetic boot 1 repetition 1 92.0 MB/VM, synthetic boot 2 repetition 1 92.0 MB/VM" in flowing(
         text
     )
