@@ -211,8 +211,9 @@ def test_unsettled_cells_are_shown_and_not_averaged(results: Path) -> None:
         (("accelerator",), "kvm", "accelerator: kvm / tcg"),
         (("image_digest",), "sha256:" + "1" * 64, "image_digest: sha256:"),
         (("thp", "enabled"), "always", "thp.enabled: always / madvise"),
-        # One that the policy did not ask for: of those it did, another value is somebody's change.
+        # Knobs that nobody asked for: what was asked for and is not so makes a cell invalid.
         (("ksm_knobs", "merge_across_nodes"), 0, "ksm_knobs.merge_across_nodes: 0 / absent"),
+        (("ksm_knobs", "advisor_max_cpu"), 5, "ksm_knobs.advisor_max_cpu: 5 / absent"),
         (("memory_total_bytes",), 1, "memory_total_bytes: 1 / "),
     ],
 )
