@@ -125,7 +125,8 @@ class Start(Model):
 
     ``origin``: checkpoint (restored into fresh processes) or boot (measured in those that booted).
     ``booted_at``: of the physical boot, which each checkpoint of it has. ``loaded``: whether the checkpoint
-    holds what the guests filled.
+    holds what the guests filled. ``confinement``: of the QEMU processes, as the kernel showed it; None in
+    records made before it was looked at, and where no guest was started.
     """
 
     origin: Literal["checkpoint", "boot"] = Field(alias="from")
@@ -135,6 +136,7 @@ class Start(Model):
     restore_seconds: Amount | None
     loaded: bool
     arm_order: Literal["off-on", "on-off"]
+    confinement: Text | None = None
 
     @model_validator(mode="after")
     def _names_its_checkpoint(self) -> Self:

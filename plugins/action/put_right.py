@@ -5,6 +5,8 @@ before it, and what is left is named.
 
 Arguments:
     keeps_guests: leave the guests, and the bound of their memory.
+    proves: compare the host with its state before the first change, which is kept beside the snapshot, and
+        say what differs; fail where something of the testbed is left.
     snapshot: the KSM and THP settings before the first change; left out, the play's ksm_snapshot_path, else
         the role ksm's.
     policies: the folder of the policies on the controller; left out, the project's.
@@ -22,11 +24,13 @@ from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
 
 from analysis.plan.policies import POLICIES, policy_names, read_policy
 from analysis.plan.variables import play_variables
 
 SNAPSHOT = "/var/lib/ksm-testbed/ksm-snapshot.json"
+STATE = "host-state.json"
 NOT_INSTALLED = "Could not find the requested service"
 SERVICE = "ansible.builtin.systemd_service"
 
@@ -45,6 +49,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         _, args = self.validate_argument_spec(
             argument_spec={
                 "keeps_guests": {"type": "bool", "default": False},
+                "proves": {"type": "bool", "default": False},
                 "snapshot": {"type": "path"},
                 "policies": {"type": "path", "default": str(POLICIES)},
                 "run_root": {"type": "path", "default": "/run"},
@@ -68,6 +73,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             name: [self._module(module, arguments, variables) for module, arguments in modules]
             for name, modules in steps.items()
         }
+        if args["proves"] and not self._task.check_mode:
+            record = str(Path(snapshot).with_name(STATE))
+            answers["its state"] = [
+                proof := self._module("host_state", {"state": "compared", "record": record}, variables)
+            ]
+            if not proof.get("failed"):
+                Display().display(f"    [{variables.get('inventory_hostname')}] {proof.get('msg')}")
         left = [f"{name} ({why})" for name, said in answers.items() if (why := reasons(said))]
         result["changed"] = any(answer.get("changed") for said in answers.values() for answer in said)
         if left:

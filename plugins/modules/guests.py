@@ -113,7 +113,7 @@ barrier:
 start:
   description: >-
     where the guests come from, as in a record's provenance: from, checkpoint, booted_at, boot_seconds,
-    restore_seconds, loaded, arm_order
+    restore_seconds, loaded, arm_order, confinement
   type: dict
   returned: not absent
 load:
@@ -168,6 +168,7 @@ from ansible.module_utils.checkpoints import (
     size_bytes,
     write,
 )
+from ansible.module_utils.confinement import ConfinementError, confinement
 from ansible.module_utils.guest_channel import ask_all, why_gone, why_stopped
 from ansible.module_utils.progress import Progress, ProgressError, end_when_abandoned
 
@@ -362,6 +363,8 @@ class Testbed:
         # Where the guests that run come from: written when they start, read when they are saved.
         self.source_path = self.directory / "source.json"
         self.times: dict[str, float] = {}
+        # How the guests that were started are confined, each way once
+        self.confined: set[str] = set()
         # One guest did not boot: the others need not.
         self.given_up = threading.Event()
 
@@ -499,9 +502,7 @@ class Testbed:
     def write_key(self) -> None:
         """Write the private key that the readiness check uses."""
         self.directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-        self.key_path.unlink(missing_ok=True)
-        with os.fdopen(os.open(self.key_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(self.params["ssh_private_key"])
+        write_private(self.key_path, self.params["ssh_private_key"])
 
     def remove(self, own: Mapping[str, Owned]) -> None:
         """Remove domains of ours and their files, all at once: libvirt waits for the end of each process."""
@@ -541,12 +542,13 @@ class Testbed:
 
     def note_source(self, source: dict[str, Any]) -> None:
         """Note where the guests that run come from."""
-        self.source_path.write_text(json.dumps(source), encoding="utf-8")
+        write_private(self.source_path, json.dumps(source))
 
     def new_folder(self, guest: Guest) -> None:
         """Make the folder of a guest; nothing of a former run is left."""
         shutil.rmtree(guest.folder, ignore_errors=True)
         guest.folder.mkdir(parents=True)
+        # QEMU's user has to pass, whom nobody knows before it runs; confine() closes it.
         guest.folder.chmod(0o711)
 
     def definition(self, guest: Guest) -> str:
@@ -591,7 +593,6 @@ class Testbed:
                 str(source),
             ]
         )
-        guest.seed.chmod(0o600)
         shutil.rmtree(source)
 
     def make_overlay(self, guest: Guest, backing: str | Path) -> None:
@@ -599,16 +600,13 @@ class Testbed:
         run(
             ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(backing), str(guest.overlay)]
         )
-        guest.overlay.chmod(0o600)
 
     def boot(self, guest: Guest) -> dict[str, float]:
         """Start a guest; return its seconds and CPU seconds up to the first real SSH answer."""
         began = time.monotonic()
         with named(guest, "started"):
             self.connection.createXML(self.definition(guest))
-        pid = pid_of(guest)
-        if owner_of(pid)[0] == 0:
-            raise GuestError('QEMU runs as root: set user = "libvirt-qemu" in /etc/libvirt/qemu.conf')
+        pid = self.confine(guest)
         while not self.given_up.is_set():
             self.check_runs(guest, "while it booted")
             if banner(guest.ssh_port) and self.logs_in(guest.ssh_port):
@@ -631,6 +629,20 @@ class Testbed:
             )
         if why := why_stopped(guest.domain):
             raise GuestError(f"{guest.name} stopped {when}: {why}")
+
+    def confine(self, guest: Guest) -> int:
+        """Refuse a guest that is not confined, and close its folder to others; return its process."""
+        pid = pid_of(guest)
+        try:
+            # Profiles bear the domain's UUID, which says nothing.
+            self.confined.add(re.sub(r"libvirt-[0-9a-f-]{36}", "libvirt", confinement(pid)))
+        except ConfinementError as error:
+            raise GuestError(f"{guest.name} is not confined: {error}") from None
+        except FileNotFoundError:
+            raise GuestError(ended(guest)) from None
+        os.chown(guest.folder, *owner_of(pid))
+        guest.folder.chmod(0o700)
+        return pid
 
     def runs(self, guest: Guest) -> bool:
         """Tell whether a guest runs; none is defined for good, so one that ended is not even known."""
@@ -762,13 +774,14 @@ class Testbed:
         def one(guest: Guest) -> None:
             source = checkpoint.folder / guest.name
             self.new_folder(guest)
+            guest.seed.touch(mode=0o600)
             shutil.copyfile(source / "seed.iso", guest.seed)
-            guest.seed.chmod(0o600)
             self.make_overlay(guest, source / "disk.qcow2")
             memory = str(source / "memory")
             with named(guest, f"restored from the checkpoint {checkpoint.name}, which `make clean` removes"):
                 xml = self.connection.saveImageGetXMLDesc(memory, libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)
                 self.connection.restoreFlags(memory, adapted(xml, guest, self.params["partition"]), 0)
+            self.confine(guest)
 
         with self.timed("restore"), ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
             list(pool.map(one, guests))
@@ -794,14 +807,26 @@ class Testbed:
 
 
 def run(command: list[str]) -> str:
-    """Run a command and return what it printed, or raise a GuestError with what it said."""
+    """Run a command and return what it printed, or raise a GuestError with what it said.
+
+    The files that it makes are private from the beginning.
+    """
     try:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, umask=0o077
+        )
     except FileNotFoundError:
         raise GuestError(f"{command[0]} is not installed; run the kvm_host role first") from None
     if done.returncode:
         raise GuestError(f"{command[0]} failed: {' | '.join(done.stderr.strip().splitlines()[-3:])}")
     return done.stdout
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only root reads, whatever was there."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 @contextmanager
@@ -818,7 +843,12 @@ def pid_of(guest: Guest) -> int:
     try:
         return int(Path(f"/run/libvirt/qemu/{guest.domain}.pid").read_text())
     except (OSError, ValueError):
-        raise GuestError(f"{guest.name} has ended; its console's last lines: {console_tail(guest)}") from None
+        raise GuestError(ended(guest)) from None
+
+
+def ended(guest: Guest) -> str:
+    """Say that a guest runs no more."""
+    return f"{guest.name} has ended; its console's last lines: {console_tail(guest)}"
 
 
 def owner_of(pid: int) -> tuple[int, int]:
@@ -951,10 +981,12 @@ def booted(testbed: Testbed, check_mode: bool) -> dict[str, Any]:
     boots, barrier = boot_set(testbed, guests)
     source |= {"boot_seconds": testbed.times["boot"]}
     testbed.note_source({**source, "boots": boots})
-    return {**result, "boots": boots, "barrier": barrier, "start": start_of(source, None, False)}
+    return {**result, "boots": boots, "barrier": barrier, "start": start_of(testbed, source, None, False)}
 
 
-def start_of(source: dict[str, Any], restore_seconds: float | None, loaded: bool) -> dict[str, Any]:
+def start_of(
+    testbed: Testbed, source: dict[str, Any], restore_seconds: float | None, loaded: bool
+) -> dict[str, Any]:
     """Where guests come from, as a record's provenance has it."""
     names = ("from", "checkpoint", "booted_at", "boot_seconds")
     return {
@@ -962,6 +994,7 @@ def start_of(source: dict[str, Any], restore_seconds: float | None, loaded: bool
         "restore_seconds": restore_seconds,
         "loaded": loaded,
         "arm_order": "off-on",
+        "confinement": "; ".join(sorted(testbed.confined)) or None,
     }
 
 
@@ -1076,7 +1109,7 @@ def restored(testbed: Testbed, check_mode: bool) -> dict[str, Any]:
             name: {key: guest[key] for key in ("seconds", "cpu_seconds") if key in guest}
             for name, guest in checkpoint.guests.items()
         },
-        "start": start_of(source, seconds, loaded is not None),
+        "start": start_of(testbed, source, seconds, loaded is not None),
         "load": {} if loaded is None else loaded.load,
         "checkpoint": {"name": checkpoint.name, "bytes": checkpoint.bytes, "guests": len(checkpoint.guests)},
     }

@@ -1,4 +1,4 @@
-"""What the system tests know of this host: its playbooks, KSM knobs and domains."""
+"""What the system tests know of this host: its playbooks, its state, its guests."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import ansible.module_utils
+
 ROOT = Path(__file__).resolve().parents[2]
-KSM = Path("/sys/kernel/mm/ksm")
+ansible.module_utils.__path__.append(str(ROOT / "plugins/module_utils"))
+
+from ansible.module_utils.host_state import differences, read_state  # noqa: E402 -- found by the line above
+
 CHECKPOINTS = Path("/var/lib/ksm-testbed/checkpoints")
 MIB = 1 << 20
 RECORDS = ("off", "merge", "on", "verify")
@@ -48,22 +53,39 @@ def cells(run: Path) -> Cells:
     }
 
 
-def knobs() -> dict[str, str]:
-    """KSM's settings and whether anything is merged."""
-    names = (
-        "run",
-        "pages_to_scan",
-        "sleep_millisecs",
-        "smart_scan",
-        "max_page_sharing",
-        "use_zero_pages",
-        "pages_sharing",
-    )
-    return {name: (KSM / name).read_text().strip() for name in names if (KSM / name).exists()}
+State = dict[str, Any]
+
+
+def state() -> State:
+    """The host as it is, as teardown reads it."""
+    found: State = read_state()
+    return found
+
+
+def left(before: State) -> list[str]:
+    """What of a run is left on this host, and which settings are not as they were."""
+    return [one.text for one in differences(before, state()) if one.kind == "left"]
+
+
+def knob(name: str) -> str:
+    """One of KSM's settings as it is."""
+    found: str = state()["settings"][f"ksm/{name}"]
+    return found
+
+
+def in_guest(number: int, *words: str, text: str | None = None) -> str:
+    """What a command in a guest printed, over SSH, with this input. A login changes the guest's memory."""
+    key = str(ROOT / ".cache/ssh/id_ed25519")
+    trust = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes"]
+    ssh = ["ssh", "-q", "-F", "none", "-i", key, "-p", str(22200 + number), *trust, "root@127.0.0.1"]
+    given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if text is None else {"input": text}
+    done = subprocess.run([*ssh, *words], check=False, capture_output=True, text=True, **given)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def domains() -> list[str]:
-    """This testbed's domains."""
+    """This testbed's domains, as libvirt itself says."""
     done = subprocess.run(
         ["virsh", "-c", "qemu:///system", "list", "--all", "--name"],
         check=True,

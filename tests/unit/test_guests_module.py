@@ -31,6 +31,7 @@ DEFAULTS = {
     name: option.get("default") for name, option in yaml.safe_load(guests.DOCUMENTATION)["options"].items()
 }
 PORTS = 40100
+PROFILE = "libvirt-1b4e28ba-2fa1-11d2-883f-0016d3cca427"
 
 
 def domain_xml(memory_mib: int = 256) -> str:
@@ -130,6 +131,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setattr(guests, "ask_all", bench.ask_all)
     monkeypatch.setattr(guests, "pid_of", lambda _guest: os.getpid())
     monkeypatch.setattr(guests, "owner_of", lambda _pid: some_user)
+    monkeypatch.setattr(guests, "confinement", lambda _pid: f"user 7, seccomp, AppArmor {PROFILE} (enforce)")
     monkeypatch.setattr(guests, "banner", lambda *_port: True)
     # Not what this host's own libvirt says
     monkeypatch.setattr(guests, "why_stopped", lambda _domain: "")
@@ -577,9 +579,53 @@ def test_a_guest_that_libvirt_does_not_start_is_named(bench: Bench) -> None:
     )
 
 
-def test_a_qemu_that_runs_as_root_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guests, "owner_of", lambda _pid: (0, 0))
-    assert "QEMU runs as root: " in bench.refusal("booted")
+@pytest.mark.parametrize("state", ["booted", "restored"])
+def test_a_qemu_that_is_not_confined_is_refused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    if state == "restored":
+        bench.call()
+
+    def refuse(_pid: int) -> str:
+        raise guests.ConfinementError("QEMU runs as root: set user")
+
+    monkeypatch.setattr(guests, "confinement", refuse)
+    assert re.match(r"guest0\d is not confined: QEMU runs as root: set user", bench.refusal(state))
+
+
+def test_how_the_guests_are_confined_is_said_of_those_that_booted_and_those_restored(bench: Bench) -> None:
+    for state in ("booted", "restored"):
+        said = bench.call(state)["start"]["confinement"]
+        assert said == "user 7, seccomp, AppArmor libvirt (enforce)"
+
+
+def test_what_a_guest_writes_is_its_users_and_roots_alone(bench: Bench) -> None:
+    bench.call()
+    bench.call("absent")
+    bench.call()
+    folder = bench.folder / "guests/guest01"
+    seen = folder.stat()
+    assert seen.st_mode & 0o777 == 0o700
+    assert (seen.st_uid, seen.st_gid) == guests.owner_of(0)
+    assert (folder / "seed.iso").stat().st_mode & 0o777 == 0o600
+    assert (bench.folder / "guests/source.json").stat().st_mode & 0o777 == 0o600
+    # QEMU's user passes here.
+    assert (bench.folder / "guests").stat().st_mode & 0o777 == 0o711
+
+
+def test_the_files_of_a_command_are_private_from_the_beginning(tmp_path: Path) -> None:
+    guests.run(["sh", "-c", f"echo > {tmp_path}/made; mkdir {tmp_path}/folder"])
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_checkpoint_is_private_and_qemus(bench: Bench) -> None:
+    bench.call()
+    paths = [bench.checkpoints, *bench.checkpoints.rglob("*")]
+    assert {path.stat().st_mode & 0o777 for path in paths if path.is_dir()} == {0o700}
+    assert {path.stat().st_mode & 0o777 for path in paths if path.is_file()} == {0o600}
+    folders = {(path.stat().st_uid, path.stat().st_gid) for path in paths if path.is_dir()}
+    assert folders == {guests.owner_of(0)}
 
 
 def test_a_guest_that_qemu_does_not_restore_is_named_with_its_checkpoint_and_what_helps(

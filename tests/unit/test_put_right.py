@@ -16,13 +16,14 @@ ACTION = ROOT / "plugins/action/put_right.py"
 MODULES = ("guests", "ksm", "envelope")
 STUB = """#!/usr/bin/python3
 from ansible.module_utils.basic import AnsibleModule
-module = AnsibleModule({"state": {}, "snapshot": {}})
+module = AnsibleModule({"state": {}, "snapshot": {}, "record": {}}, supports_check_mode=True)
 name = "NAME"
 with open("LOG", "a") as log:
-    log.write(f"{name} {module.params['state']} {module.params['snapshot'] or ''}".strip() + "\\n")
+    kept = module.params["snapshot"] or module.params["record"] or ""
+    log.write(f"{name} {module.params['state']} {kept}".strip() + "\\n")
 if name in "FAILING".split():
     module.fail_json(msg=f"no {name}\\ntoday.")
-module.exit_json(changed=True)
+module.exit_json(changed=True, msg="All is as it was.")
 """
 
 
@@ -43,7 +44,7 @@ class Host:
     def environment(self, failing: str) -> dict[str, str]:
         library = self.folder / "library"
         library.mkdir(exist_ok=True)
-        for name in MODULES:
+        for name in (*MODULES, "host_state"):
             text = STUB.replace("NAME", name).replace("LOG", str(self.folder / "log"))
             (library / f"{name}.py").write_text(text.replace("FAILING", failing))
         actions = self.folder / "actions"
@@ -114,6 +115,20 @@ def test_each_step_is_taken_whatever_became_of_the_others_and_what_is_left_is_na
     assert "goes on" not in out
 
 
+def test_the_proof_comes_last_and_is_said(host: Host) -> None:
+    code, out = host.put_right(proves=True)
+    assert code == 0, out
+    assert [line.split()[0] for line in host.called] == [*MODULES, "host_state"]
+    assert host.called[-1] == f"host_state compared {host.folder / 'host-state.json'}"
+    assert "[localhost] All is as it was." in out
+
+
+def test_a_host_that_is_not_as_it_was_fails_the_proof(host: Host) -> None:
+    code, out = host.put_right("host_state", proves=True)
+    assert code == 2, out
+    assert "localhost is not put right: its state (no host_state today)." in out
+
+
 def test_guests_that_are_to_be_kept_are_and_ksm_is_restored(host: Host) -> None:
     code, out = host.put_right(keeps_guests=True)
     assert code == 0, out
@@ -168,8 +183,8 @@ def test_the_teardown_puts_right_every_hypervisor(host: Host, tmp_path: Path) ->
         environment=host.environment(""),
     )
     assert code == 0, out
-    assert [line.split()[0] for line in host.called].count("guests") == 2
-    assert len(host.called) == 6
+    called = [line.split()[0] for line in host.called]
+    assert {name: called.count(name) for name in called} == dict.fromkeys((*MODULES, "host_state"), 2)
 
 
 def test_the_snapshot_is_that_of_the_role_ksm() -> None:
