@@ -26,7 +26,7 @@ experiment: setup
 	python -m analysis summarize --results $(RESULTS) --run $(RUN_ID)
 
 teardown: setup
-	ansible-playbook playbooks/teardown.yml
+	ansible-playbook playbooks/teardown.yml $(ARGS)
 
 test: lint unit molecule system
 
