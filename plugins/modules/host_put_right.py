@@ -62,7 +62,7 @@ def main() -> None:
         changed, left = put_right(steps)
         if not (module.check_mode or params["begins"]):
             # What is left is told, and somebody is there to mend it.
-            owed.unlink()
+            owed.unlink(missing_ok=True)
     except OSError as error:
         module.fail_json(msg=f"{owed} cannot be kept: {error.strerror}", left=[])
     else:

@@ -54,9 +54,10 @@ def play_book(
 
 
 def play_command(book: Path, lease: Path, *words: str, hosts: str = "localhost,") -> list[str | Path]:
-    """The command of a playbook on hosts that are all this machine, and have their lease in this folder."""
+    """The command of a playbook on hosts that are all this machine, each with its lease in this folder."""
     playbook = Path(sys.executable).with_name("ansible-playbook")
-    return [playbook, "-i", hosts, "-c", "local", "-e", f"lease_directory={lease}", *words, book]
+    directory = json.dumps({"lease_directory": str(lease / "{{ inventory_hostname }}")})
+    return [playbook, "-i", hosts, "-c", "local", "-e", directory, *words, book]
 
 
 def play_environment(more: dict[str, str] | None = None) -> dict[str, str]:
