@@ -31,7 +31,8 @@ def provision(folder: Path, *words: str, **imported: Any) -> dict[str, Any]:
     for role in ROLES:
         tasks = folder / "roles" / role / "tasks"
         tasks.mkdir(parents=True)
-        tasks.joinpath("main.yml").write_text("[]")
+        for name in ("main", "install"):
+            tasks.joinpath(f"{name}.yml").write_text("[]")
     keep = {
         "ansible.builtin.copy": {
             "content": "{{ given | to_json }}",

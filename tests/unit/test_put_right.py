@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ class Host:
         for name in (*MODULES, "host_state"):
             text = STUB.replace("NAME", name).replace("LOG", str(self.folder / "log"))
             (library / f"{name}.py").write_text(text.replace("FAILING", failing))
+        for name in ("host_lease", "host_put_right"):
+            shutil.copy(ROOT / f"plugins/modules/{name}.py", library)
         actions = self.folder / "actions"
         actions.mkdir(exist_ok=True)
         if not (actions / ACTION.name).exists():
