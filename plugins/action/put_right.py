@@ -27,6 +27,7 @@ from analysis.plan.policies import POLICIES, policy_names, read_policy
 from analysis.plan.variables import play_variables
 
 SNAPSHOT = "/var/lib/ksm-testbed/ksm-snapshot.json"
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 NOT_INSTALLED = "Could not find the requested service"
 SERVICE = "ansible.builtin.systemd_service"
 
@@ -70,6 +71,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         }
         left = [f"{name} ({why})" for name, said in answers.items() if (why := reasons(said))]
         result["changed"] = any(answer.get("changed") for said in answers.values() for answer in said)
+        # Such as a snapshot that was put aside
+        result["warnings"] = [
+            text for said in answers.values() for answer in said for text in answer.get("warnings", [])
+        ]
         if left:
             result["failed"] = True
             result["msg"] = (
@@ -79,10 +84,11 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         return result
 
     def _services(self, folder: Path, snapshot: str, run_root: str) -> list[str]:
-        """What may tune KSM on this host still; without a snapshot the testbed has started none of it."""
+        """What may tune KSM on this host still; it started none without a snapshot of this boot."""
         services = policy_services(folder)
-        look = " && ".join(
-            f"test -e {shlex.quote(path)}" for path in (snapshot, f"{run_root}/systemd/system")
+        look = (
+            f"test -e {shlex.quote(f'{run_root}/systemd/system')} && "
+            f'grep -qsF -- "$(cat {BOOT_ID})" {shlex.quote(snapshot)}'
         )
         if not services or self._low_level_execute_command(look)["rc"]:
             return []

@@ -26,9 +26,8 @@ options:
       - V(unmerged) turns KSM off truly. It writes C(run=2), waits until nothing is merged, then writes
         C(run=0).
       - V(restored) puts everything that O(snapshot) holds back, verifies it and removes the file. Where
-        O(snapshot) is absent nothing is done, and one of another boot of the host is only removed, since a
-        boot undoes all settings. C(pages_to_scan) is left to the kernel where C(advisor_mode) was
-        C(scan-time). Pages are unmerged too where KSM was stopped and nothing was merged at the snapshot.
+        O(snapshot) is absent nothing is done. C(pages_to_scan) is left to the kernel where C(advisor_mode)
+        was C(scan-time). Pages are unmerged too where KSM was stopped and nothing was merged at the snapshot.
     type: str
     choices: [present, unmerged, restored]
     default: present
@@ -65,6 +64,9 @@ options:
     description:
       - Where all settings are stored before anything is changed, with mode 0600, written atomically.
       - A file of this boot is never overwritten, so it keeps the state before the first change.
+      - One of another boot of the host is never restored, since a boot undoes all settings and the user may
+        have set others since. It is put aside as C(<snapshot>.other-boot<n>), and a warning says so.
+      - One that does not tell its boot, as earlier versions wrote it, is refused; the user has to look.
     type: path
   unmerge_timeout_seconds:
     description: How long to wait after C(run=2) until the counters of merged pages are 0.
@@ -145,6 +147,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +255,7 @@ class Outcome:
     missing: list[str]
     before: str
     after: str
+    warnings: list[str]
 
 
 def parse_setting(text: str) -> Setting:
@@ -612,11 +616,12 @@ def apply(sysfs: Sysfs, request: Request, host: Host, check_mode: bool) -> Outco
     if unmerges and not check_mode:
         check_headroom(sysfs.pages(UNMERGE_COST_COUNTERS), host)
     stores_snapshot = request.snapshot is not None and snapshot is None and not restoring
-    removes_snapshot = restoring and stored is not None
+    removes_snapshot = restoring and snapshot is not None
+    aside = aside_place(request.snapshot) if request.snapshot and outdated else None
 
     if not check_mode:
-        if request.snapshot and outdated and stores_snapshot:
-            request.snapshot.unlink()
+        if request.snapshot and aside:
+            request.snapshot.rename(aside)
         if request.snapshot and stores_snapshot:
             save_snapshot(request.snapshot, Snapshot(before, merged_pages, host.boot_id))
         write_settings(sysfs, writes, request.unmerge_timeout_seconds)
@@ -625,14 +630,26 @@ def apply(sysfs: Sysfs, request: Request, host: Host, check_mode: bool) -> Outco
             request.snapshot.unlink()
     settings = {name: setting.value for name, setting in sysfs.settings().items()}
     held = stored is not None
-    will_hold = (held or stores_snapshot) and not removes_snapshot
+    will_hold = (snapshot is not None or stores_snapshot) and not removes_snapshot
     return Outcome(
-        changed=bool(writes) or stores_snapshot or removes_snapshot,
+        changed=bool(writes) or stores_snapshot or removes_snapshot or outdated,
         settings=settings,
         missing=[short(name) for name in missing],
         before=as_text(before, _extra_lines(merged_pages if unmerges else 0, held)),
         after=as_text({**before, **dict(writes)} if check_mode else settings, _extra_lines(0, will_hold)),
+        warnings=[
+            f"snapshot {request.snapshot} is of another boot of this host, so it is not restored over "
+            f"what is set now; it is put aside as {aside}"
+        ]
+        if aside
+        else [],
     )
+
+
+def aside_place(path: Path) -> Path:
+    """Where a snapshot of another boot goes; nothing is overwritten."""
+    places = (path.with_name(f"{path.name}.other-boot{number}") for number in count(1))
+    return next(place for place in places if not os.path.lexists(place))
 
 
 def _extra_lines(merged_pages: int, has_snapshot: bool) -> tuple[str, str]:
@@ -678,6 +695,8 @@ def main() -> None:
         module.fail_json(msg=str(error))
     else:
         settings = outcome.settings
+        for warning in outcome.warnings:
+            module.warn(warning)
         module.exit_json(
             changed=outcome.changed,
             knobs={short(name): returned_value(settings[name]) for name in settings if name.startswith(KSM)},
