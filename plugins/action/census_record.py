@@ -25,7 +25,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from analysis.errors import UserError
-from analysis.plan.design import SCHEMA_VERSION
+from analysis.plan.design import SCHEMA_VERSION, check_hypervisors, check_run_id
 from analysis.plan.variables import add_failure, plain_data
 from analysis.progress.module import run_with_progress
 from analysis.records.models import CensusRecord
@@ -67,6 +67,11 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def _take(
         self, args: dict[str, Any], task_vars: dict[str, Any], result: dict[str, Any]
     ) -> dict[str, Any]:
+        try:
+            check_run_id(args["run_id"])
+            check_hypervisors([str(task_vars.get("inventory_hostname", ""))])
+        except UserError as error:
+            raise AnsibleActionFail(f"census_record: {error}") from None
         path = Path(args["directory"]) / FILE
         if self._task.check_mode:
             return {

@@ -159,13 +159,25 @@ def test_guests_run_unprivileged_and_listen_on_loopback_only(campaign: dict[str,
 
 def test_a_restored_guest_has_the_right_time(campaign: dict[str, Any]) -> None:
     """In processes that began minutes after the guests were saved."""
-    key = str(ROOT / ".cache/ssh/id_ed25519")
-    trust = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes"]
-    ssh = ["ssh", "-q", "-F", "none", "-i", key, "-p", "22201", *trust, "root@127.0.0.1", "date +%s"]
+    ssh = ["ssh", "-F", "/var/lib/ksm-testbed/guests/ssh_config", "guest01", "date +%s"]
     earliest = time.time()
     clock = subprocess.run(ssh, check=True, capture_output=True, text=True)
     # Saved when it was a minute or more ago, so a clock that nobody put right would be as much behind.
     assert earliest - 30 < int(clock.stdout) < time.time() + 30
+
+
+def test_a_guest_is_known_by_the_host_key_that_came_with_its_seed(campaign: dict[str, Any]) -> None:
+    """Also restored; it made no other, and whoever has another is not let in."""
+    folder = Path("/var/lib/ksm-testbed/guests")
+    ssh = ["ssh", "-F", str(folder / "ssh_config")]
+    look = [*ssh, "guest02", "cd /etc/ssh && ls ssh_host_* && cat ssh_host_ed25519_key.pub"]
+    seen = subprocess.run(look, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert seen[:-1] == ["ssh_host_ed25519_key", "ssh_host_ed25519_key.pub"]
+    key = " ".join(seen[-1].split()[:2])
+    assert f"guest02 {key}" in (folder / "known_hosts").read_text().splitlines()
+    other = [*ssh, "-o", "HostKeyAlias=guest01", "guest02", "true"]
+    refused = subprocess.run(other, check=False, capture_output=True, text=True)
+    assert refused.returncode == 255 and "Host key verification failed." in refused.stderr
 
 
 def test_checkpoints_are_private(campaign: dict[str, Any]) -> None:
