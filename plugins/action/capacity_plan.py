@@ -11,7 +11,7 @@ from ansible.plugins.action import ActionBase
 
 from analysis.errors import UserError
 from analysis.plan.capacity_design import CAPACITY_VARIABLES, arms, check_variables
-from analysis.plan.design import MIB, VARIABLES, DesignError, check_run_id, new_run_id
+from analysis.plan.design import MIB, VARIABLES, DesignError, check_hypervisors, check_run_id, new_run_id
 from analysis.plan.variables import play_variables
 
 DOCUMENTATION = r"""
@@ -79,6 +79,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 arguments["capacity"] or {name: given.get(name) for name in CAPACITY_VARIABLES},
                 arguments["experiment"] or {name: given.get(name) for name in VARIABLES},
             )
+            check_hypervisors(map(str, (task_vars or {}).get("groups", {}).get("hypervisors", [])))
             policies = arms(design)
             run_id = check_run_id(str(arguments["run_id"] or given.get("run_id") or "") or new_run_id())
             directory = Path(results).expanduser().absolute() / "capacity" / run_id

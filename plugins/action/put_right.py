@@ -66,12 +66,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             for service in policy_services(Path(args["policies"]))
         ]
         steps = [
-            # Without a snapshot the testbed has started none of them.
+            # Without a snapshot of this boot the testbed has started none of them.
             self._step(
                 "the services of the policies",
                 stopped,
                 variables,
-                needs=[snapshot, f"{args['run_root']}/systemd/system"],
+                needs=[f"{args['run_root']}/systemd/system"],
+                of_this_boot=snapshot,
             ),
             self._step("the guests", [("guests", {"state": "absent"})], variables),
             self._step(
@@ -93,6 +94,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         if answer.get("failed") and not left:
             left = [str(answer.get("msg"))]
         result["changed"] = answer.get("changed", False)
+        # Such as a snapshot that was put aside
+        result["warnings"] = answer.get("warnings", [])
         if args["proves"] and not self._task.check_mode:
             left += self._differences(Path(snapshot).with_name(STATE), variables)
         if left:
@@ -122,10 +125,11 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         modules: list[tuple[str, dict[str, Any]]],
         task_vars: dict[str, Any],
         needs: list[str] | None = None,
+        of_this_boot: str = "",
     ) -> dict[str, Any]:
         """A step as plugins/module_utils/putting_right.py takes it."""
         texts = [self._text(module, arguments, task_vars) for module, arguments in modules]
-        return {"name": name, "needs": needs or [], "modules": texts}
+        return {"name": name, "needs": needs or [], "of_this_boot": of_this_boot, "modules": texts}
 
     def _text(self, name: str, arguments: Mapping[str, Any], task_vars: dict[str, Any]) -> str:
         """What Ansible would send to the host to run a module with these arguments."""

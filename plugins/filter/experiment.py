@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from analysis.plan.design import check_run_id
 from analysis.plan.mix import guest_workloads, parse_mix
 from analysis.progress.matrix import FIRST_PHASE, named_phase
 
@@ -64,4 +65,5 @@ class FilterModule:
             "workload_reports": workload_reports,
             "member": member,
             "failure_of": failure_of,
+            "checked_run_id": check_run_id,
         }

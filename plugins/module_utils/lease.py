@@ -168,7 +168,7 @@ def pay(owed: Path) -> list[str]:
     left: list[str] = []
     for attempt in range(ATTEMPTS):
         steps = read(owed).get("steps", [])
-        _changed, left = put_right(steps)
+        _changed, left, _warnings = put_right(steps)
         if not left:
             owed.unlink(missing_ok=True)
             return []

@@ -59,13 +59,15 @@ def main() -> None:
     try:
         if not module.check_mode:
             write(owed, {"steps": steps})
-        changed, left = put_right(steps)
+        changed, left, warnings = put_right(steps)
         if not (module.check_mode or params["begins"]):
             # What is left is told, and somebody is there to mend it.
             owed.unlink(missing_ok=True)
     except OSError as error:
         module.fail_json(msg=f"{owed} cannot be kept: {error.strerror}", left=[])
     else:
+        for text in warnings:
+            module.warn(text)
         module.exit_json(changed=changed, left=left)
 
 

@@ -23,10 +23,12 @@ from ansible.module_utils.host_state import not_private, open_to_others
 from this_host import (
     CHECKPOINTS,
     GUESTS,
+    GUESTS_DIRECTORY,
     MEMORY_MIB,
     MIB,
     RECORDS,
     ROOT,
+    SSH,
     Cells,
     State,
     cells,
@@ -231,6 +233,18 @@ def test_a_restored_guest_has_the_right_time(campaign: dict[str, Any]) -> None:
     clock = in_guest(1, "date", "+%s")
     # Saved when it was a minute or more ago, so a clock that nobody put right would be as much behind.
     assert earliest - 30 < int(clock) < time.time() + 30
+
+
+def test_a_guest_is_known_by_the_host_key_that_came_with_its_seed(campaign: dict[str, Any]) -> None:
+    """Also restored; it made no other, and whoever has another is not let in."""
+    seen = in_guest(2, "cd /etc/ssh && ls ssh_host_* && cat ssh_host_ed25519_key.pub").splitlines()
+    assert seen[:-1] == ["ssh_host_ed25519_key", "ssh_host_ed25519_key.pub"]
+    key = " ".join(seen[-1].split()[:2])
+    assert f"guest02 {key}" in (GUESTS_DIRECTORY / "known_hosts").read_text().splitlines()
+    other = [*SSH, "-o", "HostKeyAlias=guest01", "guest02", "true"]
+    refused = subprocess.run(other, check=False, capture_output=True, text=True)
+    assert refused.returncode == 255
+    assert "Host key verification failed." in refused.stderr
 
 
 def test_checkpoints_and_the_guests_files_are_private(campaign: dict[str, Any]) -> None:

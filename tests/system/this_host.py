@@ -14,6 +14,9 @@ ansible.module_utils.__path__.append(str(ROOT / "plugins/module_utils"))
 
 from ansible.module_utils.host_state import differences, read_state  # noqa: E402 -- found by the line above
 
+GUESTS_DIRECTORY = Path("/var/lib/ksm-testbed/guests")
+# The testbed's own way to its guests
+SSH = ["ssh", "-F", str(GUESTS_DIRECTORY / "ssh_config")]
 CHECKPOINTS = Path("/var/lib/ksm-testbed/checkpoints")
 MIB = 1 << 20
 RECORDS = ("off", "merge", "on", "verify")
@@ -75,11 +78,10 @@ def knob(name: str) -> str:
 
 def in_guest(number: int, *words: str, text: str | None = None) -> str:
     """What a command in a guest printed, over SSH, with this input. A login changes the guest's memory."""
-    key = str(ROOT / ".cache/ssh/id_ed25519")
-    trust = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes"]
-    ssh = ["ssh", "-q", "-F", "none", "-i", key, "-p", str(22200 + number), *trust, "root@127.0.0.1"]
     given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if text is None else {"input": text}
-    done = subprocess.run([*ssh, *words], check=False, capture_output=True, text=True, **given)
+    done = subprocess.run(
+        [*SSH, f"guest{number:02d}", *words], check=False, capture_output=True, text=True, **given
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

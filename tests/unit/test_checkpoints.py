@@ -49,7 +49,7 @@ class Kept:
     def make(self, booted_at: str = EARLIER, *, load: Any = None, names: Any = NAMES, **changes: Any) -> Any:
         made_of = {**MADE_OF, **changes}
         folder = self.unfinished(made_of, booted_at, load, names)
-        boots = {name: {"seconds": 20.0, "cpu_seconds": 21.5} for name in names}
+        boots = {name: {"seconds": 20.0, "cpu_seconds": 21.5, "host_key": "k"} for name in names}
         return checkpoints.write(folder, made_of, (booted_at, 85.5), boots, load)
 
     def find(self, guests: int = 2, since: str = "", **changes: Any) -> Any:
@@ -263,6 +263,10 @@ def test_a_guest_that_is_not_in_the_manifest_is_a_fault(kept: Kept) -> None:
             "its manifest cannot be read (5 in it is of no use)",
         ),
         (
+            lambda path: edit(path.parent, lambda content: content["guests"]["guest02"].pop("host_key")),
+            "its manifest cannot be read ('host_key')",
+        ),
+        (
             lambda path: edit(path.parent, lambda content: content.update(boot_seconds="long")),
             "its manifest cannot be read ('long' in it is of no use)",
         ),
@@ -392,6 +396,26 @@ def test_what_cannot_be_removed_is_said_and_is_no_checkpoint_any_more(
     )
     with pytest.raises(checkpoints.CheckpointError, match="it has no manifest"):
         checkpoints.read(made.folder)
+
+
+@pytest.mark.parametrize("name", ["mine", "boot1-512mib-0123456789ab.copy", ".."])
+def test_what_is_not_called_as_a_checkpoint_is_not_removed(kept: Kept, name: str) -> None:
+    (kept.store.root / "mine/guest01").mkdir(parents=True)
+    with pytest.raises(checkpoints.CheckpointError, match="is left alone: the testbed did not make it"):
+        checkpoints.remove(kept.store.root / name)
+    assert kept.names == ["mine"]
+
+
+def test_a_link_called_as_a_checkpoint_is_not_followed_when_it_is_to_be_removed(
+    kept: Kept, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/manifest.json").write_text("{}")
+    link = kept.store.root / "boot1-512mib-0123456789ab"
+    link.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(checkpoints.CheckpointError, match="is left alone"):
+        checkpoints.remove(link)
+    assert (tmp_path / "elsewhere/manifest.json").exists()
 
 
 # Guests that were loaded since

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -32,6 +33,11 @@ DEFAULTS = {
 }
 PORTS = 40100
 PROFILE = "libvirt-1b4e28ba-2fa1-11d2-883f-0016d3cca427"
+USER_DATA = (
+    "#cloud-config\nhostname: $name\nssh: $ssh_public_key\n"
+    "ssh_keys: {ed25519_private: $host_private_key, ed25519_public: $host_public_key}\n"
+)
+PUBLIC_KEY = 'ssh-ed25519 AAAA my "own" key'
 
 
 def domain_xml(memory_mib: int = 256) -> str:
@@ -61,6 +67,9 @@ class Bench:
         self.gone: dict[str, str] = {}
         self.connections = 0
         self.asked: list[tuple[list[str], str]] = []
+        # By guest: the seed's user-data, and the host key of each of its boots
+        self.user_data: dict[str, Any] = {}
+        self.host_keys: dict[str, list[str]] = {}
 
     def call(self, state: str = "restored", number: int = 2, *, check: bool = False, **changes: Any) -> Any:
         memory_mib = changes.get("memory_mib", 256)
@@ -68,7 +77,7 @@ class Bench:
             **DEFAULTS,
             "guests": number,
             "domain_xml": domain_xml(memory_mib),
-            "user_data": "#cloud-config\nhostname: $name\nssh: $ssh_public_key\n",
+            "user_data": USER_DATA,
             "image": IMAGE,
             "memory_mib": memory_mib,
             "accelerator": "tcg",
@@ -76,7 +85,7 @@ class Bench:
             "answer_timeout_seconds": FOREVER_SECONDS,
             "ssh_port_base": PORTS,
             "ssh_private_key": "private",
-            "ssh_public_key": "public",
+            "ssh_public_key": PUBLIC_KEY,
             "directory": str(self.folder),
             **changes,
         }
@@ -85,7 +94,8 @@ class Bench:
         return guests.STATES[state](testbed, check)
 
     def refusal(self, *arguments: Any, **changes: Any) -> str:
-        with pytest.raises((guests.GuestError, checkpoints.CheckpointError)) as refused:
+        kinds = (guests.GuestError, guests.NameRefused, guests.NotOwnError, checkpoints.CheckpointError)
+        with pytest.raises(kinds) as refused:
             self.call(*arguments, **changes)
         said = str(refused.value)
         assert "\n" not in said
@@ -108,6 +118,15 @@ class Bench:
 
     def command(self, words: list[str]) -> str:
         target = Path(words[words.index("-o") + 1] if words[0] == "xorriso" else words[-1])
+        name = target.parent.name
+        if words[0] == "ssh-keygen":
+            keys = self.host_keys.setdefault(name, [])
+            keys.append(f"ssh-ed25519 {f'{name}n{len(keys)}':A<68}")
+            target.write_text(f"private\nof {keys[-1]}\n")
+            target.with_name(f"{target.name}.pub").write_text(f"{keys[-1]} {name}\n")
+            return ""
+        if words[0] == "xorriso":
+            self.user_data[name] = yaml.safe_load((Path(words[-1]) / "user-data").read_text())
         backing = words[words.index("-b") + 1] if words[0] == "qemu-img" else "a seed"
         target.write_text(f"{target.parent.name} on {backing}")
         return ""
@@ -136,7 +155,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     # Not what this host's own libvirt says
     monkeypatch.setattr(guests, "why_stopped", lambda _domain: "")
     monkeypatch.setattr(guests, "why_gone", lambda domain: bench.gone.get(domain, ""))
-    monkeypatch.setattr(guests.Testbed, "logs_in", lambda _testbed, _port: True)
+    monkeypatch.setattr(guests.Testbed, "said_by_ssh", lambda _testbed, _guest: "")
     monkeypatch.setattr(guests, "meminfo_bytes", memory.__getitem__)
     monkeypatch.setattr(guests, "POLL_SECONDS", 0.01)
     yield bench
@@ -526,14 +545,14 @@ def test_no_more_guests_boot_at_once_than_asked(bench: Bench, monkeypatch: pytes
             under_way.add(domain.name())
             most.append(len(under_way))
 
-    def logs_in(_testbed: Any, port: int) -> bool:
+    def said_by_ssh(_testbed: Any, guest: Any) -> str:
         threading.Event().wait(0.02)
         with lock:
-            under_way.discard(names(port - PORTS)[0])
-        return True
+            under_way.discard(guest.domain)
+        return ""
 
     bench.host.at_start = start
-    monkeypatch.setattr(guests.Testbed, "logs_in", logs_in)
+    monkeypatch.setattr(guests.Testbed, "said_by_ssh", said_by_ssh)
     bench.call("booted", 6, boot_wave=2)
     assert max(most) == 2 and len(bench.host.names()) == 6
 
@@ -780,6 +799,192 @@ def test_guests_that_failed_to_boot_are_not_those_that_ran_before_them(bench: Be
     assert bench.refusal("saved", 1).startswith("no guests of this testbed run that could be saved")
 
 
+# SSH: the testbed's own host keys, and no others
+
+
+def trusted(bench: Bench) -> dict[str, str]:
+    """Guest -> what ssh takes for its host key."""
+    lines = (bench.folder / "guests/known_hosts").read_text().splitlines()
+    return {name: key for name, _, key in (line.partition(" ") for line in lines)}
+
+
+def test_a_guest_gets_its_host_key_with_the_seed_and_that_one_is_trusted(bench: Bench) -> None:
+    bench.call("booted")
+    keys = {name: made[-1] for name, made in bench.host_keys.items()}
+    assert len(set(keys.values())) == 2 and trusted(bench) == keys
+    assert bench.user_data["guest02"] == {
+        "hostname": "guest02",
+        "ssh": "ssh-ed25519 AAAA",  # without its comment, whatever that is
+        "ssh_keys": {
+            "ed25519_private": f"private\nof {keys['guest02']}\n",
+            "ed25519_public": keys["guest02"],
+        },
+    }
+    left = sorted(path.name for path in (bench.folder / "guests/guest02").iterdir())
+    assert left == ["overlay.qcow2", "seed.iso"]
+    for name in ("known_hosts", "ssh_config", "id_ed25519"):
+        assert (bench.folder / "guests" / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_the_roles_user_data_takes_the_keys() -> None:
+    text = (ROOT / "roles/guests/templates/user-data.j2").read_text()
+    environment = Environment()  # noqa: S701 -- as Ansible renders it
+    environment.filters["b64encode"] = lambda _text: "eA=="
+    template = environment.from_string(text).render(lookup=lambda *_names: "x")
+    private = '"-----BEGIN OPENSSH PRIVATE KEY-----\\nAAAA\\n"'
+    values = {
+        "name": "guest01",
+        "ssh_public_key": '"ssh-ed25519 BBBB"',
+        "host_private_key": private,
+        "host_public_key": '"ssh-ed25519 CCCC"',
+    }
+    content = yaml.safe_load(guests.filled_in("user_data", template, values))
+    assert content["ssh_keys"] == {
+        "ed25519_private": "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n",
+        "ed25519_public": "ssh-ed25519 CCCC",
+    }
+    assert content["users"][0]["ssh_authorized_keys"] == ["ssh-ed25519 BBBB"]
+
+
+def test_restored_guests_are_known_by_the_host_key_of_their_boot(bench: Bench) -> None:
+    bench.call(boot=1)
+    bench.call(boot=2)
+    first, second = ({name: made[boot] for name, made in bench.host_keys.items()} for boot in (0, 1))
+    assert first != second and trusted(bench) == second
+    bench.call("absent")
+    assert not (bench.folder / "guests").exists()
+    again = bench.call(boot=1)
+    assert "boot" not in again["times"], "another host key must not make another checkpoint"
+    assert trusted(bench) == first
+    assert set(again["boots"]["guest01"]) == {"seconds", "cpu_seconds"}
+
+
+def test_guests_that_were_saved_as_they_booted_or_loaded_keep_their_host_key(bench: Bench) -> None:
+    bench.call("booted")
+    bench.call("saved")
+    keys = {name: made[0] for name, made in bench.host_keys.items()}
+    bench.call("absent")
+    bench.call()
+    bench.call("saved", load={**LOAD, **REPORTS})
+    bench.call("absent")
+    assert bench.call(load=LOAD)["start"]["loaded"] and trusted(bench) == keys
+
+
+def test_guests_that_boot_in_groups_are_all_known(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = {"MemAvailable": (512 + 2 * 416) * MIB, "MemTotal": 16 * GIB}
+    monkeypatch.setattr(guests, "meminfo_bytes", memory.__getitem__)
+    bench.call(number=1, checkpoint_guests=3)
+    bench.call("absent")
+    bench.call(number=2)
+    assert trusted(bench) == {name: bench.host_keys[name][0] for name in ("guest01", "guest02")}
+
+
+def test_guests_without_a_known_host_key_are_not_kept(bench: Bench) -> None:
+    bench.call("booted")
+    known = bench.folder / "guests/known_hosts"
+    known.write_text(known.read_text().splitlines()[0] + "\n")
+    (name,) = {"guest01", "guest02"} - set(trusted(bench))
+    assert bench.refusal("saved") == f"{known} has no host key of {name}: boot anew"
+
+
+def test_ssh_is_told_to_trust_nothing_else(bench: Bench) -> None:
+    bench.call("booted")
+    config = bench.folder / "guests/ssh_config"
+    said = subprocess.run(["ssh", "-F", config, "-G", "guest02"], check=True, capture_output=True, text=True)
+    options = dict(line.split(" ", 1) for line in said.stdout.splitlines())
+    assert {
+        "hostname": "127.0.0.1",
+        "port": str(PORTS + 2),
+        "user": "root",
+        "hostkeyalias": "guest02",
+        "stricthostkeychecking": "true",
+        "userknownhostsfile": str(bench.folder / "guests/known_hosts"),
+        "globalknownhostsfile": "/dev/null",
+        "identityfile": str(bench.folder / "guests/id_ed25519"),
+        "batchmode": "yes",
+        "updatehostkeys": "false",
+        "checkhostip": "no",
+    }.items() <= options.items()
+
+
+def test_what_ssh_says_to_another_host_key_is_told_when_a_guest_is_given_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "Host key verification failed."
+    monkeypatch.setattr(guests.Testbed, "said_by_ssh", lambda _testbed, _guest: said)
+    assert "did not answer SSH within 0 s (guests_boot_timeout_seconds; ssh said: Host key verification " in (
+        bench.refusal("booted", 1, boot_timeout_seconds=0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("exit 0", ""),
+        ("echo noise >&2; exit 0", ""),
+        ("echo one >&2; echo Host key verification failed. >&2; exit 255", "Host key verification failed."),
+        ("exit 255", "exit code 255"),
+    ],
+)
+def test_the_readiness_check_asks_ssh_with_the_testbeds_own_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str
+) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f"#!/bin/sh\necho $* > {tmp_path}/asked\n{script}\n")
+    ssh.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    testbed = guests.Testbed({**DEFAULTS, "directory": str(tmp_path)}, None, print)
+    assert testbed.said_by_ssh(testbed.guests(1)[0]) == said
+    assert (tmp_path / "asked").read_text() == f"-F {tmp_path}/guests/ssh_config guest01 true\n"
+
+
+# What is removed is the testbed's own
+
+
+def test_a_folder_that_the_testbed_did_not_make_is_neither_used_nor_removed(bench: Bench) -> None:
+    mine = bench.folder / "guests/guest01"
+    mine.mkdir(parents=True)
+    (mine / "disk").write_text("mine")
+    assert bench.refusal() == (
+        f"{bench.folder}/guests is there, and the testbed did not make it (it has no .ksm-testbed): "
+        "move it away, or set guests_directory"
+    )
+    assert not bench.call("absent")["changed"]
+    assert (mine / "disk").read_text() == "mine" and bench.host.booted == []
+
+
+def test_a_link_in_the_place_of_the_guests_folder_is_not_followed(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere/guest01").mkdir(parents=True)
+    bench.folder.mkdir()
+    (bench.folder / "guests").symlink_to(tmp_path / "elsewhere")
+    assert "the testbed did not make it" in bench.refusal("booted")
+    bench.call("absent")
+    assert (tmp_path / "elsewhere/guest01").is_dir()
+
+
+def test_a_link_in_the_place_of_a_guests_folder_goes_and_what_it_names_stays(
+    bench: Bench, tmp_path: Path
+) -> None:
+    bench.call()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/file").write_text("mine")
+    folder = bench.folder / "guests/guest01"
+    folder.rename(tmp_path / "aside")
+    folder.symlink_to(tmp_path / "elsewhere")
+    bench.call("absent")
+    assert (tmp_path / "elsewhere/file").read_text() == "mine" and not folder.is_symlink()
+
+
+@pytest.mark.parametrize("name", ["..", "guest01/../../..", "/", "guest1", "guest٠١", ""])
+def test_a_domain_whose_metadata_names_no_guest_is_somebody_elses(bench: Bench, name: str) -> None:
+    bench.call()
+    metadata = f'<metadata><t:guest xmlns:t="urn:ksm-testbed" name="{name}"/></metadata>'
+    foreign = Domain(bench.host, f"<domain><name>other</name>{metadata}</domain>")
+    bench.host.running.append(foreign)
+    bench.call("absent")
+    assert bench.host.running == [foreign]
+
+
 # What is refused before anything is changed
 
 
@@ -794,6 +999,14 @@ def test_guests_that_failed_to_boot_are_not_those_that_ran_before_them(bench: Be
         ),
         ({"domain_xml": "<domain>$nothing</domain>"}, "domain_xml cannot be filled in: 'nothing'; a dollar"),
         ({"domain_xml": "<domain>5 $ a day</domain>"}, "domain_xml cannot be filled in: Invalid placeholder"),
+        (
+            {"domain_prefix": "../ksm-"},
+            "guests_domain_prefix is '../ksm-': allowed is 1 to 100 letters, digits, dots",
+        ),
+        ({"directory": "/srv/a</name>"}, "guests_directory is '/srv/a</name>': allowed is an absolute path"),
+        ({"directory": "/srv/../etc"}, "guests_directory is '/srv/../etc': allowed is an absolute path"),
+        ({"partition": "/a<b"}, "guests_partition is '/a<b': allowed is an absolute path"),
+        ({"image": {**IMAGE, "kernel": "/a&b"}}, "guests_image's kernel is '/a&b': allowed is an absolute"),
         ({"user_data": "$HOME"}, "user_data cannot be filled in: 'HOME'; a dollar sign is written $$"),
     ],
 )

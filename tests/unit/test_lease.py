@@ -260,7 +260,7 @@ def test_what_cannot_be_put_right_is_tried_again_and_stays_owed(
 def test_a_step_without_what_it_needs_is_none_and_what_cannot_run_is_named(tmp_path: Path) -> None:
     broken = {"name": "this", "needs": [], "modules": ["raise SystemExit('out of order')"]}
     absent = {"name": "that", "needs": [str(tmp_path / "none")], "modules": ["raise SystemExit(1)"]}
-    assert putting_right.put_right([broken, absent]) == (False, ["this (out of order)"])
+    assert putting_right.put_right([broken, absent]) == (False, ["this (out of order)"], [])
 
 
 def test_looking_takes_nothing_and_says_who_has_it(host: Host) -> None:

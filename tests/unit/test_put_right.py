@@ -15,6 +15,7 @@ from plugin_files import ROOT, load
 put_right_action = load("plugins/action/put_right.py")
 ACTION = ROOT / "plugins/action/put_right.py"
 MODULES = ("guests", "ksm", "envelope")
+THIS_BOOT = json.dumps({"boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip()})
 STUB = """#!/usr/bin/python3
 from ansible.module_utils.basic import AnsibleModule
 module = AnsibleModule({"state": {}, "snapshot": {}, "record": {}}, supports_check_mode=True)
@@ -24,6 +25,8 @@ with open("LOG", "a") as log:
     log.write(f"{name} {module.params['state']} {kept}".strip() + "\\n")
 if name in "FAILING".split():
     module.fail_json(msg=f"no {name}\\ntoday.")
+if "WARNING":
+    module.warn("WARNING")
 module.exit_json(changed=True, msg="All is as it was.")
 """
 
@@ -42,11 +45,12 @@ class Host:
             yaml.safe_dump({"description": "For a test", "service": service})
         )
 
-    def environment(self, failing: str) -> dict[str, str]:
+    def environment(self, failing: str, warning: str = "") -> dict[str, str]:
         library = self.folder / "library"
         library.mkdir(exist_ok=True)
         for name in (*MODULES, "host_state"):
             text = STUB.replace("NAME", name).replace("LOG", str(self.folder / "log"))
+            text = text.replace("WARNING", warning if name == "ksm" else "")
             (library / f"{name}.py").write_text(text.replace("FAILING", failing))
         for name in ("host_lease", "host_put_right"):
             shutil.copy(ROOT / f"plugins/modules/{name}.py", library)
@@ -60,7 +64,9 @@ class Host:
             "ANSIBLE_ACTION_PLUGINS": str(actions),
         }
 
-    def put_right(self, failing: str = "", hosts: str = "localhost,", **arguments: Any) -> tuple[int, str]:
+    def put_right(
+        self, failing: str = "", hosts: str = "localhost,", warning: str = "", **arguments: Any
+    ) -> tuple[int, str]:
         task = {
             "put_right": {
                 "policies": f"{self.folder}/policies",
@@ -73,7 +79,7 @@ class Host:
             self.folder,
             [task, after],
             hosts=hosts,
-            environment=self.environment(failing),
+            environment=self.environment(failing, warning),
             ksm_snapshot_path=str(self.snapshot),
         )
         return code, " ".join(out.split())
@@ -143,7 +149,7 @@ def test_services_of_policies_are_stopped_before_all_else_on_a_host_that_a_run_l
     host.policy("plain", "")
     host.policy("elsewhere", "not-installed.service")
     (host.folder / "state").write_text("active")
-    host.snapshot.touch()
+    host.snapshot.write_text(THIS_BOOT)
     # What systemctl is told and what the modules are, in one order
     (host.folder / "told").unlink()
     (host.folder / "told").symlink_to(host.folder / "log")
@@ -159,12 +165,22 @@ def test_a_service_that_the_testbed_did_not_start_runs_on(host: Host) -> None:
     code, out = host.put_right()
     assert code == 0, out
     assert (host.folder / "told").read_text() == ""
+    # After a reboot it is the user who has started it.
+    host.snapshot.write_text('{"boot_id": "0f0f0f0f-0000-4000-8000-000000000000"}')
+    host.put_right()
+    assert (host.folder / "told").read_text() == ""
+
+
+def test_what_a_module_warns_of_is_shown(host: Host) -> None:
+    code, out = host.put_right(warning="snapshot a is of another boot, and put aside as b")
+    assert code == 0, out
+    assert "[WARNING]: snapshot a is of another boot, and put aside as b" in out
 
 
 def test_a_service_that_does_not_stop_is_named_and_the_rest_is_put_right(host: Host) -> None:
     host.policy("tuned", "tuner.service")
     (host.folder / "state").write_text("active")
-    host.snapshot.touch()
+    host.snapshot.write_text(THIS_BOOT)
     systemctl = host.folder / "bin/systemctl"
     systemctl.write_text(
         systemctl.read_text().replace("start*|stop*)", "stop*) echo no >&2; exit 1 ;;\nstart*)")
