@@ -52,7 +52,7 @@ class ChannelError(Exception):
 
 def domains_by_channel() -> dict[str, str]:
     """Each socket that is a port of a running domain -> the domain."""
-    found = {}
+    found: dict[str, str] = {}
     for path in RUN.glob("*.xml"):
         try:
             ports = PORT.findall(path.read_text(encoding="utf-8"))
@@ -157,8 +157,8 @@ def ask(
             except TimeoutError:
                 continue
             except (OSError, EOFError) as error:
-                why = why_gone(domain) or (error.strerror if isinstance(error, OSError) else "")
-                why = f" ({why})" if why else ""
+                said = why_gone(domain) or (error.strerror if isinstance(error, OSError) else "")
+                why = f" ({said})" if said else ""
                 raise ChannelError(f"it ended while it was asked to {words[0]}{why}") from None
     raise ChannelError(f"it gave no answer to {words[0]} within {limit_seconds:.0f} s")
 

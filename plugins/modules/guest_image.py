@@ -55,10 +55,10 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.disk_room import IMAGE_BYTES, Need, shortages
 from ansible.module_utils.progress import Progress, ProgressError
 
 FORMAT = 1  # raised when the way an image is made changes, so that older ones are made anew
-NEEDED_BYTES = 4 << 30
 SHA512 = re.compile(r"(sha512:)?[0-9a-f]{128}")
 
 
@@ -219,11 +219,9 @@ def make(params: dict[str, Any], folder: Path, say: Callable[[str], None]) -> di
     parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     for stale in parent.glob(".making-*"):
         shutil.rmtree(stale, ignore_errors=True)
-    free = shutil.disk_usage(parent).free
-    if free < NEEDED_BYTES:
-        raise ImageError(
-            f"{parent} has {free >> 20} MiB free, and making an image needs {NEEDED_BYTES >> 20} MiB"
-        )
+    wrong = shortages([Need(path=str(parent), bytes=IMAGE_BYTES, what="making the guests' image")])
+    if wrong:
+        raise ImageError(wrong[0])
     working = Path(tempfile.mkdtemp(prefix=".making-", dir=parent))
     try:
         working.chmod(0o755)  # mmdebstrap's apt user has to pass
