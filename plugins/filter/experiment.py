@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from analysis.plan.design import check_run_id
-from analysis.plan.mix import guest_workloads, parse_mix
+from analysis.plan.mix import guest_workloads, keeps_load
 from analysis.progress.matrix import FIRST_PHASE, named_phase
 
 
@@ -19,12 +19,6 @@ def guest_segments(
     """
     does = guest_workloads(load, domains)
     return {name: workloads[does[name]]["segments"] for name in barrier}
-
-
-def keeps_load(load: str, workloads: Mapping[str, Any]) -> bool:
-    """Tell whether guests with this load are kept in a checkpoint of their own."""
-    names = parse_mix(load, "workload") if "=" in load else (load,)
-    return any(workloads[name]["checkpoint_loaded"] for name in names)
 
 
 def workload_reports(guests: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, Any]:

@@ -307,6 +307,32 @@ class Store:
                 return found
         return None
 
+    def holds(self, wanted: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint is kept that serves, as far as the host alone tells.
+
+        wanted: boot, guests (so many at least; of a mix so many), memory_mib, load ("" for guests that only
+        booted) with reserve_mib, and since: not booted before this UTC time, empty for any.
+        """
+        made_of = {name: wanted[name] for name in ("boot", "memory_mib")} | {
+            "kernel_release": os.uname().release
+        }
+
+        def serves(found: Checkpoint) -> bool:
+            held = found.load or {"name": "", "reserve_mib": wanted["reserve_mib"]}
+            number = len(found.guests)
+            return (
+                all(found.made_of[name] == value for name, value in made_of.items())
+                and (held["name"], held["reserve_mib"]) == (wanted["load"], wanted["reserve_mib"])
+                and (number == wanted["guests"] or (number > wanted["guests"] and "=" not in held["name"]))
+                and found.booted_at >= wanted["since"]
+            )
+
+        for folder in self.folders():
+            with suppress(CheckpointError):
+                if serves(read(folder)):
+                    return True
+        return False
+
     def drop_superseded(self, made: Checkpoint) -> None:
         """Throw away all others of the same make, loaded ones too; another clock may have made them later."""
         for folder in self.folders():
@@ -403,16 +429,3 @@ def remove(folder: Path) -> None:
         raise CheckpointError(
             f"checkpoint {folder.name} cannot be removed: {error.filename}: {error.strerror}"
         ) from None
-
-
-def check_room(needs: Mapping[str, int], path: Path) -> None:
-    """Raise CheckpointError unless the file system that will hold path has room for needs (bytes by what)."""
-    place = next(parent for parent in (path, *path.parents) if parent.exists())
-    free = shutil.disk_usage(place).free
-    total = sum(needs.values())
-    if total > free:
-        parts = ", ".join(f"{size // MIB} MiB for {what}" for what, size in needs.items())
-        raise CheckpointError(
-            f"{place} has {free // MIB} MiB free, and {total // MIB} MiB are needed ({parts}): make room, "
-            "`make clean` removes checkpoints, or lower guests"
-        )

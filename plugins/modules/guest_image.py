@@ -57,13 +57,13 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.disk_room import IMAGE_BYTES, Need, shortages
 from ansible.module_utils.names import PACKAGE, PATH, SUITE, NameRefused
 from ansible.module_utils.names import check as check_name
 from ansible.module_utils.own_files import NotOwnError, is_own, mark, remove_own
 from ansible.module_utils.progress import Progress, ProgressError
 
 FORMAT = 1  # raised when the way an image is made changes, so that older ones are made anew
-NEEDED_BYTES = 4 << 30
 SHA512 = re.compile(r"(sha512:)?[0-9a-f]{128}")
 # Magic, version, offset of the backing file's name, two sizes left out, crypt_method; in version 3
 # incompatible_features (QEMU, docs/interop/qcow2.txt)
@@ -252,11 +252,9 @@ def make(params: dict[str, Any], folder: Path, say: Callable[[str], None]) -> di
     for stale in parent.glob(".making-*"):
         if is_own(stale):
             remove_own(stale, stale)
-    free = shutil.disk_usage(parent).free
-    if free < NEEDED_BYTES:
-        raise ImageError(
-            f"{parent} has {free >> 20} MiB free, and making an image needs {NEEDED_BYTES >> 20} MiB"
-        )
+    wrong = shortages([Need(path=str(parent), bytes=IMAGE_BYTES, what="making the guests' image")])
+    if wrong:
+        raise ImageError(wrong[0])
     working = Path(tempfile.mkdtemp(prefix=".making-", dir=parent))
     try:
         mark(working)

@@ -167,7 +167,6 @@ from ansible.module_utils.checkpoints import (
     Checkpoint,
     CheckpointError,
     Store,
-    check_room,
     digest_text,
     fault,
     folder_name,
@@ -176,6 +175,7 @@ from ansible.module_utils.checkpoints import (
     write,
 )
 from ansible.module_utils.confinement import ConfinementError, confinement
+from ansible.module_utils.disk_room import OVERLAY_BYTES, Need, saved_bytes, shortages
 from ansible.module_utils.guest_channel import ask_all, why_gone, why_stopped
 from ansible.module_utils.guest_ssh import GuestSsh
 from ansible.module_utils.names import DOMAIN, METADATA_URI, PATH, NameRefused, check, guest_of
@@ -193,8 +193,6 @@ BANNER_SECONDS = 60
 BANNER_LOOK_SECONDS = 2
 CONSOLE_LINES = 5
 HOST_RESERVE_BYTES = 512 << 20
-# What a guest may write to its overlay while a cell runs
-OVERLAY_ROOM_BYTES = 64 << 20
 LEAST_MEMORY_MIB = 128
 LAST_PORT = 65535
 # What a socket's address holds
@@ -502,16 +500,19 @@ class Testbed:
         # A merged page is in the RSS of every guest that has it: no more comes back than is in use.
         return int(max(0, available + min(released, used) - HOST_RESERVE_BYTES))
 
-    def check_room(self, overlays: int, saved: int) -> None:
+    def check_room(self, overlays: int, saved: int, *, loaded: bool = False) -> None:
         """Refuse so many new disks, and so many guests to be saved with theirs, where they do not fit."""
-        needs = {}
+        needs = []
         if overlays:
-            needs[f"what {overlays} guests write"] = overlays * OVERLAY_ROOM_BYTES
+            what = f"what {overlays} guests write"
+            needs.append(Need(path=str(self.directory), bytes=overlays * OVERLAY_BYTES, what=what))
         if saved:
-            needs[f"a checkpoint of {saved} guests"] = saved * (
-                self.params["memory_mib"] * MIB + OVERLAY_ROOM_BYTES
-            )
-        check_room(needs, self.store.root)
+            size = saved_bytes(saved, self.params["memory_mib"], loaded=loaded)
+            what = f"a checkpoint of {saved} guests"
+            needs.append(Need(path=str(self.store.root), bytes=size, what=what))
+        wrong = shortages(needs)
+        if wrong:
+            raise GuestError("; ".join(wrong))
 
     # What is done
 
@@ -1188,7 +1189,7 @@ def saved(testbed: Testbed, check_mode: bool) -> dict[str, Any]:
         raise GuestError(f"{', '.join(missing)} does not run and can't be saved")
     if source["from"] == "boot" and load is not None:
         raise GuestError("guests that booted are kept before they are loaded: save, restore, then load them")
-    testbed.check_room(0, len(guests))
+    testbed.check_room(0, len(guests), loaded=load is not None)
     folder = testbed.new_checkpoint(source["booted_at"], load)
     try:
         testbed.save(guests, folder)

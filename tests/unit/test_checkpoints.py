@@ -501,33 +501,3 @@ def test_each_difference_makes_another_name() -> None:
         names.add(checkpoints.folder_name(MADE_OF, EARLIER, {**LOAD, **change}))
     assert len(names) == 2 + len(MADE_OF) + 3
     assert all(checkpoints.NAME.fullmatch(name) for name in names)
-
-
-# Room
-
-
-def test_what_does_not_fit_is_refused_with_its_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mib = 1 << 20
-
-    class Usage:
-        free = 700 * mib
-
-    asked: list[Path] = []
-
-    def usage(path: Path) -> type[Usage]:
-        asked.append(path)
-        return Usage
-
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", usage)
-    needs = {"what 2 guests write": 128 * mib, "a checkpoint of 2 guests": 572 * mib}
-    checkpoints.check_room(needs, tmp_path / "not/yet/there")
-    assert asked == [tmp_path]
-    needs["a checkpoint of 2 guests"] += 1
-    with pytest.raises(checkpoints.CheckpointError) as refused:
-        checkpoints.check_room({**needs, "a checkpoint of 2 guests": 573 * mib}, tmp_path / "not/yet/there")
-    assert str(refused.value) == (
-        f"{tmp_path} has 700 MiB free, and 701 MiB are needed (128 MiB for what 2 guests write, "
-        "573 MiB for a checkpoint of 2 guests): make room, `make clean` removes checkpoints, or lower guests"
-    )
-    with pytest.raises(checkpoints.CheckpointError):
-        checkpoints.check_room(needs, tmp_path)

@@ -271,9 +271,10 @@ def test_qemu_is_always_told_the_format() -> None:
 
 def test_too_little_space_is_refused(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     params = {**BUILD, "source": str(image.path), "checksum": image.checksum}
-    free = guest_image.NEEDED_BYTES - 1
+    free = guest_image.IMAGE_BYTES - 1
     monkeypatch.setattr(guest_image.shutil, "disk_usage", lambda _path: SimpleNamespace(free=free))
-    with pytest.raises(guest_image.ImageError, match="has 4095 MiB free, and making an image needs 4096 MiB"):
+    said = "has 4095 MiB free, and 4096 MiB are to be stored there .4096 MiB for making the guests' image in "
+    with pytest.raises(guest_image.ImageError, match=said):
         guest_image.make(params, image.images / "key", print)
     assert image.kept() == []
 

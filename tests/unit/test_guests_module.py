@@ -25,6 +25,7 @@ from waiting import FOREVER_SECONDS
 MODULE = "plugins/modules/guests.py"
 guests = load(MODULE)
 checkpoints = sys.modules["ansible.module_utils.checkpoints"]
+disk_room = sys.modules["ansible.module_utils.disk_room"]
 GIB, MIB = 1 << 30, 1 << 20
 IMAGE = {"disk": "/images/disk.qcow2", "kernel": None, "initrd": None, "digest": "sha256:1"}
 FOREIGN = "<domain><name>ksm-testbed-guest02</name></domain>"
@@ -449,21 +450,23 @@ def test_without_the_disk_space_nothing_is_booted_and_the_sizes_are_said(
     class Usage:
         free = 800 * MIB
 
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _path: Usage)
+    monkeypatch.setattr(disk_room.shutil, "disk_usage", lambda _path: Usage)
     # Two disks of 64 MiB, and a checkpoint of two times 256 + 64
     assert bench.call("booted", check=True)["changed"]
     bench.call()
     bench.host.booted.clear()
     Usage.free = 767 * MIB
     assert bench.refusal(boot=2) == (
-        f"{bench.checkpoints} has 767 MiB free, and 768 MiB are needed (128 MiB for what 2 guests write, "
-        "640 MiB for a checkpoint of 2 guests): make room, `make clean` removes checkpoints, or lower guests"
+        f"the file system of {bench.folder}/guests has 767 MiB free, and 768 MiB are to be stored there "
+        f"(128 MiB for what 2 guests write in {bench.folder}/guests, "
+        f"640 MiB for a checkpoint of 2 guests in {bench.checkpoints}): "
+        "make room, `make clean` removes checkpoints, or ask for fewer guests"
     )
     assert bench.host.booted == []
     bench.call()  # needs the disks only
     Usage.free = 127 * MIB
-    assert "127 MiB free, and 128 MiB are needed (128 MiB for what 2 guests write)" in bench.refusal()
-    assert "127 MiB free, and 128 MiB are needed" in bench.refusal("booted")
+    for state in ("restored", "booted"):
+        assert "127 MiB free, and 128 MiB are to be stored there" in bench.refusal(state)
 
 
 def test_a_disk_that_fills_while_guests_are_saved_is_said_with_the_guest_and_nothing_half_made_is_left(
