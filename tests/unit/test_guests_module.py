@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 import socket
@@ -969,7 +970,7 @@ def test_the_guests_key_is_private(bench: Bench) -> None:
 def test_a_guest_is_cut_off_from_all_but_the_forwarded_port_of_the_loopback() -> None:
     root = ElementTree.fromstring(domain_xml())  # noqa: S314 -- the role's own
     arguments = [one.get("value", "") for one in root.iter(f"{{{guests.QEMU_URI}}}arg")]
-    networks = [words for option, words in zip(arguments, arguments[1:], strict=False) if option == "-netdev"]
+    networks = [words for option, words in itertools.pairwise(arguments) if option == "-netdev"]
     assert networks == ["user,id=testbed,restrict=on,hostfwd=tcp:127.0.0.1:$ssh_port-:22"]
     assert list(root.iter("interface")) == []
 
