@@ -256,8 +256,8 @@ def shown(rounds: Sequence[Round], about: dict[str, Any]) -> str:
     pages = len(rounds[0].arms["on"].held)
     lines = [
         f"{len(rounds)} restores of {boots} boots, {pages} guessed pages in each; {about.get('machine', '')}",
-        "a page is called merged where its first write takes longer than a threshold, which one half of the",
-        "pages chose; the figures are of the other half",
+        "a page is called merged where its first write takes longer than the threshold; one half of the",
+        "pages chose it, the figures are of the other half",
         "",
         f"{'KSM':4} {'pages':>7} {'threshold':>10} {'unmerged':>9} {'merged':>9}  "
         f"{'false positives':28} {'false negatives':28}",

@@ -197,6 +197,7 @@ def _files(root: Path, directory: str, prefix: str) -> dict[str, str]:
     for pattern in RUN_FILES:
         paths += sorted((root / "run").glob(pattern))
     paths += sorted((root / "run/libvirt/qemu").glob(f"{prefix}*"))
+    paths += sorted((root / "var/lib/libvirt/qemu").glob(f"domain-*-{prefix}*"))
     paths += sorted((root / "var/log/libvirt/qemu").glob(f"{prefix}*"))
     return _named(root, paths)
 

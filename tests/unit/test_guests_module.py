@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 import socket
@@ -1211,6 +1212,22 @@ def test_the_guests_key_is_private(bench: Bench) -> None:
     bench.call(number=1)
     path = bench.folder / "guests/id_ed25519"
     assert path.read_text() == "private" and path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_guest_is_cut_off_from_all_but_the_forwarded_port_of_the_loopback() -> None:
+    root = ElementTree.fromstring(domain_xml())  # noqa: S314 -- the role's own
+    arguments = [one.get("value", "") for one in root.iter(f"{{{guests.QEMU_URI}}}arg")]
+    networks = [words for option, words in itertools.pairwise(arguments) if option == "-netdev"]
+    assert networks == ["user,id=testbed,restrict=on,hostfwd=tcp:127.0.0.1:$ssh_port-:22"]
+    assert list(root.iter("interface")) == []
+
+
+def test_the_guests_key_is_in_no_answer_of_the_module() -> None:
+    given = {"domain_xml": "<domain/>", "user_data": "", "image": IMAGE, "memory_mib": 256}
+    keys = {"ssh_private_key": "secret-7f3a", "ssh_public_key": "public-7f3a"}
+    answer = run(MODULE, guests=0, accelerator="tcg", **given, **keys)
+    assert answer["failed"] and "public-7f3a" in str(answer)
+    assert "secret-7f3a" not in str(answer)
 
 
 def test_a_command_that_fails_is_told_with_its_last_words() -> None:

@@ -171,6 +171,10 @@ def maker(tree: Tree) -> None:
     tree.process(601, "mmdebstrap", "mmdebstrap\0bookworm\0/var/lib/ksm-testbed/images/.making-x/root")
 
 
+def monitor(tree: Tree) -> None:
+    tree.write("var/lib/libvirt/qemu/domain-7-ksm-testbed-guest01/monitor.sock", "")
+
+
 def mount(tree: Tree) -> None:
     tree.write("proc/mounts", "/dev/vda / ext4 rw 0 0\nproc /proc proc rw 0 0\n"
                "proc /var/lib/ksm-testbed/images/.making-x/root/proc proc rw 0 0\n")
@@ -199,6 +203,7 @@ def domain(tree: Tree) -> None:
         (progress, ["/run/ksm-testbed-guests.progress is new"]),
         (holder, ["python3 at work on the testbed's files is new"]),
         (maker, ["mmdebstrap at work on the testbed's files is new"]),
+        (monitor, ["/var/lib/libvirt/qemu/domain-7-ksm-testbed-guest01 is new"]),
         (mount, ["mount /var/lib/ksm-testbed/images/.making-x/root/proc is new"]),
         (envelope, ["cgroup /sys/fs/cgroup/memory/machine/ksmtestbed.partition is new"]),
         (slice_, ["cgroup /sys/fs/cgroup/machine.slice/machine-ksmtestbed.slice is new"]),
