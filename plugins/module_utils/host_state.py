@@ -21,6 +21,8 @@ DIRECTORY = "/var/lib/ksm-testbed"
 PREFIX = "ksm-testbed-"
 # Names below /run that the testbed's modules and actions give their files
 RUN_FILES = ("ksm-testbed*", "measure_series-*.progress")
+# Whoever reads has the lease and gives it back afterwards, so it is no part of what is read.
+LEASE = "/run/ksm-testbed-lease"
 CGROUPS = ("ksmtestbed.partition", "machine-ksmtestbed.slice")
 # libvirt's own folder of the guests' cgroups, which it keeps
 MACHINE = "machine"
@@ -130,7 +132,6 @@ def _settings(mm: Path) -> tuple[dict[str, str], int]:
 def _processes(root: Path, directory: str) -> Iterator[Process]:
     """Every process that can be read, with a label where it is of a kind that the testbed may change."""
     proc = root / "proc"
-    ours = (f"{directory}/", "/run/ksm-testbed")
     mine = _ancestors(proc, os.getpid())
     for folder in proc.iterdir():
         if not folder.name.isdecimal() or int(folder.name) in mine:
@@ -147,10 +148,18 @@ def _processes(root: Path, directory: str) -> Iterator[Process]:
             yield Process(f"QEMU of {guest[1]}", sockets)
         elif name in DAEMONS or name in TUNERS:
             yield Process(name, sockets)
-        elif any(place in line for place in ours) or any(word.startswith(ours) for word in opened):
+        elif _is_at_work([*line.replace(LEASE, "").split("\0"), *opened], directory):
             yield Process(f"{name}{AT_WORK}", sockets)
         else:
             yield Process("", sockets)
+
+
+def _is_at_work(words: Iterable[str], directory: str) -> bool:
+    """Tell whether a process' arguments or open files name the testbed's."""
+    return any(
+        (f"{directory}/" in word or "/run/ksm-testbed" in word) and not word.startswith(LEASE)
+        for word in words
+    )
 
 
 def _ancestors(proc: Path, pid: int) -> set[int]:
@@ -195,7 +204,7 @@ def _files(root: Path, directory: str, prefix: str) -> dict[str, str]:
             paths += sorted((top / name).rglob("*"))
     paths += _sorted(top / "images")
     for pattern in RUN_FILES:
-        paths += sorted((root / "run").glob(pattern))
+        paths += [path for path in sorted((root / "run").glob(pattern)) if path.name != Path(LEASE).name]
     paths += sorted((root / "run/libvirt/qemu").glob(f"{prefix}*"))
     paths += sorted((root / "var/lib/libvirt/qemu").glob(f"domain-*-{prefix}*"))
     paths += sorted((root / "var/log/libvirt/qemu").glob(f"{prefix}*"))
@@ -352,8 +361,14 @@ def _of_category(
 
 def _kind(category: str, name: str, value: Any, directory: str, prefix: str) -> str:
     """Whose a thing is, and whether it stays by design."""
-    logs = f"/var/log/libvirt/qemu/{prefix}"
-    kept = (f"{directory}/images", f"{directory}/checkpoints", logs)
+    # A snapshot of another boot of the host is put aside for a person.
+    kept = (
+        f"{directory}/images",
+        f"{directory}/checkpoints",
+        f"{directory}/.ksm-testbed",
+        f"{directory}/ksm-snapshot.json.other-boot",
+        f"/var/log/libvirt/qemu/{prefix}",
+    )
     stays = {
         "processes": name in DAEMONS,
         "files": name == directory or name.startswith(kept),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import ansible.module_utils
 ROOT = Path(__file__).resolve().parents[2]
 ansible.module_utils.__path__.append(str(ROOT / "plugins/module_utils"))
 
-from ansible.module_utils.host_state import differences, read_state  # noqa: E402 -- found by the line above
+from ansible.module_utils.host_state import LEASE, differences, read_state  # noqa: E402 -- found by the line above
+from ansible.module_utils.lease import Lease  # noqa: E402
 
 GUESTS_DIRECTORY = Path("/var/lib/ksm-testbed/guests")
 # The testbed's own way to its guests
 SSH = ["ssh", "-F", str(GUESTS_DIRECTORY / "ssh_config")]
 CHECKPOINTS = Path("/var/lib/ksm-testbed/checkpoints")
 MIB = 1 << 20
+# A holder that puts a host right takes its time.
+HOLDER_SECONDS = 600
 RECORDS = ("off", "merge", "on", "verify")
 # The guests that boot for all system tests; with fewer, the first ones are restored.
 GUESTS = 3
@@ -66,7 +70,15 @@ def state() -> State:
 
 
 def left(before: State) -> list[str]:
-    """What of a run is left on this host, and which settings are not as they were."""
+    """What of a run is left on this host, and which settings are not as they were.
+
+    The holder of its lease, which ends after the run, is waited for.
+    """
+    deadline = time.monotonic() + HOLDER_SECONDS
+    while Lease(Path(LEASE)).is_held():
+        if time.monotonic() > deadline:
+            return [f"a holder of {LEASE}"]
+        time.sleep(0.1)
     return [one.text for one in differences(before, state()) if one.kind == "left"]
 
 

@@ -240,6 +240,7 @@ def test_what_stays_by_design_is_said_to_stay(tree: Tree) -> None:
     tree.process(700, "libvirtd", "libvirtd\0-d")
     tree.write(f"{TESTBED}/checkpoints/boot1-512mib-0123456789ab/guest01/memory", "").chmod(0o600)
     tree.write(f"{TESTBED}/images/bookworm-1/disk.qcow2", "")
+    tree.write(f"{TESTBED}/ksm-snapshot.json.other-boot1", "{}")
     tree.write("var/log/libvirt/qemu/ksm-testbed-guest01.log", "")
     packages = {"bash": "install ok installed", "gone": "deinstall ok config-files"}
     text = "\n".join(
@@ -277,6 +278,19 @@ def test_what_others_did_meanwhile_is_theirs(tree: Tree) -> None:
     told = shared.told({**before, "run": "x", "recorded_at": "then"}, found)
     assert told.startswith("this host is as it was before run x of then")
     assert "Changed meanwhile by somebody else: QEMU of db is new" in told
+
+
+def test_the_lease_of_whoever_reads_is_no_part_of_the_state(tree: Tree) -> None:
+    before = tree.state()
+    tree.write("run/ksm-testbed-lease/owner.json", "{}")
+    line = 'python3\0-B\0/run/ksm-testbed-lease/holder-1\0/run/ksm-testbed-lease\0{"token": "1"}'
+    tree.process(800, "python3", line, opened="/run/ksm-testbed-lease/lock")
+    tree.process(801, "sh", "/bin/sh\0-c\0touch -a /run/ksm-testbed-lease/renewal-1")
+    assert shared.differences(before, tree.state()) == []
+    assert shared.traces(tree.state()) == []
+    # It is no cloak for others.
+    tree.process(802, "python3", line, opened="/run/ksm-testbed-guests.progress")
+    assert shared.traces(tree.state()) == ["python3 at work on the testbed's files"]
 
 
 def test_pages_to_scan_is_the_kernels_under_its_advisor(tree: Tree) -> None:
