@@ -113,5 +113,6 @@ def check_records(needs: Iterable[Need]) -> None:
 
 def is_local(task_vars: Mapping[str, Any], host: str) -> bool:
     """Whether a hypervisor is the controller, whose file systems hold the records too."""
-    variables = task_vars.get("hostvars", {}).get(host, {})
-    return bool(variables.get("ansible_connection") == "local")
+    hosts = task_vars.get("hostvars")
+    # Not templated: who calls has no template under way.
+    return hosts is not None and host in hosts and hosts.raw_get(host).get("ansible_connection") == "local"

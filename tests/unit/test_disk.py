@@ -172,6 +172,8 @@ def test_the_plan_names_what_each_host_needs_and_the_records_where_it_is_the_con
         },
         "check_mode": True,
     }
+    (tmp_path / "host_vars").mkdir()
+    (tmp_path / "host_vars/localhost.json").write_text('{"ansible_connection": "local"}')
     needs = play_action(tmp_path, task)["disk_needs"]
     what = ["making the guests' image", "what 2 guests write", "boot 1 of 2 guests"]
     assert [need["what"] for need in needs["far"]][:3] == what
