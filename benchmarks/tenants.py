@@ -33,10 +33,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 PROJECT = Path(__file__).parents[1]
-KEY = PROJECT / ".cache/ssh/id_ed25519"
+SSH_CONFIG = "/var/lib/ksm-testbed/guests/ssh_config"
 KSM = Path("/sys/kernel/mm/ksm")
 SNAPSHOT = "/var/lib/ksm-testbed/ksm-snapshot.json"
-SSH_PORT_BASE = 22200
 ATTACKER, VICTIM = 1, 2
 SCHEMA_VERSION = 1
 ARMS = ("off", "on")
@@ -341,11 +340,9 @@ class Tenant:
 
 def ssh(number: int) -> list[str]:
     """The beginning of a command in a guest."""
-    trust = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes"]
     # A guest that hangs ends the connection after ten minutes.
     alive = ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=40"]
-    port = str(SSH_PORT_BASE + number)
-    return ["ssh", "-q", "-F", "none", "-i", str(KEY), "-p", port, *trust, *alive, "root@127.0.0.1"]
+    return ["ssh", "-F", SSH_CONFIG, *alive, f"guest{number:02d}"]
 
 
 def in_guest(number: int, asked: dict[str, Any]) -> list[str]:
