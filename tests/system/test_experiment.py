@@ -426,7 +426,7 @@ def test_a_checkpoint_damaged_in_the_middle_of_a_run_is_made_again(aftermath: di
 
 
 def test_teardown_proves_that_the_host_is_as_it_was(aftermath: dict[str, Any], before: State) -> None:
-    """The run that was killed left nothing: its host put itself right, and the next run kept the state anew."""
+    """The host of the run that was killed put itself right, and the next run kept its state anew."""
     output = succeeded(playbook(name="teardown.yml"))
     assert "this host is as it was before run after of " in output, output[-3000:]
     assert left(before) == []
