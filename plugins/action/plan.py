@@ -39,8 +39,9 @@ options:
     type: str
   forecast:
     description: >-
-      Files of the forecasts that the run is to prove, with commas between, each of which must cover some of its
-      cells; the play's own forecast where it is left out. A run that exists keeps its own where none is given.
+      Files of the forecasts that the run is to prove, with commas between, each of which must cover some of
+      its cells; the play's own forecast where it is left out. A run that exists keeps its own where none is
+      given.
     type: str
 attributes:
   check_mode:
@@ -138,9 +139,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             run_id = str(arguments["run_id"] or given.get("run_id") or matrix.new_run_id())
             run_directory = results / run_id
             forecasts = proof.given_forecasts(arguments["forecast"] or given.get(proof.VARIABLE, ""))
-            new = runs.make_plan(
-                design, [str(name) for name in hypervisors], run_id, proof.named(forecasts)
-            )
+            new = runs.make_plan(design, [str(name) for name in hypervisors], run_id, proof.named(forecasts))
             proof.check_cells(forecasts, new.cells)
             started = (run_directory / matrix.PLAN_FILE).exists()
             plan = runs.open_run(results, new, write=write)
