@@ -232,6 +232,7 @@ def join(
             refused.append(
                 Refused(forecast.forecast_id, *load, cell.run_id, cell.cell.cell_id, reason, detail)
             )
+    joined.sort(key=lambda one: (one.workload, one.guests))
     reason, detail = (NOT_USABLE, problem) if problem else ("not measured yet", "")
     refused += [
         Refused(forecast.forecast_id, *load, "", "", reason, detail)

@@ -363,6 +363,14 @@ _ALL = (
         "What is needed beyond the expected use when all pages diverge: safe need less expected use.",
     ),
     Quantity(
+        "lacking_mib",
+        "lacking",
+        "MiB",
+        0,
+        _FORECAST,
+        "What the memory would be short of if all pages of as many guests as fit under the policy diverged.",
+    ),
+    Quantity(
         "write_latency_p50_us",
         "p50",
         "µs",
