@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     from analysis.records.writing import write_record
     from analysis.report import forecast_figures
     from analysis.report.figures import save
-    from analysis.report.forecast import forecast_parts
+    from analysis.report.forecast import forecast_parts, merging
     from analysis.report.tables import show
 
     numbers = _numbers(arguments.guests)
@@ -113,8 +113,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(content, indent=2, sort_keys=True))
         return 0
-    written = f"Written to {arguments.out}; after the run: `python -m analysis report`."
-    show(*forecast_parts(record, found.cells_left_out), *([written] if arguments.out else []))
+    written = (
+        f"Written to {arguments.out}. Give it to the run that is to prove it, -e forecast={arguments.out}; "
+        "after that: `python -m analysis report`."
+    )
+    show(
+        *forecast_parts(record, merging(found.cells), found.cells_left_out),
+        *([written] if arguments.out else []),
+    )
     return 0
 
 

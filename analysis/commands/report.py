@@ -33,10 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print every forecast beside what was measured afterwards, and the capacity runs.
 
+    A run that names forecasts is scored by these alone; one of before, by those that were written before it.
+
     Returns 1 when nothing could be joined and there is no capacity run. A file that cannot be used is named
     and left out. Raises UserError or OSError with a text for the user.
     """
-    from analysis.model.scoring import ScoringError, join, judge, measured
+    from analysis.model.judging import judge
+    from analysis.model.scoring import Joined, Refused, ScoringError, join, measured, not_read
     from analysis.records.capacity import load_capacity
     from analysis.records.forecasts import forecast_problem, load_forecasts
     from analysis.report.scores import Scores, score_json, score_parts
@@ -53,20 +56,22 @@ def run(arguments: argparse.Namespace) -> int:
         )
     runs = _runs(results, arguments.run)
     cells = measured(runs.runs) if forecasts else []
-    joined, refused, sound = [], [], []
+    named = {run.plan.run_id: run.plan.forecasts for run in runs.runs}
+    joined: list[Joined] = []
+    refused: list[Refused] = []
+    sound = []
     for one in forecasts:
         problem = forecast_problem(one, results)
-        if problem:
-            refused.append(f"{one.path.name}: {problem}")
-            continue
-        sound.append(one.record)
-        mine, reasons = join(one.record, cells)
+        if not problem:
+            sound.append(one.record)
+        mine, reasons = join(one.record, cells, named, problem)
         joined += mine
-        refused += [f"{one.path.name}: {reason}" for reason in reasons]
+        refused += reasons
     scores = Scores(
         forecasts=len(forecasts),
         joined=tuple(joined),
         refused=tuple(refused),
+        not_read=tuple(not_read(named, (one.record for one in forecasts))),
         capacity=tuple(judge(run, sound) for run in capacity),
         left_out=(*left_out, *(problem.rstrip(".") for problem in runs.problems)),
     )
@@ -109,22 +114,14 @@ def _has_runs(results: Path) -> bool:
 
 def _draw(directory: Path, scores: "Scores") -> None:
     from analysis.model.capacity import relation, steps_table
-    from analysis.model.scoring import by_model
+    from analysis.model.scoring import NAMED, groups
     from analysis.report import forecast_figures
     from analysis.report.figures import save
 
     directory.mkdir(parents=True, exist_ok=True)
-    if scores.joined:
-        several = len(by_model(scores.joined)) > 1
-        rows = [
-            (
-                f"{one.workload}\nN = {one.guests}{f', {one.model}, {one.policy}' if several else ''}",
-                one.error_on,
-                one.naive_errors,
-            )
-            for one in scores.joined
-        ]
-        save(forecast_figures.validation_figure(rows), directory / "validation.png")
+    for group in groups(scores.joined):
+        apart = (group.model, group.policy, group.scope, *([] if group.proof == NAMED else ["by-time"]))
+        save(forecast_figures.validation_figure(group), directory / f"validation-{'-'.join(apart)}.png")
     for judged in scores.capacity:
         run = judged.run
         name = f"{run.run_id}-{run.hypervisor}-{run.workload}"

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         action="append",
         default=[],
-        help="any other variable of the experiment, see inventory/group_vars/all/experiment.yml",
+        help="any other variable of the experiment, see docs/variables.md",
     )
 
 
@@ -73,13 +73,20 @@ def run(arguments: argparse.Namespace) -> int:
 
 def given_variables(arguments: argparse.Namespace) -> dict[str, Any]:
     """The variables that the command line gives, as -e would hand them over. Raises DesignError."""
+    from analysis.plan.proof import VARIABLE, given_forecasts
+
     given = {name: value for name in OPTIONS if (value := getattr(arguments, name)) is not None}
     for text in arguments.extra_var:
         name, separator, value = text.partition("=")
         if not separator:
             raise DesignError(f"-e {text!r} cannot be read: allowed is NAME=VALUE.")
         given[name] = value
-    return _for_ansible({name: check_variable(name, value) for name, value in given.items()})
+    forecast = given.pop(VARIABLE, "")
+    variables = {name: check_variable(name, value) for name, value in given.items()}
+    if forecast:
+        # The playbook may be played in another directory.
+        variables[VARIABLE] = [one.path.absolute() for one in given_forecasts(forecast)]
+    return _for_ansible(variables)
 
 
 def _for_ansible(variables: Mapping[str, Any]) -> dict[str, Any]:

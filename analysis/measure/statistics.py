@@ -7,7 +7,7 @@ checkpoint, so they say how well one boot can be measured and nothing about anot
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from statistics import fmean, stdev
+from statistics import NormalDist, fmean, stdev
 from typing import Any
 
 import pandas as pd
@@ -178,6 +178,17 @@ def estimate(boots: Sequence[Sequence[float]]) -> Estimate | None:
         between_boot_sd=stdev(means) if len(means) > 1 else None,
         within_boot_sd=_within_boot_sd(boots),
     )
+
+
+def wilson(hits: int, of: int) -> tuple[float | None, float | None]:
+    """Wilson's 95 % interval of a share, as fractions; of nothing None (E. B. Wilson 1927, JASA 22)."""
+    if not of:
+        return None, None
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    share, weight = hits / of, z * z / of
+    middle = (share + weight / 2) / (1 + weight)
+    half = sqrt(share * (1 - share) * weight + weight * weight / 4) / (1 + weight)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def exact(value: float | None) -> Estimate | None:

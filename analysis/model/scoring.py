@@ -1,38 +1,43 @@
 """Forecasts joined with what was measured afterwards, and scored beside answers that need no model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from analysis.errors import UserError
 from analysis.measure.pooling import Row, condition_text
-from analysis.measure.saving import Unknown, known
-from analysis.measure.statistics import OFF_ON
+from analysis.measure.saving import Unknown, known, used_available_bytes
+from analysis.measure.statistics import OFF_ON, wilson
 from analysis.measure.table import PROVENANCE, tidy
 from analysis.model.calibration import scope_used_bytes
-from analysis.model.capacity import (
-    ActualLimit,
-    Divergence,
-    actual_limit,
-    conditions,
-    divergence,
-    used_bytes,
-)
-from analysis.model.sharing import ENVELOPE, HOST
-from analysis.plan.design import MIB
-from analysis.plan.mix import mix_text, parse_mix
-from analysis.plan.policies import OFF
-from analysis.records.capacity import CapacityRun
+from analysis.model.sharing import HOST
+from analysis.plan.mix import load_name
+from analysis.plan.proof import covers
 from analysis.records.loading import COMPLETE, CellRecords, Run
-from analysis.records.models import DivergenceRecord, ForecastRecord, LoadForecast, Predicted, StepRecord
+from analysis.records.models import ForecastRecord, Named, Predicted
 
+# How a forecast and what was measured belong together, the two never pooled
+NAMED = "named by the run"
+BY_TIME = "joined by time, before runs named their forecast"
+
+# What a cell is scored by: memory used with KSM off and with the policy on, and the difference of the two.
+OFF_USE, ON_USE, SAVED = "used_off", "used_on", "saved"
+SCORED = (OFF_USE, ON_USE, SAVED)
+# What counts as used. The forecast is of the first; the second is what the paper measured, of a host alone.
+USED, AVAILABLE = "used", "used_available"
 NAIVE = {
-    "constant_saving": "constant saving per VM, as at the largest calibration N",
-    "sharing_ratio": "pages_sharing ratio: nominal memory less the fraction saved at the largest N",
-    "nominal": "nominal memory: base + N x guest memory",
+    "constant_saving": "what a guest saved at the largest calibration N, times N",
+    "no_saving": "as with KSM off",
 }
-# Below this saving a forecast of the saving cannot be told from one without.
-KSM_MATTERS = 0.05
+# A smaller part of the use says nothing of an error relative to it.
+LEAST_SAVED = 0.05
+
+NOT_NAMED = "not named by the run"
+NOT_USABLE = "the forecast cannot be used"
+CALIBRATION = "among the forecast's calibration"
+TOO_EARLY = "recorded before the forecast was written"
+CONDITIONS = "measured under other conditions than the calibration"
+UNKNOWN_USE = "its memory used is not known"
 
 
 class ScoringError(UserError):
@@ -40,12 +45,32 @@ class ScoringError(UserError):
 
 
 @dataclass(frozen=True)
-class Joined:
-    """One held-out cell beside its prediction (bytes). ``naive_on`` is keyed by NAIVE.
+class Use:
+    """Memory used with KSM off and with the policy on, bytes."""
 
-    ``scope`` says of what the memory is: HOST, or ENVELOPE.
+    off: float
+    on: float
+
+    @property
+    def saved(self) -> float:
+        """What the policy saved."""
+        return self.off - self.on
+
+    def of(self, what: str) -> float:
+        """One of SCORED."""
+        return {OFF_USE: self.off, ON_USE: self.on, SAVED: self.saved}[what]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """One held-out cell beside its prediction.
+
+    ``proof``: NAMED or BY_TIME. ``scope`` says of what the memory is: HOST, or ENVELOPE. ``measured`` is
+    keyed by USED and, of a host, AVAILABLE; ``half_width`` (bytes, None: no interval) by OFF_USE and ON_USE;
+    ``naive_on``, the use with the policy on, by NAIVE.
     """
 
+    proof: str
     forecast_id: str
     model: str
     scope: str
@@ -55,92 +80,107 @@ class Joined:
     run_id: str
     cell_id: str
     arm_order: str
-    measured_off: float
-    measured_on: float
-    predicted_off: float
-    predicted_on: float
-    half_width_on: float | None
+    measured: dict[str, Use]
+    predicted: Use
+    half_width: dict[str, float | None]
     naive_on: dict[str, float]
 
-    @property
-    def error_off(self) -> float | None:
-        """Relative error without KSM; None after on: huge pages that KSM split stay split."""
-        if self.arm_order != OFF_ON:
+    def error(self, what: str, used: str = USED, naive: str | None = None) -> float | None:
+        """Error of the forecast, or of a naive answer, relative to what was measured.
+
+        None where it says nothing: with KSM off after on, for huge pages that KSM split stay split, and of a
+        saving below LEAST_SAVED of the use.
+        """
+        if used not in self.measured or (what != ON_USE and self.arm_order != OFF_ON):
             return None
-        return self.predicted_off / self.measured_off - 1
-
-    @property
-    def error_on(self) -> float:
-        """Relative error with the policy on."""
-        return self.predicted_on / self.measured_on - 1
-
-    @property
-    def naive_errors(self) -> dict[str, float]:
-        """Relative error of each naive answer with the policy on."""
-        return {name: value / self.measured_on - 1 for name, value in self.naive_on.items()}
-
-    @property
-    def inside(self) -> bool | None:
-        """Whether the measured use lies in the prediction interval."""
-        if self.half_width_on is None:
+        seen = self.measured[used]
+        if what == SAVED and seen.saved < LEAST_SAVED * seen.off:
             return None
-        return abs(self.predicted_on - self.measured_on) <= self.half_width_on
+        said = self.predicted if naive is None else Use(self.predicted.off, self.naive_on[naive])
+        return said.of(what) / seen.of(what) - 1
 
-    @property
-    def ksm_matters(self) -> bool:
-        """Whether KSM saved at least 5 % of the use."""
-        return self.measured_off - self.measured_on >= KSM_MATTERS * self.measured_off
+    def inside(self, what: str, used: str = USED) -> bool | None:
+        """Whether what was measured lies in the prediction interval; None without one."""
+        half = self.half_width.get(what)
+        if half is None or self.error(what, used) is None:
+            return None
+        return abs(self.predicted.of(what) - self.measured[used].of(what)) <= half
 
 
 @dataclass(frozen=True)
-class Score:
-    """Errors over some held-out cells, as fractions. ``ratio``: best naive mean error over ours.
+class Refused:
+    """A cell that a forecast covers and that is not scored, or a prediction without a cell (both "").
 
-    ``best_naive`` is the naive answer with the smallest mean error. ``inside``: cells in their interval, of
-    ``with_interval``. ``ratio`` is None when ours has no error at all.
-    """
-
-    cells: int
-    worst: float
-    mean: float
-    worst_off: float | None
-    mean_off: float | None
-    naive_mean: dict[str, float]
-    best_naive: str
-    ratio: float | None
-    inside: int
-    with_interval: int
-
-
-@dataclass(frozen=True)
-class CapacityJoin:
-    """Predicted and actual limit of one arm: of off, or of the forecast's policy.
-
-    None: no limit below 9999; ``worst_error`` along the curve.
+    ``reason``: one of a few, to be counted by; ``detail``: what it is in this case, "" for no more to say.
     """
 
     forecast_id: str
-    policy: str
-    predicted: int | None
-    predicted_low: int | None
-    predicted_high: int | None
-    safe: int | None
-    actual: ActualLimit
-    worst_error: float | None
+    workload: str
+    guests: int
+    run_id: str
+    cell_id: str
+    reason: str
+    detail: str
 
 
 @dataclass(frozen=True)
-class JudgedRun:
-    """What is known of one capacity run.
+class Coverage:
+    """Cells inside their 95 % prediction interval, of those that have one.
 
-    ``loads``: by policy, what its forecast says of the run's load; ``divergences``: as those of the run.
+    ``low``, ``high``: Wilson's 95 % interval of their share, the cells taken as independent; None of no cell.
     """
 
-    run: CapacityRun
-    loads: dict[str, LoadForecast]
-    joins: tuple[CapacityJoin, ...]
-    divergences: tuple[Divergence, ...]
-    refused: tuple[str, ...]
+    inside: int
+    cells: int
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors of one of SCORED over cells, as fractions of what was measured.
+
+    ``mean``: of the absolute values; ``worst``: the largest of these, with its sign; ``too_high``: cells of
+    which too much was said. ``naive``: mean absolute error by NAIVE, and ``ratio`` the best of them over
+    ours; with KSM off there is no other answer, and None where ours has no error at all.
+    """
+
+    cells: int
+    mean: float
+    worst: float
+    too_high: int
+    coverage: Coverage
+    naive: dict[str, float]
+    ratio: float | None
+
+    @property
+    def best_naive(self) -> str:
+        """The naive answer with the smallest mean error."""
+        return min(self.naive, key=lambda name: self.naive[name])
+
+
+@dataclass(frozen=True)
+class Group:
+    """Joined cells of one kind: of one proof, model, policy and scope."""
+
+    proof: str
+    model: str
+    policy: str
+    scope: str
+    joined: tuple[Joined, ...]
+
+    @property
+    def name(self) -> str:
+        """The kind in words, the proof left out."""
+        return f"{self.model}, {self.policy}{'' if self.scope == HOST else f', {self.scope}'}"
+
+    @property
+    def loads(self) -> dict[tuple[str, int], list[Joined]]:
+        """The cells by workload and number of guests."""
+        found: dict[tuple[str, int], list[Joined]] = {}
+        for one in sorted(self.joined, key=lambda one: (one.workload, one.guests)):
+            found.setdefault((one.workload, one.guests), []).append(one)
+        return found
 
 
 def measured(runs: Sequence[Run]) -> list[tuple[Row, CellRecords]]:
@@ -155,35 +195,68 @@ def measured(runs: Sequence[Run]) -> list[tuple[Row, CellRecords]]:
 
 
 def join(
-    forecast: ForecastRecord, cells: Sequence[tuple[Row, CellRecords]]
-) -> tuple[list[Joined], list[str]]:
-    """Join a sound forecast with measured cells.
+    forecast: ForecastRecord,
+    cells: Sequence[tuple[Row, CellRecords]],
+    named: Mapping[str, Named],
+    problem: str = "",
+) -> tuple[list[Joined], list[Refused]]:
+    """Join a forecast with the measured cells that it covers: each is scored, or refused with the reason.
 
-    Returns the joined cells, one for each repetition, and a sentence for each cell that is refused: among
-    the calibration, recorded before the forecast, not complete, of other provenance; or not measured yet.
+    Args:
+        forecast: what was predicted.
+        cells: what was measured, each repetition for itself.
+        named: of each run the forecasts that it names.
+        problem: why the whole forecast cannot be joined, "" where it can.
+
+    Returns the joined cells; and those refused, with the predictions that no cell measures.
     """
     joined: list[Joined] = []
-    refused: list[str] = []
-    for predicted in forecast.predicted:
-        wanted = (forecast.hypervisor, forecast.policy, predicted.workload, predicted.guests)
-        before = len(joined)
-        for row, cell in cells:
-            is_of = (row["hypervisor"], row["policy"], load_name(str(row["workload"])), row["guests"])
-            if is_of != wanted:
-                continue
-            reason = _refusal(forecast, row, cell)
-            used: list[float] | Unknown = Unknown(reason)
-            if not reason:
-                used = known(scope_used_bytes(cell, arm, forecast.scope) for arm in (cell.off, cell.on))
+    refused: list[Refused] = []
+    predictions = {(one.workload, one.guests): one for one in forecast.predicted}
+    met = set()
+    for row, cell in cells:
+        if not covers(forecast, cell.cell):
+            continue
+        load = (load_name(cell.cell.workload), cell.cell.guests)
+        met.add(load)
+        names = named[cell.run_id]
+        reason, detail = (NOT_USABLE, problem) if problem else _refusal(forecast, names, row, cell)
+        if not reason:
+            used = _measured(cell, forecast.scope)
             if isinstance(used, Unknown):
-                refused.append(f"run {row['run_id']}, {row['cell_id']} is not joined: {used.reason}")
+                reason, detail = UNKNOWN_USE, used.reason
             else:
-                joined.append(_joined(forecast, predicted, row, (used[0], used[1])))
-        if len(joined) == before:
+                proof = BY_TIME if names is None else NAMED
+                joined.append(_joined(forecast, proof, predictions[load], row, used))
+        if reason:
             refused.append(
-                f"{predicted.workload} at {predicted.guests} guests has no measurement to join yet"
+                Refused(forecast.forecast_id, *load, cell.run_id, cell.cell.cell_id, reason, detail)
             )
+    joined.sort(key=lambda one: (one.workload, one.guests))
+    reason, detail = (NOT_USABLE, problem) if problem else ("not measured yet", "")
+    refused += [
+        Refused(forecast.forecast_id, *load, "", "", reason, detail)
+        for load in predictions
+        if load not in met
+    ]
     return joined, refused
+
+
+def is_named(forecast: ForecastRecord, names: Named) -> bool:
+    """Whether a run names a forecast; one made before runs named theirs is none that could."""
+    return names is None or forecast.digest in {one.digest for one in names}
+
+
+def not_read(runs: Mapping[str, Named], forecasts: Iterable[ForecastRecord]) -> list[str]:
+    """A sentence for each forecast that a run names and that is not among these."""
+    digests = {one.digest for one in forecasts}
+    return [
+        f"run {run_id} names the forecast {one.forecast_id} of {one.created_at} ({one.digest[:19]}...), "
+        "which is not among those that can be used: what it predicted is not scored"
+        for run_id, names in runs.items()
+        for one in names or ()
+        if one.digest not in digests
+    ]
 
 
 def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
@@ -195,179 +268,75 @@ def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[s
     ]
 
 
-def load_name(workload: str) -> str:
-    """The name of a load as forecasts write it: parts of a mix in the order of the alphabet."""
-    return mix_text(parse_mix(workload, "workload")) if "=" in workload else workload
-
-
-def by_model(joined: Sequence[Joined]) -> dict[str, list[Joined]]:
-    """The joined cells by model and policy of their forecast; what is of an envelope apart."""
-    groups: dict[str, list[Joined]] = {}
+def groups(joined: Sequence[Joined]) -> list[Group]:
+    """The joined cells by kind, those that their run names first."""
+    found: dict[tuple[str, str, str, str], list[Joined]] = {}
     for one in joined:
-        name = f"{one.model}, {one.policy}{'' if one.scope == HOST else f', {one.scope}'}"
-        groups.setdefault(name, []).append(one)
-    return dict(sorted(groups.items()))
-
-
-def score(joined: Sequence[Joined]) -> Score:
-    """Worst and mean error over held-out cells, beside the naive answers'.
-
-    Raises ScoringError when there is none.
-    """
-    if not joined:
-        raise ScoringError("there is no joined cell to score.")
-    errors = [abs(one.error_on) for one in joined]
-    errors_off = [abs(one.error_off) for one in joined if one.error_off is not None]
-    naive = {name: fmean(abs(one.naive_errors[name]) for one in joined) for name in NAIVE}
-    best = min(naive, key=lambda name: naive[name])
-    ours = fmean(errors)
-    return Score(
-        cells=len(joined),
-        worst=max(errors),
-        mean=ours,
-        worst_off=max(errors_off, default=None),
-        mean_off=fmean(errors_off) if errors_off else None,
-        naive_mean=naive,
-        best_naive=best,
-        ratio=naive[best] / ours if ours else None,
-        inside=sum(one.inside is True for one in joined),
-        with_interval=sum(one.inside is not None for one in joined),
-    )
-
-
-def capacity_problem(forecast: ForecastRecord, run: CapacityRun) -> str:
-    """Why a forecast does not speak of this capacity run, "" when it does."""
-    scope = HOST if run.envelope_bytes is None else ENVELOPE
-    steps: list[StepRecord | DivergenceRecord] = [
-        step for arm in _arms_of(forecast, run).values() for step in arm
+        found.setdefault((one.proof, one.model, one.policy, one.scope), []).append(one)
+    ordered = sorted(found.items(), key=lambda item: (item[0][0] != NAMED, item[0]))
+    return [
+        Group(proof, model, policy, scope, tuple(mine)) for (proof, model, policy, scope), mine in ordered
     ]
-    steps = steps or [run.first]
-    differing = [words for step in steps for words in _step_differences(forecast, step)]
-    problems = (
-        (load_of(forecast, run) is None, f"it does not forecast {run.workload}"),
-        (
-            bool(run.policies) and forecast.policy not in run.policies,
-            f"it is for the policy {forecast.policy}",
-        ),
-        (
-            (forecast.scope, forecast.capacity_bytes) != (scope, run.capacity_bytes),
-            f"it is for {forecast.capacity_bytes / MIB:.0f} MiB of the {forecast.scope}, the run had "
-            f"{run.capacity_bytes / MIB:.0f} MiB of the {scope}",
-        ),
-        (forecast.hypervisor != run.hypervisor, "it is of another host"),
-        (forecast.guest_memory_bytes != run.guest_memory_bytes, "it is of another size of guests"),
-        (
-            min(step.recorded_at for step in steps) <= forecast.created_at,
-            "the run was recorded before it was written",
-        ),
-        (bool(differing), f"the conditions differ ({'; '.join(dict.fromkeys(differing))})"),
-    )
-    return next((words for wrong, words in problems if wrong), "")
 
 
-def join_capacity(forecast: ForecastRecord, run: CapacityRun) -> list[CapacityJoin]:
-    """Predicted beside actual limit, without KSM and with the forecast's policy.
-
-    Raises ScoringError when they do not belong together.
-    """
-    problem = capacity_problem(forecast, run)
-    load = load_of(forecast, run)
-    if problem or load is None:
-        raise ScoringError(f"forecast {forecast.forecast_id} is not joined with {run.run_id}: {problem}.")
-    limits, curve = load.limits, load.curve
-    joins = []
-    for policy, steps in _arms_of(forecast, run).items():
-        off = policy == OFF
-        predicted = dict(zip(curve.guests, curve.off_bytes if off else curve.on_bytes, strict=True))
-        pairs = [(predicted.get(step.guests), used_bytes(step)) for step in steps]
-        errors = [abs(need / used - 1) for need, used in pairs if need is not None and used > 0]
-        joins.append(
-            CapacityJoin(
-                forecast_id=forecast.forecast_id,
-                policy=policy,
-                predicted=limits.off if off else limits.on,
-                predicted_low=None if off else limits.on_low,
-                predicted_high=None if off else limits.on_high,
-                safe=limits.safe,
-                actual=actual_limit(steps),
-                worst_error=max(errors, default=None),
-            )
-        )
-    return joins
-
-
-def judge(run: CapacityRun, forecasts: Sequence[ForecastRecord]) -> JudgedRun:
-    """A capacity run beside the forecasts that speak of it."""
-    problems = {one.digest: capacity_problem(one, run) for one in forecasts}
-    fitting = [one for one in forecasts if not problems[one.digest]]
-    # Of each policy the last one written before the run is the one that predicts it.
-    chosen = {one.policy: one for one in sorted(fitting, key=lambda one: one.created_at)}
-    loads = {policy: load for policy, one in chosen.items() if (load := load_of(one, run)) is not None}
-    return JudgedRun(
-        run=run,
-        loads=loads,
-        joins=tuple(join for one in chosen.values() for join in join_capacity(one, run)),
-        divergences=tuple(
-            divergence(record, _safe_bytes(loads.get(record.policy), record.guests))
-            for record in run.divergences
-        ),
-        refused=tuple(
-            f"forecast {one.forecast_id} is not joined with run {run.run_id}: {problems[one.digest]}"
-            for one in forecasts
-            if problems[one.digest] and load_of(one, run) is not None
-        ),
-    )
-
-
-def load_of(forecast: ForecastRecord, run: CapacityRun) -> LoadForecast | None:
-    """What a forecast says of the load of this run; None when it does not speak of it."""
-    wanted = load_name(run.workload)
-    return next((load for load in forecast.loads if load.workload == wanted), None)
-
-
-def _safe_bytes(load: LoadForecast | None, guests: int) -> float | None:
-    """The forecast safe need of so many guests; None without one."""
-    if load is None:
+def score(joined: Sequence[Joined], what: str, used: str = USED) -> Errors | None:
+    """Errors of one of SCORED over these cells, beside the naive answers'; None where none says anything."""
+    scored = [(one, error) for one in joined if (error := one.error(what, used)) is not None]
+    if not scored:
         return None
-    return dict(zip(load.curve.guests, load.curve.safe_bytes, strict=True)).get(guests)
+    ours = fmean(abs(error) for _one, error in scored)
+    naive = {
+        name: fmean(abs(one.error(what, used, name) or 0.0) for one, _error in scored)
+        for name in (NAIVE if what != OFF_USE else ())
+    }
+    inside = [seen for one, _error in scored if (seen := one.inside(what, used)) is not None]
+    return Errors(
+        cells=len(scored),
+        mean=ours,
+        worst=max((error for _one, error in scored), key=abs),
+        too_high=sum(error > 0 for _one, error in scored),
+        coverage=Coverage(sum(inside), len(inside), *wilson(sum(inside), len(inside))),
+        naive=naive,
+        ratio=min(naive.values()) / ours if ours and naive else None,
+    )
 
 
-def _arms_of(forecast: ForecastRecord, run: CapacityRun) -> dict[str, tuple[StepRecord, ...]]:
-    """The arms that a forecast speaks of: off, and that of its policy."""
-    return {policy: arm for policy, arm in run.arms.items() if policy in (OFF, forecast.policy)}
-
-
-def _refusal(forecast: ForecastRecord, row: Row, cell: CellRecords) -> str:
-    """Why a measured cell may not be joined with the forecast that predicts its load; "" when it may."""
+def _refusal(forecast: ForecastRecord, names: Named, row: Row, cell: CellRecords) -> tuple[str, str]:
+    """Why a measured cell may not be joined with the forecast that covers it, and in detail; "" if it may."""
     calibrated = {(used.run_id, used.cell_id) for used in forecast.calibration.cells}
-    if (row["run_id"], row["cell_id"]) in calibrated:
-        return "it is among the calibration"
+    if (cell.run_id, cell.cell.cell_id) in calibrated:
+        return CALIBRATION, ""
     if row["status"] != COMPLETE:
-        return f"{row['status']}: {row['problem']}".rstrip(".")
+        return str(row["status"]), str(row["problem"]).rstrip(".")
     if min(cell.off.recorded_at, cell.on.recorded_at) <= forecast.created_at:
-        return "it was recorded before the forecast was written"
+        return TOO_EARLY, ""
+    if not is_named(forecast, names):
+        return NOT_NAMED, ""
     found = {
         str(name).removeprefix(PROVENANCE): condition_text(value)
         for name, value in row.items()
         if str(name).startswith(PROVENANCE)
     }
     differing = differences(forecast.calibration.conditions, found)
-    return f"its conditions differ from the calibration's ({'; '.join(differing)})" if differing else ""
+    return (CONDITIONS, "; ".join(differing)) if differing else ("", "")
 
 
-def _step_differences(forecast: ForecastRecord, step: StepRecord | DivergenceRecord) -> list[str]:
-    expected = {
-        name: value
-        for name, value in forecast.calibration.conditions.items()
-        # With KSM off the knobs say nothing, and no guest began from nothing.
-        if not (step.policy == OFF and name.startswith("ksm_knobs."))
-        and not (step.guests == 0 and name == "start.from")
-    }
-    return differences(expected, conditions(step))
+def _measured(cell: CellRecords, scope: str) -> dict[str, Use] | Unknown:
+    """Memory used by a complete cell, by each definition that the scope has."""
+    used = known(scope_used_bytes(cell, arm, scope) for arm in (cell.off, cell.on))
+    if isinstance(used, Unknown):
+        return used
+    found = {USED: Use(*used)}
+    if scope == HOST:
+        found[AVAILABLE] = Use(*(used_available_bytes(arm.observed.host) for arm in (cell.off, cell.on)))
+    return found
 
 
-def _joined(forecast: ForecastRecord, predicted: Predicted, row: Row, used: tuple[float, float]) -> Joined:
+def _joined(
+    forecast: ForecastRecord, proof: str, predicted: Predicted, row: Row, used: dict[str, Use]
+) -> Joined:
     return Joined(
+        proof=proof,
         forecast_id=forecast.forecast_id,
         model=forecast.model,
         scope=forecast.scope,
@@ -377,10 +346,14 @@ def _joined(forecast: ForecastRecord, predicted: Predicted, row: Row, used: tupl
         run_id=str(row["run_id"]),
         cell_id=str(row["cell_id"]),
         arm_order=str(row["arm_order"]),
-        measured_off=used[0],
-        measured_on=used[1],
-        predicted_off=predicted.used_off.mean_bytes,
-        predicted_on=predicted.used_on.mean_bytes,
-        half_width_on=predicted.used_on.half_width_bytes,
-        naive_on=predicted.naive_used_on_bytes.model_dump(),
+        measured=used,
+        predicted=Use(predicted.used_off.mean_bytes, predicted.used_on.mean_bytes),
+        half_width={
+            OFF_USE: predicted.used_off.half_width_bytes,
+            ON_USE: predicted.used_on.half_width_bytes,
+        },
+        naive_on={
+            "constant_saving": predicted.naive_used_on_bytes.constant_saving,
+            "no_saving": predicted.used_off.mean_bytes,
+        },
     )

@@ -34,6 +34,11 @@ def mix_text(mix: Mapping[str, int]) -> str:
     return ",".join(f"{workload}={mix[workload]}" for workload in sorted(mix))
 
 
+def load_name(workload: str) -> str:
+    """The name of a load as forecasts write it: parts of a mix in the order of the alphabet."""
+    return mix_text(parse_mix(workload, "workload")) if "=" in workload else workload
+
+
 def guest_workloads(load: str, guests: Iterable[str]) -> dict[str, str]:
     """Workload of each guest of a load: a mix's by the alphabet, over the guests in the order of their names.
 

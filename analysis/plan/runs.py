@@ -23,7 +23,7 @@ from analysis.plan.design import (
     check_hypervisors,
     check_run_id,
 )
-from analysis.records.models import PHASES, PlanRecord
+from analysis.records.models import PHASES, NamedForecast, PlanRecord
 from analysis.records.reading import RecordError, read_record
 from analysis.records.writing import write_record
 
@@ -32,8 +32,12 @@ _SINCE = {"others": REFUSE}
 _ONE_OF = {"policies": "policy", "workloads": "workload"}
 
 
-def make_plan(design: Design, hypervisors: Sequence[str], run_id: str) -> PlanRecord:
+def make_plan(
+    design: Design, hypervisors: Sequence[str], run_id: str, forecasts: Sequence[NamedForecast] = ()
+) -> PlanRecord:
     """The plan of a run on these hypervisors; the seed of its order is drawn where the design has none.
+
+    ``forecasts``: those that the run is to prove (see :mod:`analysis.plan.proof`).
 
     Raises DesignError when there is no hypervisor, or one whose name cannot be a directory.
     """
@@ -51,6 +55,7 @@ def make_plan(design: Design, hypervisors: Sequence[str], run_id: str) -> PlanRe
         "design_digest": design.digest,
         "policies": design.policies_json(),
         "workloads": design.workloads_json(),
+        "forecasts": [one.to_json() for one in forecasts],
         "cells": [asdict(cell) for cell in design.cells(hypervisors, seed)],
     }
     return PlanRecord.model_validate_json(json.dumps(content))
@@ -74,8 +79,8 @@ def open_run(results: Path, plan: PlanRecord, *, write: bool = True) -> PlanReco
     """Start the run of a plan under results, or go on with the one that is there.
 
     Writes plan.json (0600, directories 0700) only when there is none and ``write`` is true. A run that is
-    there keeps its own order of cells.
-    Raises DesignError when the run exists and its design or its hypervisors differ, saying in what.
+    there keeps its own order of cells, and its own forecasts where the plan names none.
+    Raises DesignError when the run exists and its design, hypervisors or forecasts differ, saying in what.
     """
     run_directory = results / plan.run_id
     path = run_directory / PLAN_FILE
@@ -115,6 +120,8 @@ def design_differences(former: PlanRecord, new: PlanRecord) -> list[str]:
     pairs["hypervisors"] = (former.hypervisors, new.hypervisors)
     if new.design.cell_order_seed != "":
         pairs[SEED] = (former.cell_order_seed, new.cell_order_seed)
+    if new.forecasts:
+        pairs["forecast"] = (_named(former), _named(new))
     differences = [
         f"{name}: {_listed(was)}, now {_listed(asked)}"
         for name, (was, asked) in pairs.items()
@@ -157,6 +164,11 @@ def set_aside_attempt(directory: Path) -> Path | None:
     while (place := directory.with_name(f"{directory.name}.attempt{number}")).exists():
         number += 1
     return directory.rename(place)
+
+
+def _named(plan: PlanRecord) -> list[str]:
+    """The forecasts of a plan; digits enough of the digest tell two of one name apart."""
+    return [f"{one.forecast_id} ({one.digest[:19]}...)" for one in plan.forecasts or ()] or ["none"]
 
 
 def _listed(value: object) -> str:

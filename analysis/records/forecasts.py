@@ -38,12 +38,17 @@ def load_forecasts(results: Path, files: Sequence[Path] | None = None) -> tuple[
 
 def forecast_problem(forecast: Forecast, results: Path) -> str:
     """Why a whole forecast cannot be joined, "" when it can: it or its calibration was changed since."""
+    return alteration(forecast) or _calibration_problem(forecast.record, results)
+
+
+def alteration(forecast: Forecast) -> str:
+    """How a forecast differs from what was written, "" when it does not."""
     stored = forecast.stored
     if stored["digest"] != digest(stored):
         return "it was changed after it was written (its digest differs)"
     if stored["design_digest"] != design_digest(stored):
         return "its predicted cells are not those of its design digest"
-    return _calibration_problem(forecast.record, results)
+    return ""
 
 
 def design_digest(content: Mapping[str, Any]) -> str:

@@ -459,6 +459,21 @@ class FailedRecord(Phase):
     observed: FailedObserved
 
 
+# --- what a run names -----------------------------------------------------------------------------------
+
+
+class NamedForecast(Model):
+    """A forecast that a run names before its first cell; ``digest``: the forecast's own, of its content."""
+
+    forecast_id: Text
+    created_at: Timestamp
+    digest: Digest
+
+
+# None: of a run made before runs named theirs
+Named = tuple[NamedForecast, ...] | None
+
+
 # --- census ---------------------------------------------------------------------------------------------
 
 
@@ -676,7 +691,8 @@ class PlannedWorkload(Model):
 class PlanRecord(Model):
     """plan.json: the design of a run, its policies and workloads by name, and the cells in their order.
 
-    ``cell_order_seed``: None for a run of version 1, whose order was fixed.
+    ``cell_order_seed``: None for a run of version 1, whose order was fixed. ``forecasts``: those that the run
+    is to prove; None for a run made before runs named theirs.
     """
 
     schema_version: Version
@@ -688,6 +704,7 @@ class PlanRecord(Model):
     design_digest: Digest
     policies: Annotated[dict[str, PlannedPolicy], Field(min_length=1)]
     workloads: Annotated[dict[str, PlannedWorkload], Field(min_length=1)]
+    forecasts: Named = None
     cells: Annotated[tuple[Cell, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -839,7 +856,10 @@ class DivergenceObserved(Model):
 
 
 class CapacityPhase(Model):
-    """What the records of a capacity run have in common; ``envelope_bytes``: None for the whole host."""
+    """What the records of a capacity run have in common; ``envelope_bytes``: None for the whole host.
+
+    ``forecasts``: those that the run is to prove; None for a run made before runs named theirs.
+    """
 
     schema_version: Version
     run_id: Text
@@ -850,6 +870,7 @@ class CapacityPhase(Model):
     guests: Count
     guest_memory_bytes: Positive
     envelope_bytes: Positive | None
+    forecasts: Named = None
     requested: CapacityRequested
     provenance: CapacityProvenance
     stop: Stop | None

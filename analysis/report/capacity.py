@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.model.capacity import Divergence, actual_limit, relation, steps_table
-from analysis.model.scoring import CapacityJoin, JudgedRun
+from analysis.model.judging import CapacityJoin, JudgedRun
 from analysis.plan.design import MIB
 from analysis.plan.policies import OFF
 from analysis.records.capacity import CapacityRun
@@ -36,6 +36,7 @@ def capacity_parts(judged: JudgedRun) -> list[Part]:
         if not both.empty:
             parts.append(_costs(both))
         parts.append(_limits(run, judged.joins))
+        remarks += [f"Forecast {proof}." for proof in dict.fromkeys(one.proof for one in judged.joins)]
         remarks += _step_remarks(steps)
         remarks += [
             f"{_named(policy)}: {limit.reason}."

@@ -1,24 +1,81 @@
-"""A forecast as text: what so many guests use, how many fit, and what it rests on."""
+"""A forecast as text: how many more fit and what that costs, on one screen; then what it rests on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 
-from analysis.model.sharing import HOST, MOST_GUESTS
+from analysis.model.sharing import HOST, MOST_GUESTS, mean_of_known, scaled
 from analysis.plan.design import MIB
+from analysis.records.loading import CellRecords
 from analysis.records.models import ForecastRecord, IntervalBytes, LoadForecast
 from analysis.report.quantities import QUANTITIES, UNITS
-from analysis.report.tables import Grid, Part, notes, table
+from analysis.report.tables import Grid, Part, heading, notes, table
 
-SAFE, AT_RISK = QUANTITIES["safe_mib"], QUANTITIES["at_risk_mib"]
+SAFE, AT_RISK, LACKING = (QUANTITIES[name] for name in ("safe_mib", "at_risk_mib", "lacking_mib"))
+CPU, SETTLED = QUANTITIES["ksmd_cpu_seconds"], QUANTITIES["converged_after_seconds"]
 _RUNS_NAMED = 12
 _PARTS = ("between", "within", "unmergeable", "outside", "ksm", "uncounted")
 
 
-def forecast_parts(record: ForecastRecord, cells_left_out: int) -> list[Part]:
-    """The forecast; ``cells_left_out``: of how many cells its sentences on what is left out are."""
-    parts: list[Part] = [_rests_on(record)]
+@dataclass(frozen=True)
+class Merging:
+    """What merging took where the most guests of a workload were measured: means over these cells.
+
+    ``settled_seconds``: None where it is not known of all of them.
+    """
+
+    guests: int
+    ksmd_cpu_seconds: float
+    settled_seconds: float | None
+
+
+def merging(cells: Sequence[CellRecords]) -> dict[str, Merging]:
+    """By workload, what merging took in complete cells."""
+    found = {}
+    for workload in sorted({cell.cell.workload for cell in cells}):
+        mine = [cell for cell in cells if cell.cell.workload == workload]
+        guests = max(cell.cell.guests for cell in mine)
+        seen = [cell.merge.observed for cell in mine if cell.cell.guests == guests]
+        found[workload] = Merging(
+            guests,
+            fmean(one.samples.ksmd_cpu_seconds[-1] - one.samples.ksmd_cpu_seconds[0] for one in seen),
+            mean_of_known(one.converged_after_seconds for one in seen),
+        )
+    return found
+
+
+def forecast_parts(record: ForecastRecord, took: Mapping[str, Merging], cells_left_out: int) -> list[Part]:
+    """The forecast, its answer first.
+
+    Args:
+        record: the forecast.
+        took: by workload, what merging took in the cells that it rests on.
+        cells_left_out: of how many cells its sentences on what is left out are.
+    """
+    parts: list[Part] = [heading(_question(record)), _limits(record), _costs(record, took)]
     if record.predicted:
         parts.append(_predicted(record))
-    return [*parts, _limits(record), _breakdown(record), notes(_remarks(record, cells_left_out))]
+    parts.append(notes(_advice(record)))
+    return [*parts, _rests_on(record), _breakdown(record), notes(_remarks(record, cells_left_out))]
+
+
+def _question(record: ForecastRecord) -> str:
+    what = f"the memory of {record.hypervisor}" if record.scope == HOST else "an envelope"
+    return (
+        f"How many guests of {record.guest_memory_bytes / MIB:.0f} MiB fit in {what}, "
+        f"{record.capacity_bytes / MIB:.0f} MiB"
+    )
+
+
+def _advice(record: ForecastRecord) -> list[str]:
+    """What the answer means to whoever owns the host."""
+    return [
+        "Without KSM, with it: so many fit in all, while they do what was measured. Until KSM has settled "
+        "new guests need what they need without it.",
+        "Safe: so many fit whatever they do, nothing shared and all of their memory in use. With more the "
+        "host relies on its guests staying alike; lacking is what it would be short of if none did.",
+        "What KSM costs the guests in speed: playbooks/capacity.yml measures it, `report` shows it.",
+    ]
 
 
 def _rests_on(record: ForecastRecord) -> str:
@@ -30,8 +87,8 @@ def _rests_on(record: ForecastRecord) -> str:
     counted = sorted({cell.guests for cell in cells if "census" in cell.records})
     what = "host memory" if record.scope == HOST else "memory of the QEMU processes"
     return (
-        f"Forecast of the {what} of {record.hypervisor}, policy {record.policy}, guests of "
-        f"{record.guest_memory_bytes / MIB:.0f} MiB, from {len(cells)} measured cells of "
+        f"What this rests on. Forecast of the {what} of {record.hypervisor}, policy {record.policy}, guests "
+        f"of {record.guest_memory_bytes / MIB:.0f} MiB, from {len(cells)} measured cells of "
         f"{_runs_named([cell.run_id for cell in cells])}: "
         + "; ".join(f"{name} at N = {', '.join(map(str, ns))}" for name, ns in numbers.items())
         + (f"; {bases} measurements with no guest" if bases else "")
@@ -71,9 +128,9 @@ def _predicted(record: ForecastRecord) -> Grid:
 
 def _limits(record: ForecastRecord) -> Grid:
     return table(
-        ("load", "KSM off", "expected", "95 %", "safe", "guests\nat risk", f"memory {AT_RISK.head}"),
+        ("load", "without\nKSM", f"with\n{record.policy}", "\n95 %", "\nmore", "\nsafe"),
         [_limit(load) for load in record.loads],
-        title=f"How many fit in {record.capacity_bytes / MIB:.0f} MiB",
+        title="Guests",
     )
 
 
@@ -85,9 +142,36 @@ def _limit(load: LoadForecast) -> tuple[str, ...]:
         count(limits.off),
         count(limits.on),
         f"{count(limits.on_low)} to {count(limits.on_high)}" if interval else "no interval",
+        "-" if limits.on is None or limits.off is None else f"{limits.on - limits.off:+d}",
         count(limits.safe),
-        "-" if limits.on is None or limits.safe is None else str(max(limits.on - limits.safe, 0)),
-        mib(limits.at_risk_bytes, 0),
+    )
+
+
+def _costs(record: ForecastRecord, took: Mapping[str, Merging]) -> Grid:
+    heads = ("load", "guests", "KSM's own\nMiB", LACKING.head, CPU.head, SETTLED.head, "seen with\nguests")
+    return table(
+        heads,
+        [_cost(record, load, took) for load in record.loads],
+        title=f"What it costs to run as many as fit with {record.policy}",
+    )
+
+
+def _cost(record: ForecastRecord, load: LoadForecast, took: Mapping[str, Merging]) -> tuple[str, ...]:
+    limits = load.limits
+    own = None
+    if limits.on is not None:
+        guests = scaled(load.shares, limits.on)
+        each = {name: record.guest_breakdown[name].get("ksm_bytes") for name in guests}
+        own = None if None in each.values() else sum(n * (each[name] or 0) for name, n in guests.items())
+    seen = took.get(load.workload)
+    return (
+        load.workload,
+        count(limits.on),
+        mib(own, 0),
+        LACKING.number(None if limits.at_risk_bytes is None else limits.at_risk_bytes / MIB),
+        CPU.number(None if seen is None else seen.ksmd_cpu_seconds),
+        SETTLED.number(None if seen is None else seen.settled_seconds),
+        "-" if seen is None else str(seen.guests),
     )
 
 

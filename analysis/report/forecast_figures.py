@@ -10,6 +10,7 @@ import pandas as pd
 mpl.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from analysis.model.capacity import (
     Divergence,
@@ -19,6 +20,7 @@ from analysis.model.capacity import (
     steps_table,
     used_series,
 )
+from analysis.model.scoring import ON_USE, SAVED, Group
 from analysis.plan.design import MIB
 from analysis.plan.policies import OFF as NO_KSM
 from analysis.records.capacity import CapacityRun
@@ -26,8 +28,11 @@ from analysis.records.models import DivergenceRecord, ForecastRecord, LoadForeca
 from analysis.report.figures import COLOURS, DASHES, GAIN, GREY, LOSS, OFF, ON, PAPER, FigureError, entitle
 
 GIB = 1 << 30
-_NAIVE = {"constant_saving": "constant saving", "sharing_ratio": "sharing ratio", "nominal": "nominal memory"}
-_NAIVE_COLOURS = {"constant_saving": PAPER, "sharing_ratio": "#CC79A7", "nominal": "#56B4E9"}
+_NAIVE_COLOURS = {"constant_saving": PAPER, "no_saving": "#CC79A7"}
+# What is validated, its title, and the largest error aimed at in percent
+_VALIDATED = ((ON_USE, "memory used, policy on", 1), (SAVED, "memory saved", 3))
+# A smaller error is drawn there.
+_FLOOR_PERCENT = 0.01
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -71,53 +76,57 @@ def forecast_figure(record: ForecastRecord) -> Figure:
     return figure
 
 
-def validation_figure(rows: Sequence[tuple[str, float, Mapping[str, float]]]) -> Figure:
-    """Absolute error of each held-out cell, ours beside the naive answers', in percent on a log scale.
+def validation_figure(group: Group) -> Figure:
+    """Absolute errors of held-out cells, of the use and of the saving, ours beside the naive answers'.
 
-    ``rows``: label, error, errors of the naive answers (fractions).
-    Raises FigureError when there is no row.
+    One row for each load and number of guests, one mark for each cell, hollow where the measured use lies
+    outside the prediction interval; percent on a log scale.
     """
-    if not rows:
-        raise FigureError("there is nothing to draw: no forecast has been joined with a measurement.")
+    loads = group.loads
     with mpl.rc_context({**_STYLE, "axes.grid.axis": "x"}):
-        figure = Figure(figsize=(9, 1.6 + 0.62 * len(rows)), layout="constrained")
-        axes = figure.subplots()
-        floor = 0.01
-        for name, label in _NAIVE.items():
-            axes.plot(
-                [max(100 * abs(naive[name]), floor) for _label, _error, naive in rows],
-                range(len(rows)),
-                linestyle="none",
-                marker="s",
-                markersize=6,
-                color=_NAIVE_COLOURS[name],
-                label=label,
-            )
-        axes.plot(
-            [max(100 * abs(error), floor) for _label, error, _naive in rows],
-            range(len(rows)),
-            linestyle="none",
-            marker="o",
-            markersize=8,
-            color=GAIN,
-            label="forecast",
+        figure = Figure(figsize=(11, 1.9 + 0.36 * len(loads)), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, (what, title, aim) in zip(panels, _VALIDATED, strict=True):
+            for row, mine in enumerate(loads.values()):
+                for name, colour in _NAIVE_COLOURS.items():
+                    errors = [one.error(what, naive=name) for one in mine]
+                    _error_marks(axes, errors, row, marker="s", color=colour, markersize=5)
+                for hollow in (False, True):
+                    cells = [one for one in mine if (one.inside(ON_USE) is False) == hollow]
+                    ours = [one.error(what) for one in cells]
+                    filled = "white" if hollow else GAIN
+                    _error_marks(axes, ours, row, marker="o", color=GAIN, markerfacecolor=filled)
+            axes.axvline(aim, color=GREY, linewidth=1, linestyle="--")
+            axes.set_xscale("log")
+            axes.set_xlim(left=_FLOOR_PERCENT * 0.8)
+            axes.xaxis.set_major_formatter(lambda value, _place: f"{value:g}")
+            axes.tick_params(length=0)
+            axes.set_title(title, fontsize=10, loc="left")
+            axes.set_xlabel(f"absolute error, % (dashed: the aim, {aim} %)")
+        panels[0].set_yticks(range(len(loads)), [f"{load}, N = {guests}" for load, guests in loads])
+        panels[0].set_ylim(len(loads) - 0.5, -0.5)
+        figure.legend(
+            handles=_validation_keys(), loc="outside lower left", ncols=4, frameon=False, fontsize=9
         )
-        axes.axvline(2, color=GREY, linewidth=1, linestyle="--")
-        axes.annotate(
-            "2 %", (2, 1), xycoords=("data", "axes fraction"), xytext=(3, -10), textcoords="offset points"
-        )
-        axes.set_xscale("log")
-        axes.set_xlim(left=floor * 0.8)
-        axes.xaxis.set_major_formatter(lambda value, _place: f"{value:g}")
-        axes.set_yticks(range(len(rows)), [row[0] for row in rows])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.tick_params(length=0)
-        axes.set_xlabel(
-            "absolute error of the memory used with the policy on, % (at most 0.01 is drawn at 0.01)"
-        )
-        figure.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=9)
-        entitle(figure, "Forecasts written before the run, beside naive answers")
+        entitle(figure, f"Forecasts against what was measured: {group.name}; {group.proof}")
     return figure
+
+
+def _error_marks(axes: Axes, errors: Sequence[float | None], row: int, **look: Any) -> None:
+    drawn = [max(100 * abs(error), _FLOOR_PERCENT) for error in errors if error is not None]
+    axes.plot(drawn, [row] * len(drawn), linestyle="none", **look)
+
+
+def _validation_keys() -> list[Line2D]:
+    looks: list[tuple[str, str, str, str]] = [
+        ("forecast", "o", GAIN, GAIN),
+        ("forecast, outside its 95 % interval", "o", GAIN, "white"),
+        *((name.replace("_", " "), "s", colour, colour) for name, colour in _NAIVE_COLOURS.items()),
+    ]
+    return [
+        Line2D([], [], linestyle="none", marker=marker, color=colour, markerfacecolor=filled, label=label)
+        for label, marker, colour, filled in looks
+    ]
 
 
 def capacity_figure(run: CapacityRun, loads: Mapping[str, LoadForecast]) -> Figure:

@@ -10,7 +10,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 
 from analysis.errors import UserError
-from analysis.plan import disk
+from analysis.plan import disk, proof
 from analysis.plan.capacity_design import CAPACITY_VARIABLES, arms, check_variables
 from analysis.plan.design import MIB, VARIABLES, DesignError, check_hypervisors, check_run_id, new_run_id
 from analysis.plan.variables import play_variables
@@ -30,6 +30,8 @@ options:
   overhead_mib: {description: "host memory of one QEMU besides its guest's", type: int, default: 160}
   directory: {description: Directory of all results, type: path}
   run_id: {description: Name of the run; empty for the UTC time, type: str}
+  forecast: {description: "Files of the forecasts of its limits, with commas between", type: str}
+  hypervisors: {description: The hosts; the group hypervisors where it is left out, type: list, elements: str}
 attributes:
   check_mode:
     support: full
@@ -40,6 +42,11 @@ run_id: {description: Name of the run, type: str, returned: success}
 directory: {description: Absolute path of the run's directory, type: str, returned: success}
 capacity: {description: "The capacity_ variables, typed, without their prefix", type: dict, returned: success}
 design: {description: The experiment's variables, typed, type: dict, returned: success}
+forecasts:
+  description: Name, time and SHA-256 of each forecast that the run names.
+  type: list
+  elements: dict
+  returned: success
 arms: {description: "The policies of both arms, off first", type: list, elements: str, returned: success}
 policies: {description: "Each arm's policy by its name, as plan has it", type: dict, returned: success}
 workloads: {description: "The workload by its name, as plan has it", type: dict, returned: success}
@@ -70,13 +77,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "overhead_mib": {"type": "int", "default": 160},
                 "directory": {"type": "path"},
                 "run_id": {"type": "str"},
+                "forecast": {"type": "str"},
+                "hypervisors": {"type": "list", "elements": "str"},
             }
         )
-        given = play_variables(
-            self,
-            task_vars or {},
-            (*VARIABLES, *CAPACITY_VARIABLES, *disk.FOLDERS, "results_directory", "run_id"),
-        )
+        beside = (*disk.FOLDERS, "results_directory", "run_id", proof.VARIABLE)
+        given = play_variables(self, task_vars or {}, (*VARIABLES, *CAPACITY_VARIABLES, *beside))
+        hosts = arguments["hypervisors"] or (task_vars or {}).get("groups", {}).get("hypervisors", [])
         results = arguments["directory"] or given.get("results_directory", "results")
         try:
             capacity, design = check_variables(
@@ -88,9 +95,17 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             run_id = check_run_id(str(arguments["run_id"] or given.get("run_id") or "") or new_run_id())
             directory = Path(results).expanduser().absolute() / "capacity" / run_id
             limit_bytes = capacity.limit_bytes(design, arguments["overhead_mib"])
+            forecasts = proof.given_forecasts(arguments["forecast"] or given.get(proof.VARIABLE, ""))
+            proof.check_capacity(
+                forecasts,
+                workload=capacity.workload,
+                policy=capacity.policy,
+                envelope_bytes=capacity.envelope_bytes,
+                guest_memory_bytes=design.guest_memory_mib * MIB,
+                hypervisors=[str(host) for host in hosts],
+            )
             if directory.exists():
                 raise DesignError(f"run_id {run_id} exists as {directory}: give another run_id.")
-            hosts = (task_vars or {}).get("groups", {}).get("hypervisors", [])
             steps = len(policies) * capacity.most_steps
             records = disk.records_need(steps * max(1, len(hosts)), design.to_json(), str(directory))
             disk.check_records([records])
@@ -112,6 +127,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             directory=str(directory),
             capacity=asdict(capacity),
             design=design.to_json(),
+            forecasts=[one.to_json() for one in proof.named(forecasts)],
             arms=list(policies),
             policies=policies,
             workloads=design.workloads_json(),

@@ -281,6 +281,7 @@ def common(
         "guests": args["guests"],
         "guest_memory_bytes": plan["guest_memory_bytes"],
         "envelope_bytes": plan["envelope_bytes"],
+        "forecasts": plan["forecasts"],
         "requested": {"guest_reserve_bytes": plan["design"]["guest_reserve_mib"] * MIB},
         "observed": observed,
     }

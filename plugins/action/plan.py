@@ -11,7 +11,7 @@ from ansible.plugins.action import ActionBase
 
 from analysis.errors import UserError
 from analysis.plan import design as matrix
-from analysis.plan import disk, runs
+from analysis.plan import disk, proof, runs
 from analysis.plan.variables import play_variables
 
 DOCUMENTATION = r"""
@@ -36,6 +36,12 @@ options:
     type: path
   run_id:
     description: Name of the run, empty for the UTC time; the play's run_id where it is left out.
+    type: str
+  forecast:
+    description: >-
+      Files of the forecasts that the run is to prove, with commas between, each of which must cover some of
+      its cells; the play's own forecast where it is left out. A run that exists keeps its own where none is
+      given.
     type: str
 attributes:
   check_mode:
@@ -65,6 +71,11 @@ created_at:
 cell_order_seed:
   description: What the order of the cells was drawn from.
   type: int
+  returned: success
+forecasts:
+  description: Name, time and SHA-256 of each forecast that the run names.
+  type: list
+  elements: dict
   returned: success
 cells:
   description: >-
@@ -119,11 +130,11 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "hypervisors": {"type": "list", "elements": "str"},
                 "directory": {"type": "path"},
                 "run_id": {"type": "str"},
+                "forecast": {"type": "str"},
             }
         )
-        given = play_variables(
-            self, task_vars or {}, (*matrix.VARIABLES, *disk.FOLDERS, "results_directory", "run_id")
-        )
+        beside = (*disk.FOLDERS, "results_directory", "run_id", proof.VARIABLE)
+        given = play_variables(self, task_vars or {}, (*matrix.VARIABLES, *beside))
         variables = arguments["variables"] or {name: given.get(name) for name in matrix.VARIABLES}
         hypervisors = arguments["hypervisors"] or (task_vars or {}).get("groups", {}).get("hypervisors", [])
         write = not self._task.check_mode
@@ -133,7 +144,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             results = Path(directory).expanduser().absolute()
             run_id = str(arguments["run_id"] or given.get("run_id") or matrix.new_run_id())
             run_directory = results / run_id
-            new = runs.make_plan(design, [str(name) for name in hypervisors], run_id)
+            forecasts = proof.given_forecasts(arguments["forecast"] or given.get(proof.VARIABLE, ""))
+            new = runs.make_plan(design, [str(name) for name in hypervisors], run_id, proof.named(forecasts))
+            proof.check_cells(forecasts, new.cells)
             started = (run_directory / matrix.PLAN_FILE).exists()
             plan = runs.open_run(results, new, write=write)
             pending = runs.pending_cells(plan, run_directory)
@@ -161,6 +174,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             run_directory=str(run_directory),
             created_at=plan.created_at,
             cell_order_seed=plan.cell_order_seed,
+            forecasts=stored.get("forecasts", []),
             cells=_without_hypervisor(plan.cells),
             pending={host: [cell.cell_id for cell in cells] for host, cells in by_host.items()},
             disk_needs={

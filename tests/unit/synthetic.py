@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from zlib import crc32
 
 from analysis.plan.design import Cell, Design, cell_directory
 from analysis.plan.runs import make_plan, open_run
-from analysis.records.models import PlanRecord
+from analysis.records.models import NamedForecast, PlanRecord
 
 MIB = 1 << 20
 PAGE = 4096
@@ -52,9 +52,12 @@ def variables(**changes: Any) -> dict[str, Any]:
 
 
 def synthetic_plan(
-    run_id: str = "synthetic", hosts: tuple[str, ...] = ("host1",), **changes: Any
+    run_id: str = "synthetic",
+    hosts: tuple[str, ...] = ("host1",),
+    forecasts: Sequence[NamedForecast] = (),
+    **changes: Any,
 ) -> PlanRecord:
-    return make_plan(Design.from_variables(variables(**changes)), hosts, run_id)
+    return make_plan(Design.from_variables(variables(**changes)), hosts, run_id, forecasts)
 
 
 def synthetic_start(boot: int, **changes: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from synthetic import MIB, PAGE, began, store, synthetic_plan, synthetic_records
 from synthetic_census import census_record
 
 from analysis.plan.design import Cell
+from analysis.plan.proof import given_forecasts, named
+from analysis.records.models import NamedForecast
 
 TOTAL = 24000 * MIB
 
@@ -72,6 +74,11 @@ def shaped(
     return change
 
 
+def naming(*paths: Path) -> list[NamedForecast]:
+    """What a run that is given these forecasts holds of them."""
+    return named(given_forecasts(list(paths)))
+
+
 def store_numbers(
     results: Path,
     numbers: tuple[int, ...],
@@ -79,10 +86,14 @@ def store_numbers(
     *,
     focus: str = "all",
     design: Mapping[str, Any] | None = None,
+    forecasts: Sequence[Path] = (),
     start: Mapping[str, Any] | None = None,
     **keywords: Any,
 ) -> None:
-    """A run of every focus for each number of guests; ``start``: what its guests began from otherwise."""
+    """A run of every focus for each number of guests.
+
+    ``forecasts``: files that it names; ``start``: what its guests began from otherwise.
+    """
     change = shaped(**keywords)
 
     def started(cell: Cell, records: dict[str, dict[str, Any]]) -> None:
@@ -90,7 +101,13 @@ def store_numbers(
         began(records, **(start or {}))
 
     for guests in numbers:
-        plan = synthetic_plan(run_id=f"{prefix}{guests}", guests=guests, focus=focus, **(design or {}))
+        plan = synthetic_plan(
+            run_id=f"{prefix}{guests}",
+            guests=guests,
+            focus=focus,
+            forecasts=naming(*forecasts),
+            **(design or {}),
+        )
         store(results, plan, started)
 
 

@@ -63,6 +63,13 @@ WRONG = [
         "guests": ("abc", "guests is 'abc': allowed is a whole number from 1 to 999."),
     },
     {"guests": ("2,4,2", "guests has 2 more than once: allowed is each number once, with commas between.")},
+    {
+        "forecast": (
+            "results/none.json",
+            "forecast cannot be used: results: none.json cannot be read: No such file or directory: allowed "
+            "are files that `python -m analysis forecast --out` has written for this run.",
+        )
+    },
     {"guests": ("1000", "guests is '1000': allowed is a whole number from 1 to 999.")},
     {
         "mix": (

@@ -20,7 +20,7 @@ from analysis.model.capacity import (
     steps_table,
     used_series,
 )
-from analysis.model.scoring import judge
+from analysis.model.judging import judge
 from analysis.records.capacity import CapacityRun, load_capacity
 from analysis.records.forecasts import load_forecasts
 from analysis.records.models import RECORDS, DivergenceRecord, StepRecord

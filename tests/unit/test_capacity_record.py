@@ -52,6 +52,7 @@ def plan(folder: Path | None = None, **changes: Any) -> dict[str, Any]:
         "capacity": {**CAPACITY, **changes},
         "design": {"guest_reserve_mib": 32},
         "envelope_bytes": changes.get("envelope_mib", 8192) * MIB or None,
+        "forecasts": [],
         "guest_memory_bytes": 512 * MIB,
         "most_guests": 64,
         "design_digest": "sha256:" + "0" * 64,

@@ -10,6 +10,7 @@ import pytest
 from synthetic import BOOTED, MIB, store, synthetic_plan
 from synthetic_capacity import (
     TRUTH,
+    naming,
     shaped,
     step,
     store_capacity,
@@ -19,13 +20,24 @@ from synthetic_capacity import (
 )
 
 from analysis.__main__ import main
-from analysis.model.scoring import Joined, ScoringError, load_name, score
+from analysis.measure.statistics import OFF_ON, wilson
+from analysis.model.scoring import (
+    AVAILABLE,
+    BY_TIME,
+    NAMED,
+    ON_USE,
+    SAVED,
+    USED,
+    Joined,
+    Use,
+    score,
+)
+from analysis.model.sharing import HOST
 from analysis.plan.design import Cell
+from analysis.plan.mix import load_name
 from analysis.records.forecasts import digest
 from analysis.records.models import ForecastRecord
 from analysis.records.reading import read_record
-from analysis.report.figures import FigureError
-from analysis.report.forecast_figures import validation_figure
 
 LATER = "2099-01-01T00:00:00"
 NUMBERS = (2, 4, 6)
@@ -42,7 +54,22 @@ def forecast(results: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 
 
 def measure(results: Path, guests: int = 15, **keywords: Any) -> None:
-    store_numbers(results, (guests,), focus="1,2", **{"recorded_at": LATER, **keywords})
+    """A run that names the one forecast there is."""
+    named = sorted((results / "forecasts").glob("*.json"))
+    store_numbers(
+        results, (guests,), **{"focus": "1,2", "forecasts": named, "recorded_at": LATER, **keywords}
+    )
+
+
+def scores(found: dict[str, Any], model: str = "sharing") -> dict[str, Any]:
+    """Those of the runs that name their forecasts, over all cells, by the definition of the forecast."""
+    (group,) = [one for one in found["scores"] if (one["model"], one["proof"]) == (model, NAMED)]
+    all_of_it: dict[str, Any] = group["all"][USED]
+    return all_of_it
+
+
+def error(one: dict[str, Any], what: str = "used_on") -> Any:
+    return one["errors"][USED][what]["error"]
 
 
 def seen(capsys: pytest.CaptureFixture[str], results: Path, code: int = 0) -> dict[str, Any]:
@@ -64,10 +91,18 @@ def test_a_sound_forecast_is_joined_and_has_no_error(
         ("idle", 15),
     ]
     assert found["refused"] == []
-    score = found["score"]["sharing, ksm"]
-    assert score["worst"] < 1e-5
-    assert score["best_naive"] == "constant_saving"
+    score = scores(found)["used_on"]
+    assert abs(score["worst"]) < 1e-5
+    assert score["naive"]["constant_saving"] < score["naive"]["no_saving"]
     assert score["ratio"] > 5
+    assert scores(found)["saved"]["cells"] == 4
+    assert found["counts"] == {
+        "covered": 4,
+        "scored": {NAMED: 4},
+        "not_scored": {},
+        "predicted_without_a_cell": 0,
+        "named_and_not_read": 0,
+    }
 
 
 def test_the_error_is_the_predicted_over_the_measured(
@@ -76,14 +111,18 @@ def test_the_error_is_the_predicted_over_the_measured(
     measure(results, noise=lambda _cell: 500.0)
     found = seen(capsys, results)
     idle = next(one for one in found["joined"] if one["workload"] == "idle")
-    _off, on, _gross = used_mib(TRUTH["idle"], 15)
-    assert idle["error_on"] == pytest.approx(on / (on + 500) - 1, rel=1e-4)
-    assert idle["error_off"] == pytest.approx(0, abs=1e-6)
-    assert idle["inside"] is False
-    nominal = 700 + 15 * 512
-    assert idle["naive_errors"]["nominal"] == pytest.approx(nominal / (on + 500) - 1, rel=1e-4)
+    off, on, _gross = used_mib(TRUTH["idle"], 15)
+    assert error(idle) == pytest.approx(on / (on + 500) - 1, rel=1e-4)
+    assert error(idle, "used_off") == pytest.approx(0, abs=1e-6)
+    assert error(idle, "saved") == pytest.approx((off - on) / (off - on - 500) - 1, rel=1e-4)
+    assert idle["errors"][USED]["used_on"]["inside"] is False
+    assert idle["errors"][USED]["used_on"]["naive"]["no_saving"] == pytest.approx(
+        off / (on + 500) - 1, rel=1e-4
+    )
+    assert idle["errors"][USED]["saved"]["naive"]["no_saving"] == pytest.approx(-1)
     # Beyond the aim of 2 %, and the score says so.
-    assert found["score"]["sharing, ksm"]["worst"] > 0.02
+    assert scores(found)["used_on"]["worst"] < -0.02
+    assert scores(found)["used_on"]["coverage"]["inside"] == 0
 
 
 def test_the_text_has_one_line_for_each_held_out_cell(
@@ -92,11 +131,12 @@ def test_the_text_has_one_line_for_each_held_out_cell(
     measure(results)
     assert main(["report", "--results", str(results), "--figures", str(tmp_path / "figures")]) == 0
     text = capsys.readouterr().out
-    assert len([line for line in text.splitlines() if line.startswith("idle")]) == 1
-    assert "Best naive answer: constant saving" in text
-    assert "idle at 10 guests has no measurement to join yet" in text
+    # Of the use, of the saving, and of both with the per-CPU lists counted
+    assert len([line for line in text.splitlines() if line.startswith("idle")]) == 3
+    assert "best naive answer: constant saving" in " ".join(text.split())
+    assert "held-out predicts constant_fill at N = 10, idle at N = 10: not measured yet" in text
     assert max(map(len, text.splitlines())) <= 110
-    assert (tmp_path / "figures/validation.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "figures/validation-sharing-ksm-host.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_measured_mix_is_joined_with_its_forecast_and_never_calibrates(
@@ -117,15 +157,18 @@ def test_a_measured_mix_is_joined_with_its_forecast_and_never_calibrates(
         for record in records.values():
             record["recorded_at"] = f"{LATER}.000000Z"
 
-    store(results, synthetic_plan(run_id="mixed", mix=mix), change)
+    store(results, synthetic_plan(run_id="mixed", mix=mix, forecasts=naming(path)), change)
     (one,) = seen(capsys, results)["joined"]
     assert (one["workload"], one["guests"]) == ("constant_fill=5,idle=5,random_fill=5", 15)
-    assert one["error_on"] == pytest.approx(predicted / (5000 * MIB) - 1)
+    assert error(one) == pytest.approx(predicted / (5000 * MIB) - 1)
+    # Without KSM 700 + 5 x 420 + 10 x 640 of 8900.
+    assert error(one, "used_off") == pytest.approx(9200 / 8900 - 1, rel=1e-4)
     assert main(["report", "--results", str(results), "--figures", str(results / "figures")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    (line,) = [line.split() for line in lines if line.startswith("constant_fill=5,idle=5,random_fill=5 ")]
-    # Without KSM 700 + 5 x 420 + 10 x 640 of 8900.
-    assert line[1:4] == ["15", "+3.37", "5000"]
+    line, *_others = [
+        line.split() for line in lines if line.startswith("constant_fill=5,idle=5,random_fill=5 ")
+    ]
+    assert line[1:4] == ["15", "1", "5000"]
     assert main(["forecast", "--results", str(results), "--guests", "9"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert (
@@ -144,7 +187,10 @@ def test_forecasts_of_both_models_are_scored_apart(
     capsys.readouterr()
     measure(results)
     found = seen(capsys, results)
-    assert set(found["score"]) == {"sharing, ksm", "census, ksm"}
+    assert [(one["model"], one["policy"]) for one in found["scores"]] == [
+        ("census", "ksm"),
+        ("sharing", "ksm"),
+    ]
     assert [one["model"] for one in found["joined"]] == ["census", "census", "sharing", "sharing"]
     assert main(["report", "--results", str(results), "--figures", str(results / "figures")]) == 0
     text = capsys.readouterr().out
@@ -167,47 +213,52 @@ def test_a_census_that_was_changed_is_refused(capsys: pytest.CaptureFixture[str]
 def test_off_measured_after_on_is_not_what_a_forecast_without_ksm_speaks_of(
     capsys: pytest.CaptureFixture[str], results: Path, forecast: Path
 ) -> None:
-    store_numbers(results, (15,), "turned", focus="1", start={"arm_order": "on-off"}, recorded_at=LATER)
+    measure(results, prefix="turned", focus="1", start={"arm_order": "on-off"})
     found = seen(capsys, results)
-    assert [one["error_off"] for one in found["joined"]] == [None]
-    assert found["score"]["sharing, ksm"]["worst_off"] is None
+    assert [(error(one, "used_off"), error(one, "saved")) for one in found["joined"]] == [(None, None)]
+    assert (scores(found)["used_off"], scores(found)["saved"]) == (None, None)
+    assert scores(found)["used_on"]["cells"] == 1
     assert main(["report", "--results", str(results)]) == 0
     text = capsys.readouterr().out
-    assert "KSM off -: measured after KSM was on" in text
-    assert "KSM off worst" not in text
+    assert "Where KSM was on first nothing is said of KSM off and of the saving" in text
+    assert "Used with KSM off" not in text
 
 
 def test_cells_of_another_policy_or_start_are_not_what_was_predicted(
     capsys: pytest.CaptureFixture[str], results: Path, forecast: Path
 ) -> None:
-    store_numbers(results, (15,), "policy", focus="1", design={"policies": "advisor"}, recorded_at=LATER)
-    assert "idle at 15 guests has no measurement to join yet" in refused(capsys, results)
-    store_numbers(results, (15,), "booted", focus="1", start=BOOTED, recorded_at=LATER)
+    measure(results, prefix="policy", focus="1", design={"policies": "advisor"})
+    assert "idle 15: not measured yet" in refused(capsys, results)
+    measure(results, prefix="booted", focus="1", start=BOOTED)
     assert "start.from: checkpoint / boot" in refused(capsys, results)
 
 
 def test_repetitions_are_a_line_each(
     capsys: pytest.CaptureFixture[str], results: Path, forecast: Path
 ) -> None:
-    plan = synthetic_plan(run_id="twice", guests=15, repetitions=2)
+    plan = synthetic_plan(run_id="twice", guests=15, repetitions=2, forecasts=naming(forecast))
     store(results, plan, shaped(recorded_at=LATER))
-    assert len(seen(capsys, results)["joined"]) == 2
+    found = seen(capsys, results)
+    assert len(found["joined"]) == 2
+    ((idle,),) = [one["loads"] for one in found["scores"]]
+    assert (idle["workload"], idle["guests"], idle[USED]["used_on"]["cells"]) == ("idle", 15, 2)
 
 
 def refused(capsys: pytest.CaptureFixture[str], results: Path) -> str:
     found = seen(capsys, results, code=1)
     assert found["joined"] == []
-    assert found["score"] == {}
-    return "\n".join(found["refused"])
+    assert found["scores"] == []
+    return "\n".join(
+        f"{one['run_id']} {one['cell_id']} {one['workload']} {one['guests']}: {one['reason']} {one['detail']}"
+        for one in found["refused"]
+    )
 
 
 def test_a_cell_recorded_before_the_forecast_is_refused(
     capsys: pytest.CaptureFixture[str], results: Path, forecast: Path
 ) -> None:
     measure(results, recorded_at="2020-01-01T00:00:00")
-    assert "idle-ksm-guests15-boot1-rep1 is not joined: it was recorded before the forecast" in refused(
-        capsys, results
-    )
+    assert "idle-ksm-guests15-boot1-rep1 idle 15: recorded before the forecast" in refused(capsys, results)
 
 
 def test_other_provenance_is_refused(
@@ -218,7 +269,7 @@ def test_other_provenance_is_refused(
         for record in records.values():
             record["provenance"]["thp"] = {**record["provenance"]["thp"], "enabled": "never"}
 
-    store(results, synthetic_plan(run_id="other", guests=15), change)
+    store(results, synthetic_plan(run_id="other", guests=15, forecasts=naming(forecast)), change)
     assert "thp.enabled: madvise / never" in refused(capsys, results)
 
 
@@ -230,7 +281,7 @@ def test_an_incomplete_cell_is_refused(
         del records["on"]
 
     store(results, synthetic_plan(run_id="half", guests=15), change)
-    assert "is not joined: missing: not measured: no on record" in refused(capsys, results)
+    assert "idle 15: missing not measured: no on record" in refused(capsys, results)
 
 
 def test_changed_calibration_is_refused(
@@ -250,6 +301,84 @@ def test_lost_calibration_is_refused(
     measure(results)
     (results / "n4/host1/idle-ksm-guests4-boot1-rep1/on.json").unlink()
     assert "of run n4 is no longer there" in refused(capsys, results)
+
+
+def unnamed(results: Path, run_id: str) -> None:
+    """Let a run be one of before runs named their forecasts."""
+    path = results / run_id / "plan.json"
+    plan = json.loads(path.read_text())
+    del plan["forecasts"]
+    path.write_text(json.dumps(plan))
+
+
+def test_a_forecast_that_the_run_does_not_name_is_not_scored(
+    capsys: pytest.CaptureFixture[str], results: Path, forecast: Path
+) -> None:
+    second = forecast.with_name("second.json")
+    assert main(["forecast", "--results", str(results), "--guests", "15", "--out", str(second)]) == 0
+    capsys.readouterr()
+    measure(results, forecasts=[forecast])
+    measure(results, 10, forecasts=[])
+    found = seen(capsys, results)
+    assert [(one["forecast_id"], one["guests"]) for one in found["joined"]] == [("held-out", 15)] * 2
+    assert found["counts"]["covered"] == 6
+    assert found["counts"]["not_scored"] == {"not named by the run": 4}
+    assert main(["report", "--results", str(results)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "The forecasts cover 6 cells, each forecast counted for itself: 2 scored, named by the run; "
+        "4 not scored, not named by the run." in said
+    )
+    assert (
+        "! second: run n15, constant_fill-ksm-guests15-boot1-rep1, idle-ksm-guests15-boot1-rep1 not" in said
+    )
+
+
+def test_runs_of_before_are_joined_by_time_and_never_pooled_with_those_that_name(
+    capsys: pytest.CaptureFixture[str], results: Path, forecast: Path
+) -> None:
+    measure(results, 10, noise=lambda _cell: 500.0)
+    unnamed(results, "n10")
+    measure(results)
+    found = seen(capsys, results)
+    assert found["counts"]["scored"] == {NAMED: 2, BY_TIME: 2}
+    assert [(one["proof"], one["all"][USED]["used_on"]["cells"]) for one in found["scores"]] == [
+        (NAMED, 2),
+        (BY_TIME, 2),
+    ]
+    assert abs(scores(found)["used_on"]["worst"]) < 1e-5
+    assert main(["report", "--results", str(results), "--figures", str(results / "figures")]) == 0
+    assert "ksm, host memory; joined by time, before runs named their forecast" in capsys.readouterr().out
+    assert sorted(path.name for path in (results / "figures").iterdir()) == [
+        "validation-sharing-ksm-host-by-time.png",
+        "validation-sharing-ksm-host.png",
+    ]
+
+
+def test_a_forecast_that_a_run_names_and_that_is_gone_is_told(
+    capsys: pytest.CaptureFixture[str], results: Path, forecast: Path
+) -> None:
+    measure(results)
+    forecast.unlink()
+    second = forecast.with_name("second.json")
+    assert main(["forecast", "--results", str(results), "--guests", "15", "--out", str(second)]) == 0
+    capsys.readouterr()
+    found = seen(capsys, results, code=1)
+    assert found["counts"]["named_and_not_read"] == 1
+    assert "run n15 names the forecast held-out of " in found["not_read"][0]
+
+
+def test_a_forecast_signed_anew_is_not_the_one_that_the_run_names(
+    capsys: pytest.CaptureFixture[str], results: Path, forecast: Path
+) -> None:
+    measure(results)
+
+    def better(content: dict[str, Any]) -> None:
+        content["predicted"][0]["used_on"]["mean_bytes"] += 1
+
+    rewrite(forecast, better, sign=True)
+    assert "idle 15: not named by the run" in refused(capsys, results)
+    assert seen(capsys, results, code=1)["counts"]["named_and_not_read"] == 1
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], None], *, sign: bool) -> None:
@@ -292,8 +421,9 @@ def test_a_cell_of_the_calibration_is_refused(
         )
 
     rewrite(forecast, pretend, sign=True)
-    assert "constant_fill-ksm-guests4-boot1-rep1 is not joined: it is among the calibration" in refused(
-        capsys, results
+    assert (
+        "constant_fill-ksm-guests4-boot1-rep1 constant_fill 4: among the forecast's calibration"
+        in refused(capsys, results)
     )
 
 
@@ -350,27 +480,57 @@ def test_nothing_to_report_says_what_to_run(capsys: pytest.CaptureFixture[str], 
     assert "holds no forecast and no capacity run: write one with" in capsys.readouterr().err
 
 
-def joined(error: float, naive: float) -> Joined:
-    on = 1000.0
+def joined(wrong: float, naive: float, saved: float = 1000.0, arm_order: str = OFF_ON) -> Joined:
+    """1000 used with the policy on, predicted within ± 20."""
+    on, off = 1000.0, 1000.0 + saved
     return Joined(
-        "f", "sharing", "host", "ksm", "idle", 10, "r", "c", "off-on",
-        2000.0, on, 2000.0, on * (1 + error), on * 0.02,
-        {"constant_saving": on * (1 + naive), "sharing_ratio": on * 2, "nominal": on * 3},
+        NAMED, "f", "sharing", HOST, "ksm", "idle", 10, "r", "c", arm_order,
+        {USED: Use(off, on), AVAILABLE: Use(off + 100, on + 200)}, Use(off, on * (1 + wrong)),
+        {"used_off": None, "used_on": on * 0.02},
+        {"constant_saving": on * (1 + naive), "no_saving": off},
     )  # fmt: skip
 
 
 def test_the_score_by_hand() -> None:
-    found = score([joined(0.01, 0.1), joined(-0.03, -0.3)])
-    assert found.worst == pytest.approx(0.03)
-    assert found.mean == pytest.approx(0.02)
-    assert found.naive_mean["constant_saving"] == pytest.approx(0.2)
-    assert found.ratio == pytest.approx(10)
-    assert (found.inside, found.with_interval) == (1, 2)
-    assert score([joined(0.0, 0.1)]).ratio is None
-    with pytest.raises(ScoringError, match="no joined cell"):
-        score([])
-    with pytest.raises(FigureError, match="nothing to draw"):
-        validation_figure([])
+    cells = [joined(0.01, 0.1), joined(-0.03, -0.3)]
+    found = score(cells, ON_USE)
+    assert found is not None
+    assert (found.worst, found.mean) == (pytest.approx(-0.03), pytest.approx(0.02))
+    assert found.naive == {"constant_saving": pytest.approx(0.2), "no_saving": pytest.approx(1.0)}
+    assert (found.best_naive, found.ratio, found.too_high) == ("constant_saving", pytest.approx(10), 1)
+    assert (found.coverage.inside, found.coverage.cells) == (1, 2)
+    # Of the saving of 1000: what is too much used is too little saved.
+    saved = score(cells, SAVED)
+    assert saved is not None
+    assert (saved.worst, saved.too_high, saved.coverage.cells) == (pytest.approx(0.03), 1, 0)
+    assert saved.naive["no_saving"] == pytest.approx(1.0)
+    exact = score([joined(0.0, 0.1)], ON_USE)
+    assert exact is not None
+    assert exact.ratio is None
+    assert score([], ON_USE) is None
+
+
+def test_the_other_definition_of_used_has_its_own_errors() -> None:
+    (cell,) = [joined(0.0, 0.1)]
+    assert cell.error(ON_USE, AVAILABLE) == pytest.approx(1000 / 1200 - 1)
+    assert cell.error(SAVED, AVAILABLE) == pytest.approx(1000 / 900 - 1)
+    assert (cell.inside(ON_USE), cell.inside(ON_USE, AVAILABLE)) == (True, False)
+
+
+def test_what_says_nothing_is_not_scored() -> None:
+    turned, little = joined(0.01, 0.1, arm_order="on-off"), joined(0.01, 0.1, saved=40)
+    assert (turned.error(SAVED), little.error(SAVED)) == (None, None)
+    assert score([turned, little], SAVED) is None
+    assert joined(0.01, 0.1, saved=60).error(SAVED) == pytest.approx(-10 / 60)
+
+
+@pytest.mark.parametrize(
+    ("hits", "of", "low", "high"), [(2, 8, 0.0715, 0.5907), (30, 30, 0.8865, 1.0), (0, 10, 0.0, 0.2775)]
+)
+def test_a_share_has_wilsons_interval(hits: int, of: int, low: float, high: float) -> None:
+    # R: prop.test(hits, of, correct = FALSE)
+    assert wilson(hits, of) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+    assert wilson(0, 0) == (None, None)
 
 
 def test_a_mix_has_one_name() -> None:
@@ -391,19 +551,21 @@ def limit_forecast(results: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     return path
 
 
-def capacity_steps() -> list[dict[str, Any]]:
+def capacity_steps(*forecasts: Path) -> list[dict[str, Any]]:
+    """A run that names these forecasts."""
+    names = [one.to_json() for one in naming(*forecasts)]
     off = [step("off", n, 401 * n) for n in (4, 12, 20)] + [step("off", 21, 8150, stop="pressure")]
     on = [step("ksm", n, 401 * n - 30 * n - 110 * (n - 1)) for n in (4, 12, 20)]
     steps = [*off, *on]
     for one in steps:
-        one["recorded_at"] = f"{LATER}.000000Z"
+        one |= {"recorded_at": f"{LATER}.000000Z", "forecasts": names}
     return steps
 
 
 def test_predicted_and_actual_limits_are_joined(
     capsys: pytest.CaptureFixture[str], results: Path, limit_forecast: Path
 ) -> None:
-    store_capacity(results, capacity_steps())
+    store_capacity(results, capacity_steps(limit_forecast))
     (found,) = seen(capsys, results)["capacity"]
     off, on = found["joins"]
     assert (off["predicted"], off["actual"]) == (20, {"guests": 20, "reached": True, "reason": "pressure"})
@@ -435,7 +597,7 @@ def test_a_forecast_that_does_not_match_the_run_is_refused(
     change: dict[str, Any],
     sentence: str,
 ) -> None:
-    store_capacity(results, [{**one, **change} for one in capacity_steps()])
+    store_capacity(results, [{**one, **change} for one in capacity_steps(limit_forecast)])
     (found,) = seen(capsys, results)["capacity"]
     assert found["joins"] == []
     assert sentence in found["refused"][0]
@@ -447,16 +609,42 @@ def test_each_arm_is_judged_by_the_forecast_of_its_policy(
     advisor = [step("advisor", n, 401 * n - 10 * n) for n in (4, 12)]
     for one in advisor:
         one["recorded_at"] = f"{LATER}.000000Z"
-    store_capacity(results, [*capacity_steps(), *advisor])
+    store_capacity(results, [*capacity_steps(limit_forecast), *advisor])
     (found,) = seen(capsys, results)["capacity"]
     assert [join["policy"] for join in found["joins"]] == ["off", "ksm"]
     assert set(found["limits"]) == {"off", "ksm", "advisor"}
 
 
+def test_a_capacity_run_is_judged_by_the_forecast_that_it_names(
+    capsys: pytest.CaptureFixture[str], results: Path, limit_forecast: Path
+) -> None:
+    later = limit_forecast.with_name("later.json")
+    words = ["--fit", "--envelope-mib", "8192", "--out", str(later)]
+    assert main(["forecast", "--results", str(results), *words]) == 0
+    capsys.readouterr()
+    steps = capacity_steps(limit_forecast)
+    store_capacity(results, steps)
+    (found,) = seen(capsys, results)["capacity"]
+    assert [(one["forecast_id"], one["proof"]) for one in found["joins"]] == [("limit", NAMED)] * 2
+    assert found["refused"] == ["forecast later is not joined with run cap1: not named by the run"]
+    limit_forecast.unlink()
+    (found,) = seen(capsys, results)["capacity"]
+    assert found["joins"] == []
+    assert "run cap1 names the forecast limit of " in found["refused"][1]
+    # One of before has no such field.
+    for one in steps:
+        del one["forecasts"]
+    store_capacity(results, steps)
+    (found,) = seen(capsys, results)["capacity"]
+    assert [(one["forecast_id"], one["proof"]) for one in found["joins"]] == [("later", BY_TIME)] * 2
+
+
 def test_a_forecast_of_a_policy_that_the_run_has_not_is_refused(
     capsys: pytest.CaptureFixture[str], results: Path, limit_forecast: Path
 ) -> None:
-    steps = [{**one, "policy": one["policy"].replace("ksm", "advisor")} for one in capacity_steps()]
+    steps = [
+        {**one, "policy": one["policy"].replace("ksm", "advisor")} for one in capacity_steps(limit_forecast)
+    ]
     store_capacity(results, steps)
     (found,) = seen(capsys, results)["capacity"]
     assert found["joins"] == []
@@ -466,7 +654,7 @@ def test_a_forecast_of_a_policy_that_the_run_has_not_is_refused(
 def test_knobs_count_with_ksm_on_alone(
     capsys: pytest.CaptureFixture[str], results: Path, limit_forecast: Path
 ) -> None:
-    steps = capacity_steps()
+    steps = capacity_steps(limit_forecast)
     for one in steps:
         if one["policy"] == "off":
             one["provenance"]["ksm_knobs"]["pages_to_scan"] = 100
