@@ -34,8 +34,13 @@ def put_right(steps: Iterable[Mapping[str, Any]]) -> tuple[bool, list[str], list
     return (
         any(answer.get("changed") for answer in every),
         [f"{name} ({why})" for name, said in answers.items() if (why := reasons(said))],
-        [text for answer in every for text in answer.get("warnings", [])],
+        [_words(warning) for answer in every for warning in answer.get("warnings", [])],
     )
+
+
+def _words(warning: str | Mapping[str, Any]) -> str:
+    """A module's warning, which newer versions of Ansible wrap."""
+    return warning if isinstance(warning, str) else str(warning["event"]["msg"])
 
 
 def _of_this_boot(path: str | None) -> bool:

@@ -88,9 +88,8 @@ def store(root: Path, guests: int = 2, load: dict[str, Any] | None = None, **mad
         place.mkdir(parents=True)
         for file in checkpoints.FILES:
             (place / file).write_text(file)
-    checkpoints.write(
-        folder, made_of, (CREATED, 80.0), {f"guest{n:02d}": {} for n in range(1, guests + 1)}, load
-    )
+    kept = {f"guest{number:02d}": {"host_key": "ssh-ed25519 AAAA"} for number in range(1, guests + 1)}
+    checkpoints.write(folder, made_of, (CREATED, 80.0), kept, load)
 
 
 @pytest.mark.parametrize(

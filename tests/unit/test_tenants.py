@@ -224,7 +224,7 @@ def test_a_program_that_ends_is_noticed() -> None:
 def test_what_a_guest_is_asked_is_one_word_of_its_shell() -> None:
     asked = {"seed": "it's", "held": [0, 1]}
     command = tenants.in_guest(2, asked)
-    assert "22202" in command
+    assert "guest02" in command
     shown = command[-1].replace("exec python3 -u /run/tenant.py", "printf %s")
     done = subprocess.run(["sh", "-c", shown], check=True, capture_output=True, text=True)
     assert json.loads(done.stdout) == asked
