@@ -199,7 +199,8 @@ def _sample(row: Row, records: CellRecords, predicted: Collection[tuple[str | No
     if isinstance(values, Unknown):
         return values.reason
     own = None if isinstance(saved.ksm_own, Unknown) else saved.ksm_own
-    return Sample(workload, guests, records.boot_key, *values, ksm_bytes=own)
+    off, on, guests_off, guests_on, gross = values
+    return Sample(workload, guests, records.boot_key, off, on, guests_off, guests_on, gross, own)
 
 
 def _telling(usable: Sequence[_Found], asked: Collection[str]) -> str:
@@ -302,13 +303,21 @@ def _samples(cells: Sequence[_Found]) -> tuple[Sample, ...]:
         boots.setdefault(key, []).append(one.sample)
     means = []
     for repetitions in boots.values():
-        parts = {
-            name: fmean(getattr(sample, name) for sample in repetitions)
-            for name in ("off_bytes", "on_bytes", "guests_off_bytes", "guests_on_bytes", "gross_bytes")
-        }
-        own = mean_of_known(sample.ksm_bytes for sample in repetitions)
         counted = [sample.census for sample in repetitions if sample.census is not None]
-        means.append(replace(repetitions[0], **parts, ksm_bytes=own, census=counted[-1] if counted else None))
+        means.append(
+            Sample(
+                repetitions[0].workload,
+                repetitions[0].guests,
+                repetitions[0].boot,
+                off_bytes=fmean(sample.off_bytes for sample in repetitions),
+                on_bytes=fmean(sample.on_bytes for sample in repetitions),
+                guests_off_bytes=fmean(sample.guests_off_bytes for sample in repetitions),
+                guests_on_bytes=fmean(sample.guests_on_bytes for sample in repetitions),
+                gross_bytes=fmean(sample.gross_bytes for sample in repetitions),
+                ksm_bytes=mean_of_known(sample.ksm_bytes for sample in repetitions),
+                census=counted[-1] if counted else None,
+            )
+        )
     return tuple(means)
 
 

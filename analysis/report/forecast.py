@@ -203,7 +203,7 @@ def _remarks(record: ForecastRecord, cells_left_out: int) -> list[str]:
     remarks += record.assumptions
     if any(one.used_on.half_width_bytes is None for one in record.predicted):
         remarks.append(
-            "No interval where there are too few cells: measure three numbers of guests, or repeat."
+            "No interval where there are too few cells: measure three numbers of guests, or two boots."
         )
     if cells_left_out:
         used = len(record.calibration.cells)

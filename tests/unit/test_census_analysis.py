@@ -1,7 +1,6 @@
 """The pure functions of a census against brute force over page lists, and its text and command."""
 
 import json
-import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from synthetic_census import census_record
 
 from analysis.__main__ import main
+from analysis.measure.chances import fit_chances
 from analysis.measure.page_contents import Census, from_record
 from analysis.measure.saving import UNCOUNTED_ZEROS, Unknown
 from analysis.records.models import CensusRecord, LargestContent
@@ -63,7 +63,7 @@ def test_the_ideal_saving_against_brute_force(seed: int, max_page_sharing: int, 
     assert saving.ideal_pages == resident - kept_of(list(guests.values()), max_page_sharing, use_zero_pages)
     parts = (saving.kept_pages, saving.zero_pages, saving.within_pages, saving.between_pages)
     assert sum(parts) == resident == counted.resident_pages
-    assert saving.kept_pages + saving.limited_pages == counted.kept(5).low
+    assert saving.kept_pages + saving.limited_pages == counted.kept(5)
 
 
 def test_the_parts_by_hand() -> None:
@@ -83,8 +83,8 @@ def test_rarefaction_is_the_mean_over_all_choices_of_guests(seed: int) -> None:
     for k in range(1, 7):
         chosen = [[guests[name] for name in names] for names in combinations(guests, k)]
         distinct = fmean(len(set().union(*group) - {0}) for group in chosen)
-        assert counted.distinct(k).low == counted.distinct(k).high == pytest.approx(distinct, rel=1e-12)
-        assert counted.kept(k).low == pytest.approx(fmean(kept_of(g, 10**9, 0) for g in chosen), rel=1e-12)
+        assert counted.distinct(k) == pytest.approx(distinct, rel=1e-12)
+        assert counted.kept(k) == pytest.approx(fmean(kept_of(g, 10**9, 0) for g in chosen), rel=1e-12)
         resident = fmean(sum(map(len, group)) for group in chosen)
         saved = (resident - fmean(kept_of(group, 256, 0) for group in chosen)) * PAGE_BYTES
         assert counted.saved_bytes(k) == pytest.approx(saved, rel=1e-9, abs=1e-6)
@@ -94,7 +94,7 @@ def test_the_tolerance_would_catch_drawing_with_replacement() -> None:
     guests = guests_of(0, 6)
     counted = census_of(guests)
     wrong = sum(kind.contents * (1 - (1 - kind.guests / 6) ** 3) for kind in counted.contents)
-    assert counted.distinct(3).low != pytest.approx(wrong, rel=1e-12)
+    assert counted.distinct(3) != pytest.approx(wrong, rel=1e-12)
 
 
 @pytest.mark.parametrize("use_zero_pages", [0, 1])
@@ -110,54 +110,81 @@ def test_rarefaction_with_max_page_sharing_where_copies_are_spread_evenly(use_ze
         kept = fmean(
             kept_of([guests[name] for name in names], 3, use_zero_pages) for names in combinations(guests, k)
         )
-        assert counted.kept(k).low == counted.kept(k).high == pytest.approx(kept, rel=1e-12)
+        assert counted.kept(k) == pytest.approx(kept, rel=1e-12)
 
 
-def test_beyond_the_guests_counted_the_truth_lies_between_the_bounds() -> None:
-    # Common contents, a pool that each guest draws from, contents of its own; 8 of 16 counted, many times.
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (0.4, 0.9), (2.0, 2.0), (0.5, 3.0)])
+def test_known_chances_are_recovered(alpha: float, beta: float) -> None:
+    # The chance that some j guests hold a content and k others do not, by the definition of Beta.
+    def held(j: int, k: int) -> float:
+        ends = [math.gamma(alpha + j), math.gamma(beta + k), math.gamma(alpha + beta)]
+        return math.prod(ends) / math.gamma(alpha + beta + j + k) / math.gamma(alpha) / math.gamma(beta)
+
+    counts = [200_000 * math.comb(6, j) * held(j, 6 - j) for j in range(7)]
+    found = fit_chances([0, counts[1] + 6 * 1000, *counts[2:6], counts[6] + 5000])
+    assert (found.common, found.alone) == (pytest.approx(5000, abs=4000), pytest.approx(1000, abs=1000))
+    for guests in (9, 15, 24, 30):
+        gain = 1000 * (guests - 6) + 200_000 * (held(0, 6) - held(0, guests))
+        assert found.new(guests) == pytest.approx(gain, rel=0.05)
+        # As many in proportion as the last one brought would not pass.
+        assert (guests - 6) * (counts[1] / 6 + 1000) != pytest.approx(gain, rel=0.1)
+
+
+def test_of_more_guests_the_contents_are_told_by_their_chances() -> None:
+    # Common contents, those that a guest holds by chance, contents of its own; 6 of 24 counted, many times.
     source = random.Random(1)  # noqa: S311 -- reproducible
+    drawn = [source.random() for _content in range(1500)]
     everybody = {
         f"guest{n:02d}": [
             *range(1, 300),
-            *(source.randrange(1000, 3000) for _ in range(200)),
+            *(1000 + content for content, chance in enumerate(drawn) if source.random() < chance),
             *range(10_000 * n, 10_000 * n + 100),
         ]
-        for n in range(1, 17)
+        for n in range(1, 25)
     }
-    chosen = [source.sample(sorted(everybody), 8) for _ in range(40)]
-    eights = [census_of({name: everybody[name] for name in names}) for names in chosen]
-    eight = fmean(one.distinct(8).low for one in eights)
+    chosen = [source.sample(sorted(everybody), 6) for _ in range(10)]
+    sixes = [census_of({name: everybody[name] for name in names}) for names in chosen]
     truth = census_of(everybody)
-    for number in (9, 12, 16):
-        low = fmean(one.distinct(number).low for one in eights) - eight
-        high = fmean(one.distinct(number).high for one in eights) - eight
-        gain = truth.distinct(number).low - truth.distinct(8).low
-        assert low < gain < high
-        # In proportion, which forgets that guests share, would be far outside of the bounds.
-        assert high < eight * (number - 8) / 8
+    for number in (9, 15, 24):
+        gain = fmean(one.distinct(number) - one.distinct(6) for one in sixes) - 100 * (number - 6)
+        shared = truth.distinct(number) - truth.distinct(6) - 100 * (number - 6)
+        assert gain == pytest.approx(shared, rel=0.2)
+        # Were each guest to bring as many as the last did, or nothing that others hold, it would be far off.
+        last = fmean((number - 6) * (one.held[1] / 6 - 100) for one in sixes)
+        assert last != pytest.approx(shared, rel=0.3)
 
 
-def test_the_bounds_of_the_two_extreme_kinds() -> None:
+def test_the_two_extreme_kinds() -> None:
     alike = census_of({f"g{n}": [1, 2, 3] for n in range(4)})
-    assert alike.distinct(100).low == alike.distinct(100).high == 3
+    assert (alike.distinct(100), alike.chances.common, alike.chances.alone) == (3, 3, 0)
     alone = census_of({f"g{n}": list(range(1000 * n + 1, 1000 * n + 101)) for n in range(4)})
-    assert alone.distinct(8).high == 800
-    assert alone.distinct(8).low == pytest.approx(800, rel=0.02)
-    assert alone.distinct(8).low != pytest.approx(800, rel=0.0001)
+    assert (alone.distinct(8), alone.chances.common, alone.chances.alone) == (800, 0, 100)
     single = census_of({"g": [1, 2, 2]})
-    assert (single.distinct(3).low, single.distinct(3).high) == (2, 6)
+    assert (single.distinct(3), single.pool_bytes(3)) == (6, 0)
+    # Of two guests nothing tells what is between: in both, or in one alone.
+    pair = census_of({"a": [1, 2, 3], "b": [1, 2, 4]})
+    assert (pair.distinct(4), pair.pool_bytes(4)) == (6, 2 * PAGE_BYTES)
+
+
+def test_the_fitted_chances_give_the_counts_back() -> None:
+    # A third each of 900 contents: by hand, Beta(1, 1) puts as many in 0, 1 ... n guests.
+    found = fit_chances([0, 400 + 50, 50, 50, 50, 50, 50 + 100])
+    assert (found.alpha, found.beta) == pytest.approx((1, 1), abs=0.01)
+    assert (found.between, found.common, found.alone) == pytest.approx((350, 100, 400 / 6), rel=0.02)
+    # 1 / (N + 1) of them is in none of N guests.
+    assert found.new(13) == pytest.approx(7 * 400 / 6 + 350 * (1 / 7 - 1 / 14), rel=0.02)
+    # Nothing is negative where a straight line through the counts would be.
+    odd = fit_chances([0, 1, 90, 90, 90, 2])
+    assert min(odd.common, odd.alone, odd.between) >= 0
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_bounds_join_the_exact_curve_and_never_cross(seed: int) -> None:
+def test_what_lies_beyond_joins_the_exact_curve(seed: int) -> None:
     counted = census_of(guests_of(seed, 5, contents=150), max_page_sharing=3)
-    for quantity in (counted.distinct, counted.kept):
-        gains = [quantity(k + 1).high - quantity(k).high for k in range(1, 12)]
-        assert all(quantity(k).low <= quantity(k).high for k in range(1, 13))
-        assert all(gain > -1e-9 for gain in gains)
-    distinct = [counted.distinct(k + 1).high - counted.distinct(k).high for k in range(1, 12)]
+    kept = [counted.kept(k + 1) - counted.kept(k) for k in range(1, 12)]
+    assert all(gain > -1e-9 for gain in kept)
+    distinct = [counted.distinct(k + 1) - counted.distinct(k) for k in range(1, 12)]
     assert all(later <= earlier + 1e-9 for earlier, later in pairwise(distinct))
-    assert math.isclose(distinct[4], distinct[3])
 
 
 def test_efficiency_is_of_the_pages_that_were_counted() -> None:
@@ -228,7 +255,7 @@ def test_the_parts_of_a_census_sum_to_its_pages(case: tuple[dict[str, list[int]]
     assert sum(parts) == found.resident_pages == sum(map(len, guests.values()))
     assert min(parts) >= 0
     assert 0 <= ideal.limited_pages <= ideal.zero_pages + ideal.within_pages + ideal.between_pages
-    assert ideal.ideal_pages == found.resident_pages - found.kept(len(guests)).high
+    assert ideal.ideal_pages == found.resident_pages - found.kept(len(guests))
 
 
 def stored(tmp_path: Path, record: dict[str, Any]) -> Path:

@@ -678,16 +678,31 @@ def test_the_census_gives_the_curve_and_the_measured_saving_its_height(
     store_censuses(results, "n6")
     store_censuses(results, "other3")
     words = ["forecast", "--results", str(results), "--guests", "12", "--workload", "idle", "--json"]
-    assert main(words) == 2
+    assert main([*words, "--model", "sharing"]) == 2
     assert "at least two different numbers of guests" in capsys.readouterr().err
-    assert main([*words, "--model", "census"]) == 0
+    assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
     _off, _on, gross = used_mib(TRUTH["idle"], 6)
     # Kept: 30 + 15 for each guest, so that of 300 pages of 6 guests 180 go, and of 600 of 12 guests 390.
     assert found["predicted"][0]["gross"]["mean_bytes"] / MIB == pytest.approx(gross * 390 / 180, rel=1e-4)
     assert found["model"] == "census"
     assert any("census" in cell["records"] for cell in found["calibration"]["cells"])
-    assert found["guest_breakdown"]["idle"]["within_bytes"] is None
+    # Of 50 pages 5 are twice and 30 in each guest: of 300 pages of 6 guests 180 go.
+    parts = found["guest_breakdown"]["idle"]
+    assert parts["within_bytes"] / MIB == pytest.approx(gross * 5 / 180, rel=1e-4)
+    assert parts["between_bytes"] / MIB == pytest.approx(gross * 30 / 180, rel=1e-4)
+
+
+def test_without_more_words_the_census_is_taken_where_each_workload_has_one(
+    capsys: pytest.CaptureFixture[str], results: Path
+) -> None:
+    store_numbers(results, NUMBERS, focus="1")
+    store_numbers(results, NUMBERS, focus="2", prefix="other")
+    store_censuses(results, "n6")
+    assert content(capsys, results, "--guests", "12", "--workload", "idle")["model"] == "census"
+    assert content(capsys, results, "--guests", "12")["model"] == "sharing"
+    store_censuses(results, "other4")
+    assert content(capsys, results, "--guests", "12")["model"] == "census"
 
 
 def test_without_a_census_that_model_is_refused(capsys: pytest.CaptureFixture[str], results: Path) -> None:
@@ -697,9 +712,10 @@ def test_without_a_census_that_model_is_refused(capsys: pytest.CaptureFixture[st
     assert "no cell of idle has a page census: measure one with -e census=true" in capsys.readouterr().err
 
 
-def test_a_census_cannot_tell_a_mix(capsys: pytest.CaptureFixture[str], results: Path) -> None:
-    store_numbers(results, NUMBERS, focus="1,2")
-    store_censuses(results)
-    words = ["forecast", "--results", str(results), "--mix", "idle=5,constant_fill=5", "--model", "census"]
-    assert main(words) == 2
-    assert "does not tell what it shares with another workload" in capsys.readouterr().err
+def test_the_interval_says_what_it_rests_on(capsys: pytest.CaptureFixture[str], results: Path) -> None:
+    store_numbers(results, NUMBERS, design={"boots": 2})
+    text = " ".join(run(capsys, results, "--guests", "12").split())
+    assert "how much 6 measured cells (N = 6; boots: 2) were missed by forecasts from smaller N" in text
+    store_numbers(results / "one", (2, 6))
+    text = " ".join(run(capsys, results / "one", "--guests", "12").split())
+    assert "No interval where there are too few cells: measure three numbers of guests, or two boots" in text
