@@ -26,7 +26,7 @@ experiment: setup
 	python -m analysis summarize --results $(RESULTS) --run $(RUN_ID)
 
 teardown: setup
-	ansible-playbook playbooks/teardown.yml
+	ansible-playbook playbooks/teardown.yml $(ARGS)
 
 # Two at a time; the one that takes longest begins first. What is provisioned by then need not be looked at again.
 test: setup-dev

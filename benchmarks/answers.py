@@ -22,17 +22,14 @@ from statistics import median
 
 from plugins.module_utils.guest_channel import ask_all
 
-ROOT = Path(__file__).resolve().parents[1]
 GUESTS = Path("/var/lib/ksm-testbed/guests")
 COMMAND = "date +%s && grep MemAvailable /proc/meminfo"
 
 
-def ssh(port: int, *options: str) -> list[str]:
+def ssh(name: str, *options: str) -> list[str]:
     """The command of an SSH connection to a guest."""
-    key = str(ROOT / ".cache/ssh/id_ed25519")
-    given = ("BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", *options)
-    words = [word for option in given for word in ("-o", option)]
-    return ["ssh", "-q", "-F", "none", "-i", key, "-p", str(port), *words, "root@127.0.0.1"]
+    words = [word for option in options for word in ("-o", option)]
+    return ["ssh", "-q", "-F", str(GUESTS / "ssh_config"), *words, name]
 
 
 def seconds(act: Callable[[], None]) -> float:
@@ -46,12 +43,10 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="how often each way is taken")
-    parser.add_argument("--port-base", type=int, default=22200, help="guest_ssh_port_base of the run")
     arguments = parser.parse_args()
     names = sorted(path.name for path in GUESTS.glob("guest*") if (path / "channel").exists())
     if not names:
         sys.exit("no guests run: keep those of an experiment, with -e keep_guests=true")
-    ports = [arguments.port_base + int(name.removeprefix("guest")) for name in names]
 
     def channel() -> None:
         asked = {name: (GUESTS / name / "channel", ["barrier", f"{time.time():.0f}"]) for name in names}
@@ -62,11 +57,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max_workers=len(names)) as pool:
 
         def over_ssh(*options: str) -> None:
-            def one(port: int) -> None:
-                command = [*ssh(port, *options), COMMAND]
+            def one(name: str) -> None:
+                command = [*ssh(name, *options), COMMAND]
                 subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
 
-            list(pool.map(one, ports))
+            list(pool.map(one, names))
 
         kept = (f"ControlPath={folder}/%p", "ControlMaster=auto", "ControlPersist=600")
         ways: dict[str, Callable[[], None]] = {
@@ -79,8 +74,8 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for name, way in ways.items():
                 took[name].append(seconds(way))
-        for port in ports:
-            subprocess.run([*ssh(port, *kept), "-O", "exit"], check=False, capture_output=True)
+        for name in names:
+            subprocess.run([*ssh(name, *kept), "-O", "exit"], check=False, capture_output=True)
     print(f"{len(names)} guests, {arguments.rounds} rounds, seconds until all have answered:")
     base = median(took["serial ports"])
     for name, values in took.items():

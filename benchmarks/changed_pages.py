@@ -38,8 +38,6 @@ from ansible.module_utils.page_census import (  # noqa: E402 -- found in the rol
 )
 
 PREFIX = "ksm-testbed-"
-KEY = PROJECT / ".cache/ssh/id_ed25519"
-SSH_PORT_BASE = 22200
 MARK = b"\n--- frames\n"
 QUESTION = f"cat /proc/vmstat; printf {shlex.quote(MARK.decode())}; cat /proc/kpageflags"
 # Bits of /proc/kpageflags, the first that is set names the frame: Documentation/admin-guide/mm/pagemap.rst
@@ -118,9 +116,7 @@ def placed(pid: int, area: Area, hashes: Hashes) -> Hashes:
 
 def ask(name: str) -> Told:
     """A guest's counters and frames, over SSH."""
-    port = SSH_PORT_BASE + int(name.removeprefix("guest"))
-    options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
-    command = ["ssh", "-i", str(KEY), "-p", str(port), *options, "root@127.0.0.1", QUESTION]
+    command = ["ssh", "-F", "/var/lib/ksm-testbed/guests/ssh_config", name, QUESTION]
     text, _, frames = subprocess.run(command, capture_output=True, check=True).stdout.partition(MARK)
     flags = np.frombuffer(frames[: len(frames) // 8 * 8], np.uint64)
     classes = np.full(len(flags), OTHER, dtype=object)

@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         choices=("sharing", "census"),
-        default="sharing",
-        help="saved/VM = I + D (N-1)/N (default), or the curve of the page census of the largest N",
+        help="census: the curve of the page census of the largest N; sharing: saved/VM = I + D (N-1)/N "
+        "(default: census where every workload has one)",
     )
     limit = parser.add_mutually_exclusive_group()
     limit.add_argument(
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         bases_in=arguments.results,
         unread=chosen.problems,
     )
-    model = make_model(found, arguments.model)
+    model = make_model(found)
     loads = [mix] if mix else [{name: 1} for name in _workloads(arguments.workload, model)]
     capacity = arguments.envelope_mib or arguments.host_memory_mib
     content = forecast_content(

@@ -7,7 +7,9 @@ many guests hold it, in how many copies, and not which guests.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
+from analysis.measure.chances import Chances, fit_chances
 from analysis.measure.saving import UNCOUNTED_ZEROS, Unknown, Value
 from analysis.records.models import CensusRecord, LargestContent, MergedPages
 
@@ -59,14 +61,6 @@ class IdealSaving:
     def ideal_pages(self) -> int:
         """What a perfect KSM saves with this max_page_sharing."""
         return self.zero_pages + self.within_pages + self.between_pages - self.limited_pages
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """A number of pages between two bounds; equal where it is exact."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -129,38 +123,36 @@ class Census:
             limited_pages=sum(kind.contents * self._further(kind.copies) for kind in self._kinds()),
         )
 
-    def distinct(self, guests: int) -> Bounds:
+    @cached_property
+    def held(self) -> tuple[int, ...]:
+        """``held[j]``: the contents that exactly j of the guests hold, zero apart."""
+        held = [0] * (len(self.guests) + 1)
+        for kind in self.contents:
+            held[kind.guests] += kind.contents
+        return tuple(held)
+
+    @cached_property
+    def chances(self) -> Chances:
+        """Contents by their chance of being in a guest."""
+        return fit_chances(self.held)
+
+    def distinct(self, guests: int) -> float:
         """Expected different contents (zero apart) of so many guests.
 
         Up to the number n counted it is exact, the mean over all choices of k from the n guests
         (sample-based rarefaction; Colwell, Mao and Chang, Ecology 85, 2004): with f_j contents that exactly
-        j of n guests hold, S(k) = sum over j of f_j (1 - C(n-j, k) / C(n, k)).
-
-        Beyond n, more guests like these are assumed: exchangeable, none of a new kind. The mean gain of one
-        more guest cannot grow, so that each brings at most what the last one did, f_1 / n: the upper bound,
-        in which what is one guest's alone stays so for every later guest. The lower bound is that of a
-        closed pool of contents (Colwell et al., Journal of Plant Ecology 5, 2012, with Chao2: Chao,
-        Biometrics 43, 1987), which guests that make contents of their own leave behind.
+        j of n guests hold, S(k) = sum over j of f_j (1 - C(n-j, k) / C(n, k)). Beyond n more guests like
+        these are assumed, exchangeable, none of a new kind, by the fitted chances.
         """
         counted = len(self.guests)
-        held = [0] * (counted + 1)
-        for kind in self.contents:
-            held[kind.guests] += kind.contents
-        if guests <= counted:
-            ways = math.comb(counted, guests)
-            exact = sum(
-                number * (1 - math.comb(counted - j, guests) / ways) for j, number in enumerate(held) if j
-            )
-            return Bounds(exact, exact)
-        seen = float(sum(held))
-        more = guests - counted
-        unique, twice = held[1], held[2] if counted > 1 else 0
-        unseen = unique**2 / (2 * twice) if twice else unique * (unique - 1) / 2
-        unseen *= (counted - 1) / counted
-        new = unseen * (1 - (1 - unique / (counted * unseen + unique)) ** more) if unseen else 0.0
-        return Bounds(seen + new, seen + more * unique / counted)
+        if guests > counted:
+            return sum(self.held) + self.chances.new(guests)
+        ways = math.comb(counted, guests)
+        return sum(
+            number * (1 - math.comb(counted - j, guests) / ways) for j, number in enumerate(self.held) if j
+        )
 
-    def kept(self, guests: int) -> Bounds:
+    def kept(self, guests: int) -> float:
         """Expected physical pages that a perfect KSM keeps of so many guests, max_page_sharing included.
 
         ``distinct`` and the zero page, and for a content with more copies than max_page_sharing the further
@@ -168,9 +160,11 @@ class Census:
         which matters above max_page_sharing alone; beyond the guests counted they grow in proportion.
         """
         counted = len(self.guests)
-        bounds = self.distinct(guests)
         further = 0.0
         for kind in self._kinds():
+            # Of so few copies none needs a second page, however they are spread.
+            if kind.copies * max(1.0, guests / counted) <= self.max_page_sharing:
+                continue
             if guests <= counted:
                 further += kind.contents * sum(
                     chance * self._further(holders * kind.copies / kind.guests)
@@ -184,12 +178,16 @@ class Census:
             further += 1 - (
                 math.comb(without, guests) / math.comb(counted, guests) if guests <= counted else 0
             )
-        return Bounds(bounds.low + further, bounds.high + further)
+        return self.distinct(guests) + further
 
     def saved_bytes(self, guests: int) -> float:
-        """Expected gross saving of a perfect KSM, bytes; its lower bound beyond the guests counted."""
+        """Expected gross saving of a perfect KSM, bytes."""
         resident = self.resident_pages * guests / len(self.guests)
-        return (resident - self.kept(guests).high) * self.page_size_bytes
+        return (resident - self.kept(guests)) * self.page_size_bytes
+
+    def pool_bytes(self, guests: int) -> float:
+        """The different contents of so many guests less those that are one guest's alone, bytes."""
+        return (self.distinct(guests) - self.chances.alone * guests) * self.page_size_bytes
 
     def _further(self, copies: float) -> int:
         """Pages beyond the first that a content needs."""

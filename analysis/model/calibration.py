@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,7 +15,7 @@ from analysis.measure.saving import Unknown, Value, known, saving, used_bytes
 from analysis.measure.statistics import OFF_ON
 from analysis.measure.table import PROVENANCE, tidy
 from analysis.model.capacity import conditions
-from analysis.model.sharing import CENSUS, HOST, SHARING, Sample, mean_of_known
+from analysis.model.sharing import CENSUS, ENVELOPE, HOST, SHARING, Sample, fitting, mean_of_known
 from analysis.plan.policies import DEFAULT, OFF, policy_order
 from analysis.records.capacity import load_capacity
 from analysis.records.loading import COMPLETE, CellRecords, Run
@@ -33,10 +33,12 @@ class Calibration:
     """The measured cells of one host under one policy and set of conditions that a forecast rests on.
 
     ``samples``: one for each workload, number of guests and physical boot, of the scope. ``bases``: path
-    under results, SHA-256 and use of each record with no guest. ``censuses``: by workload, that of its cell
-    with the most guests, and the cell's directory. ``left_out``: what is not used, with the reason, a
-    sentence for each run and reason; ``cells_left_out``: how many cells that is.
+    under results, SHA-256 and use of each record with no guest. ``counted``: the directories of the cells
+    whose census is used. ``left_out``: what is not used, with the reason, a sentence for each run and reason;
+    ``cells_left_out``: how many cells that is.
     """
+
+    model: str
 
     hypervisor: str
     policy: str
@@ -50,7 +52,7 @@ class Calibration:
     run_ids: tuple[str, ...]
     samples: tuple[Sample, ...]
     bases: tuple[tuple[str, str, int], ...]
-    censuses: dict[str, tuple[Path, Census]]
+    counted: frozenset[Path]
     left_out: tuple[str, ...]
     cells_left_out: int
 
@@ -76,7 +78,7 @@ def calibration(
     scope: str = HOST,
     predicted: Collection[tuple[str | None, int]] = (),
     asked: Collection[str] = (),
-    model: str = SHARING,
+    model: str | None = None,
     policy: str | None = None,
     bases_in: Path | None = None,
     unread: Sequence[str] = (),
@@ -91,7 +93,7 @@ def calibration(
         scope: HOST, or ENVELOPE: of what the use is.
         predicted: workload (None: every one) and guests of what is predicted: never read.
         asked: the workloads asked for; of others, those that the model cannot be fitted to are left out.
-        model: SHARING or CENSUS.
+        model: SHARING or CENSUS; None: CENSUS where it tells of as many workloads.
         policy: this one only.
         bases_in: results whose capacity runs may hold the host's use with no guest.
         unread: a sentence for each run that could not be read, for those left out.
@@ -115,14 +117,16 @@ def calibration(
     usable = []
     for row in rows:
         key = (str(row["run_id"]), str(row["hypervisor"]), str(row["cell_id"]))
-        found = _sample(row, stored[key], predicted, scope)
+        found = _sample(row, stored[key], predicted)
         if isinstance(found, str):
             reasons[key] = found.rstrip(".")
         else:
             conditions = tuple((name, condition_text(row[name])) for name in columns)
             usable.append(_Found(key, stored[key], found, bool(row["loaded"]), conditions))
-    censuses, damaged = _censuses([one.records for one in usable]) if model == CENSUS else (None, [])
-    chosen, others = _largest(usable, asked, censuses)
+    found_censuses, damaged = ({}, []) if model == SHARING else _censuses(usable)
+    usable = [replace(one, sample=replace(one.sample, census=found_censuses.get(one.key))) for one in usable]
+    model = model or _telling(usable, asked)
+    chosen, others = _largest(usable, asked, model)
     reasons |= others
     if not chosen:
         left_out = _sentences(reasons)
@@ -138,6 +142,7 @@ def calibration(
         if name.startswith(PROVENANCE)
     }
     return Calibration(
+        model=model,
         hypervisor=first.cell.hypervisor,
         policy=first.cell.policy,
         scope=scope,
@@ -150,7 +155,9 @@ def calibration(
         cells=tuple(one.records for one in chosen),
         run_ids=tuple(one.key[0] for one in chosen),
         samples=_samples(chosen),
-        censuses=_last_of_each([one.records for one in chosen], censuses or {}),
+        counted=frozenset(
+            one.records.directory for one in chosen if model == CENSUS and one.sample.census is not None
+        ),
         bases=() if bases_in is None else _bases(bases_in, first.cell.hypervisor, shared),
         left_out=(*_sentences(reasons), *damaged, *(problem.rstrip(".") for problem in unread)),
         cells_left_out=len(reasons),
@@ -159,20 +166,19 @@ def calibration(
 
 def scope_used_bytes(cell: CellRecords, arm: SnapshotRecord, scope: str) -> Value:
     """What an off or on record uses: of the host, or of the guests' own anonymous memory and page tables."""
-    if scope == HOST:
-        return used_bytes(arm.observed.host, cell.page_size_bytes)
+    return used_bytes(arm.observed.host, cell.page_size_bytes) if scope == HOST else _guests_bytes(arm)
+
+
+def _guests_bytes(arm: SnapshotRecord) -> Value:
     guests = arm.observed.guests.values()
     if any("Pss_Anon_bytes" not in guest.smaps_rollup for guest in guests):
         return Unknown(
-            "its kernel has no Pss_Anon in smaps_rollup, so the guests alone are not known "
-            "(use --host-memory-mib in place of --envelope-mib)"
+            "its kernel (before 5.4) has no Pss_Anon in smaps_rollup, so the guests' own memory is not known"
         )
     return float(sum(guest.smaps_rollup["Pss_Anon_bytes"] + guest.page_tables_bytes for guest in guests))
 
 
-def _sample(
-    row: Row, records: CellRecords, predicted: Collection[tuple[str | None, int]], scope: str
-) -> Sample | str:
+def _sample(row: Row, records: CellRecords, predicted: Collection[tuple[str | None, int]]) -> Sample | str:
     """A cell as a forecast may use it, or why it does not."""
     workload, guests = records.cell.workload, records.cell.guests
     if row["status"] != COMPLETE:
@@ -186,17 +192,25 @@ def _sample(
     if reason:
         return reason
     saved = saving(records)
+    arms = (records.off, records.on)
     values = known(
-        [*(scope_used_bytes(records, arm, scope) for arm in (records.off, records.on)), saved.gross]
+        [*(scope_used_bytes(records, arm, scope) for scope in (HOST, ENVELOPE) for arm in arms), saved.gross]
     )
     if isinstance(values, Unknown):
         return values.reason
     own = None if isinstance(saved.ksm_own, Unknown) else saved.ksm_own
-    return Sample(workload, guests, values[0], values[1], values[2], own)
+    return Sample(workload, guests, records.boot_key, *values, ksm_bytes=own)
+
+
+def _telling(usable: Sequence[_Found], asked: Collection[str]) -> str:
+    """CENSUS where it can be fitted to every workload asked for, or of all, that SHARING can."""
+    told = {name: _fitting(_largest(usable, asked, name)[0], name) for name in (SHARING, CENSUS)}
+    wanted = told[SHARING] & set(asked) if asked else told[SHARING]
+    return CENSUS if told[CENSUS] and wanted <= told[CENSUS] else SHARING
 
 
 def _largest(
-    usable: Sequence[_Found], asked: Collection[str], censuses: Mapping[Path, Census] | None
+    usable: Sequence[_Found], asked: Collection[str], model: str
 ) -> tuple[list[_Found], dict[Key, str]]:
     """The set to forecast from, and why each other cell is not in it."""
     sets: dict[tuple[Any, ...], list[_Found]] = {}
@@ -207,7 +221,7 @@ def _largest(
     alike = [_alike_loaded(mine) for mine in sets.values()]
 
     def worth(cells: Sequence[_Found]) -> tuple[Any, ...]:
-        fits = _fitting(cells, censuses)
+        fits = _fitting(cells, model)
         present = {one.workload for one in cells}
         name = cells[0].records.cell.policy
         boots = {(one.workload, one.sample.guests, one.records.boot_key) for one in cells}
@@ -215,6 +229,8 @@ def _largest(
             len(fits & set(asked)),
             len(present & set(asked)),
             name != OFF,
+            # The host's use with no guest is told by several numbers of guests.
+            len({one.sample.guests for one in cells}) > 1,
             len({boot for boot in boots if boot[0] in fits}),
             len(cells),
             name == DEFAULT,
@@ -222,10 +238,10 @@ def _largest(
         )
 
     best = max(alike, key=worth)
-    fits = _fitting(best, censuses)
+    fits = _fitting(best, model)
     lacking = (
         "its workload was measured at one number of guests only"
-        if censuses is None
+        if model == SHARING
         else "its workload has no page census"
     )
     reasons = {}
@@ -262,14 +278,9 @@ def _apart(one: _Found, chosen: Sequence[_Found]) -> str:
     return f"it was measured under other conditions than those chosen ({'; '.join(apart)})"
 
 
-def _fitting(cells: Sequence[_Found], censuses: Mapping[Path, Census] | None) -> set[str]:
+def _fitting(cells: Sequence[_Found], model: str) -> set[str]:
     """The workloads that the model can be fitted to."""
-    if censuses is not None:
-        return {one.workload for one in cells if one.records.directory in censuses}
-    numbers: dict[str, set[int]] = {}
-    for one in cells:
-        numbers.setdefault(one.workload, set()).add(one.sample.guests)
-    return {workload for workload, seen in numbers.items() if len(seen) > 1}
+    return fitting(((one.workload, one.sample.guests, one.sample.census is not None) for one in cells), model)
 
 
 def _sentences(reasons: Mapping[Key, str]) -> list[str]:
@@ -284,47 +295,35 @@ def _sentences(reasons: Mapping[Key, str]) -> list[str]:
 
 
 def _samples(cells: Sequence[_Found]) -> tuple[Sample, ...]:
-    """One sample for each workload, number of guests and boot: the mean of the boot's repetitions."""
+    """One for each workload, number of guests and boot: the mean of its repetitions, and its last census."""
     boots: dict[tuple[str, int, str], list[Sample]] = {}
     for one in cells:
         key = (one.workload, one.sample.guests, one.records.boot_key)
         boots.setdefault(key, []).append(one.sample)
-    return tuple(
-        Sample(
-            workload,
-            guests,
-            off_bytes=fmean(sample.off_bytes for sample in repetitions),
-            on_bytes=fmean(sample.on_bytes for sample in repetitions),
-            gross_bytes=fmean(sample.gross_bytes for sample in repetitions),
-            ksm_bytes=mean_of_known(sample.ksm_bytes for sample in repetitions),
-        )
-        for (workload, guests, _boot), repetitions in boots.items()
-    )
+    means = []
+    for repetitions in boots.values():
+        parts = {
+            name: fmean(getattr(sample, name) for sample in repetitions)
+            for name in ("off_bytes", "on_bytes", "guests_off_bytes", "guests_on_bytes", "gross_bytes")
+        }
+        own = mean_of_known(sample.ksm_bytes for sample in repetitions)
+        counted = [sample.census for sample in repetitions if sample.census is not None]
+        means.append(replace(repetitions[0], **parts, ksm_bytes=own, census=counted[-1] if counted else None))
+    return tuple(means)
 
 
-def _censuses(cells: Sequence[CellRecords]) -> tuple[dict[Path, Census], list[str]]:
-    """By directory, the census of each cell that has one, and a sentence for each that cannot be used."""
+def _censuses(cells: Sequence[_Found]) -> tuple[dict[Key, Census], list[str]]:
+    """The census of each cell that has one, and a sentence for each that cannot be used."""
     found, problems = {}, []
-    for cell in cells:
+    for one in cells:
         try:
-            counted = cell_census(cell)
+            counted = cell_census(one.records)
         except UserError as error:
             problems.append(str(error).rstrip("."))
             continue
         if counted is not None:
-            found[cell.directory] = counted
+            found[one.key] = counted
     return found, problems
-
-
-def _last_of_each(
-    cells: Sequence[CellRecords], censuses: Mapping[Path, Census]
-) -> dict[str, tuple[Path, Census]]:
-    """By workload, the census of its cell with the most guests, the last of these."""
-    return {
-        cell.cell.workload: (cell.directory, censuses[cell.directory])
-        for cell in sorted(cells, key=lambda cell: (cell.cell.guests, cell.on.recorded_at))
-        if cell.directory in censuses
-    }
 
 
 def _bases(results: Path, hypervisor: str, wanted: Mapping[str, str]) -> tuple[tuple[str, str, int], ...]:

@@ -5,11 +5,10 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from analysis.model.calibration import Calibration, ForecastError
+from analysis.model.calibration import Calibration
 from analysis.model.sharing import (
     CENSUS,
     HOST,
-    SHARING,
     Model,
     fit,
     limits,
@@ -29,29 +28,16 @@ from analysis.records.forecasts import (
 _UNLIMITED = 200
 
 
-def make_model(found: Calibration, name: str = SHARING) -> Model:
-    """The model of a calibration: SHARING, or CENSUS, in which the saving follows the censuses' curves.
-
-    Raises ForecastError or SharingError.
-    """
-    missing = sorted({cell.cell.workload for cell in found.cells} - found.censuses.keys())
-    if name == CENSUS and missing:
-        raise ForecastError(
-            f"no cell of {missing[0]} has a page census: measure one with -e census=true, or use --model "
-            "sharing."
-        )
+def make_model(found: Calibration) -> Model:
+    """The model of a calibration. Raises SharingError."""
     return fit(
         found.samples,
+        name=found.model,
         scope=found.scope,
         guest_memory_bytes=found.guest_memory_bytes,
         page_size_bytes=found.page_size_bytes,
         max_page_sharing=found.max_page_sharing,
         bases_bytes=[used for _path, _digest, used in found.bases],
-        shapes=(
-            {load: census.saved_bytes for load, (_path, census) in found.censuses.items()}
-            if name == CENSUS
-            else None
-        ),
     )
 
 
@@ -77,7 +63,6 @@ def forecast_content(
         now: the moment of writing, UTC.
     """
     predicted = [_predicted(model, mix) for mix in mixes]
-    counted = {path for path, _census in found.censuses.values()} if model.name == CENSUS else set()
     content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "kind": "forecast",
@@ -98,7 +83,7 @@ def forecast_content(
                     "guests": cell.cell.guests,
                     "records": record_digests(
                         cell.directory,
-                        (*RECORD_KINDS, "census") if cell.directory in counted else RECORD_KINDS,
+                        (*RECORD_KINDS, "census") if cell.directory in found.counted else RECORD_KINDS,
                     ),
                 }
                 for run_id, cell in zip(found.run_ids, found.cells, strict=True)
@@ -121,24 +106,23 @@ def forecast_content(
 def assumptions(model: Model) -> list[str]:
     """What the forecast takes for granted, as sentences."""
     saving = (
-        "Memory off is base + u x N; gross saving is N x I + D x (N - ceil(N / "
-        f"{model.max_page_sharing})), so saved/VM = I + D (N - 1)/N below that cap: what guests share, all "
-        "of them share."
+        f"Gross saving is N x I + D x (N - ceil(N / {model.max_page_sharing})), so saved/VM = "
+        "I + D (N - 1)/N below that cap: what guests share, all of them share."
     )
     if model.name == CENSUS:
         saving = (
-            "Memory off is base + u x N; gross saving is that of a perfect KSM by the page census of the "
-            "largest N, times KSM's measured efficiency: exact rarefaction up to it; beyond it each guest "
-            "brings as many new contents as the last one did on average."
+            "Gross saving is that of a perfect KSM by the page censuses of the largest N, times what KSM "
+            "reached: up to that N exact; beyond it a content is in each guest with the same chance: some "
+            "in all, some in one alone, a Beta distribution between."
         )
     stated = [
         "More guests are of the measured kind: same image, memory, workload, knobs, huge pages and host.",
+        "Memory off is the guests' own, g x N, and base + q x N beside it.",
         saving,
         "KSM has converged; until then the host needs up to the figure without KSM.",
-        "The intervals take the residuals as independent and alike at every N, one for each boot, the mean "
-        "of its repetitions; cells of different N or workloads share a boot, so they may be too narrow.",
-        "In a mix the contents that guests share are nested: of two workloads the smaller D is common to the "
-        "guests of both. Sharing nothing across workloads is given beside it.",
+        *_intervals(model),
+        "In a mix the contents that guests share are nested: of two workloads the smaller pool of them is "
+        "common to the guests of both. Sharing nothing across workloads is given beside it.",
         "Safe: no page is shared, every page of guest memory is in use, and QEMU's part is the largest seen.",
         "Nothing is swapped and nothing is kept free: for a reserve give a smaller capacity.",
     ]
@@ -148,6 +132,19 @@ def assumptions(model: Model) -> list[str]:
         else "The envelope holds the guests' anonymous memory and page tables; KSM's own is the host's."
     )
     return stated
+
+
+def _intervals(model: Model) -> list[str]:
+    """What the intervals rest on."""
+    if not model.misses:
+        return []
+    boots = len({miss.boot for miss in model.misses})
+    numbers = ", ".join(map(str, sorted({miss.guests for miss in model.misses})))
+    return [
+        f"The intervals are how much {len(model.misses)} measured cells (N = {numbers}; boots: {boots}) were "
+        "missed by forecasts from smaller N, of other boots where there are (with no smaller N from other "
+        "boots alone): so much a guest at any N, with a degree of freedom for each boot and workload."
+    ]
 
 
 def _predicted(model: Model, mix: Mapping[str, int]) -> dict[str, Any]:

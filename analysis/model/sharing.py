@@ -1,16 +1,23 @@
 """The memory model of N guests with KSM off and on, fitted to measured cells; pure arithmetic.
 
-Off:    used = base + sum of u over the guests.
-Gross:  saved = N x I + D x (N - ceil(N / max_page_sharing)); I: duplicates within a guest, D: content that
-        every guest has once (saved/VM = I + D (N - 1)/N).
-On:     used = off - saved + sum of o over the guests; o: KSM's own memory less what is freed uncounted.
-Three regressions, for they have different noise: u and base are seen in MemAvailable, I and D in KSM's
-counters, o in the difference of the two arms of one cell, where the noise of its boot cancels.
+Each part comes from where it is seen best, since what other programs do moves the host's counters alone:
+
+Off:    used = outside + sum of g over the guests. g: the guest's own anonymous memory and page tables, in
+        smaps; outside: base + q x N, what MemAvailable has beside it (QEMU, the kernel's share).
+Gross:  what KSM's counters say is saved. By the census: its curve (how many guests hold each content) times
+        a height. Without one, SHARING: saved = N x I + D x (N - ceil(N / max_page_sharing)); I: duplicates
+        within a guest, D: content that every guest has once (saved/VM = I + D (N - 1)/N).
+On:     used = off - saved + sum of (k - f) + drift. k: KSM's own memory, its rmap_items; f: what is freed in
+        the guests' memory and no counter tells; drift: what else changed on the host between the two arms,
+        whatever the number of guests.
+
+The intervals are from how forecasts miss: each boot at each number of guests is predicted from the smaller
+numbers of the other boots, and the misses per guest are taken to be those of the forecast.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import numpy as np
@@ -18,6 +25,7 @@ from scipy.optimize import lsq_linear  # type: ignore[import-untyped]
 from scipy.stats import t  # type: ignore[import-untyped]
 
 from analysis.errors import UserError
+from analysis.measure.page_contents import Census
 from analysis.measure.saving import RMAP_ITEM_BYTES
 from analysis.plan.design import MIB
 
@@ -26,12 +34,10 @@ HOST, ENVELOPE = "host", "envelope"
 SHARING, CENSUS = "sharing", "census"
 MOST_GUESTS = 9999
 
-BASE = "base"
+BASE, EACH, DRIFT = "base", "each", "drift"
 WITHIN, BETWEEN = "within", "between"
 
 Mix = Mapping[str, int]
-# Gross saved bytes of N guests of one workload, as a census of page contents tells (rarefaction).
-Shape = Callable[[int], float]
 
 
 class SharingError(UserError):
@@ -40,17 +46,27 @@ class SharingError(UserError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One measured cell. ``ksm_bytes``: KSM's own memory, rmap_items; None where it is not known.
+    """One boot of guests at one number of them; ``census``: of this cell, None where none was taken.
 
-    ``off_bytes`` and ``on_bytes`` are what the scope uses: the host, or the QEMU processes alone.
+    ``off_bytes`` and ``on_bytes`` are what the host uses, ``guests_off_bytes`` and ``guests_on_bytes`` the
+    guests' own anonymous memory and page tables. ``ksm_bytes``: KSM's own memory, None where not known.
     """
 
     workload: str
     guests: int
+    boot: str
     off_bytes: float
     on_bytes: float
+    guests_off_bytes: float
+    guests_on_bytes: float
     gross_bytes: float
     ksm_bytes: float | None
+    census: Census | None = None
+
+    def used_bytes(self, scope: str) -> tuple[float, float]:
+        """What HOST or ENVELOPE uses, off and on."""
+        host = (self.off_bytes, self.on_bytes)
+        return host if scope == HOST else (self.guests_off_bytes, self.guests_on_bytes)
 
 
 @dataclass(frozen=True)
@@ -71,47 +87,43 @@ class Interval:
         return None if self.half_width_bytes is None else self.mean_bytes + self.half_width_bytes
 
 
-@dataclass(frozen=True, eq=False)
-class Regression:
-    """Least squares by named terms. ``inverse``: (X'X)^-1 over ``names``, 0 for a term held at 0.
+@dataclass(frozen=True)
+class Saving:
+    """What KSM's counters save of N guests of one workload, in bytes.
 
-    ``variance`` of one observation is None without a degree of freedom.
+    ``saved``: were they alone on the host. ``pool``: what they keep for all of them, which guests of another
+    workload may hold too. ``within`` is I, ``between`` D: what a guest has that is not its alone.
     """
 
-    names: tuple[str, ...]
-    values: tuple[float, ...]
-    inverse: "np.ndarray[tuple[int, int], np.dtype[np.float64]]"
-    variance: float | None
-    degrees: int
+    saved: Callable[[int], float]
+    pool: Callable[[int], float]
+    within_bytes: float
+    between_bytes: float
 
-    def __getitem__(self, name: str) -> float:
-        """The fitted term."""
-        return self.values[self.names.index(name)]
 
-    def mean(self, row: Mapping[str, float]) -> float:
-        """The expected value where the terms have these weights."""
-        return sum(weight * self[name] for name, weight in row.items())
+@dataclass(frozen=True)
+class Miss:
+    """A boot's measured memory less what was predicted of it, in bytes a guest."""
 
-    def spread(self, row: Mapping[str, float]) -> tuple[float | None, int]:
-        """Variance of a new observation there, and its degrees of freedom."""
-        if self.variance is None:
-            return None, 0
-        x = np.array([row.get(name, 0.0) for name in self.names])
-        return self.variance * (1 + float(x @ self.inverse @ x)), self.degrees
+    workload: str
+    boot: str
+    guests: int
+    off_bytes: float
+    on_bytes: float
+    gross_bytes: float
 
 
 @dataclass(frozen=True)
 class Breakdown:
     """Where the memory of one guest goes, KSM off, in bytes; the first four sum to u.
 
-    ``within`` and ``between`` are I and D, None when a census gave the curve; ``unmergeable`` is the rest
-    of the resident guest memory;
+    ``within`` and ``between`` are I and D; ``unmergeable`` is the rest of the resident guest memory;
     ``outside`` is QEMU, page tables and the kernel's share. None where rmap_items are not known.
     ``ksm`` is KSM's own memory, ``uncounted`` what goes with merging and no counter tells (huge pages split).
     """
 
-    within_bytes: float | None
-    between_bytes: float | None
+    within_bytes: float
+    between_bytes: float
     unmergeable_bytes: float | None
     outside_bytes: float | None
     ksm_bytes: float | None
@@ -120,22 +132,24 @@ class Breakdown:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """The fitted model of one host and one size of guests."""
+    """The fitted model of one host and one size of guests.
 
+    ``name``: what the saving is taken from, SHARING or CENSUS. ``guest_bytes``: g by workload; ``outside``:
+    BASE and EACH; ``freed_bytes``: f by workload; ``added``: on the host under KSM, DRIFT and by workload.
+    """
+
+    name: str
     scope: str
     guest_memory_bytes: int
     page_size_bytes: int
     max_page_sharing: int
     samples: tuple[Sample, ...]
-    off: Regression
-    overhead: dict[str, Regression]
-    saving: dict[str, Regression]
-    shapes: dict[str, Shape] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """What the saving is taken from: SHARING, or CENSUS."""
-        return CENSUS if self.shapes else SHARING
+    guest_bytes: dict[str, float]
+    outside: dict[str, float]
+    freed_bytes: dict[str, float]
+    added: dict[str, float]
+    saving: dict[str, Saving]
+    misses: tuple[Miss, ...] = ()
 
     @property
     def workloads(self) -> tuple[str, ...]:
@@ -145,7 +159,11 @@ class Model:
     @property
     def base_bytes(self) -> float:
         """Use with no guest; 0 in an envelope, which holds the guests alone."""
-        return self.off[BASE] if BASE in self.off.names else 0.0
+        return self.outside[BASE]
+
+    def off_bytes(self, workload: str) -> float:
+        """Use of one more guest with KSM off."""
+        return self.guest_bytes[workload] + self.outside[EACH]
 
     def ksm_bytes(self, workload: str) -> float | None:
         """KSM's own memory for one guest, the mean over the cells."""
@@ -170,7 +188,7 @@ class Model:
         known nothing of u is taken for guest memory, which errs on the safe side.
         """
         outside = max(
-            self.off[workload] - (self.resident_bytes(workload) or 0.0) for workload in self.workloads
+            self.off_bytes(workload) - (self.resident_bytes(workload) or 0.0) for workload in self.workloads
         )
         # ksmd's own allocations are charged to no cgroup.
         pages = self.guest_memory_bytes / self.page_size_bytes if self.scope == HOST else 0
@@ -179,21 +197,30 @@ class Model:
     def breakdown(self, workload: str) -> Breakdown:
         """Where the memory of one guest goes."""
         saving = self.saving[workload]
-        shaped = workload in self.shapes
-        within, between = (None, None) if shaped else (saving[WITHIN], saving[BETWEEN])
         resident, own = self.resident_bytes(workload), self.ksm_bytes(workload)
-        if self.scope == ENVELOPE and own is not None:
-            own = 0.0
         return Breakdown(
-            within_bytes=within,
-            between_bytes=between,
+            within_bytes=saving.within_bytes,
+            between_bytes=saving.between_bytes,
             unmergeable_bytes=(
-                None if resident is None or within is None or between is None else resident - within - between
+                None if resident is None else resident - saving.within_bytes - saving.between_bytes
             ),
-            outside_bytes=None if resident is None else self.off[workload] - resident,
-            ksm_bytes=own,
-            uncounted_bytes=None if own is None else own - self.overhead[workload][workload],
+            outside_bytes=None if resident is None else self.off_bytes(workload) - resident,
+            ksm_bytes=None if own is None else own if self.scope == HOST else 0.0,
+            uncounted_bytes=None if own is None else self.freed_bytes[workload],
         )
+
+    def half_width_bytes(self, quantity: str, guests: int) -> float | None:
+        """Half of the 95 % interval of off, on or gross of so many guests; None where no miss is known.
+
+        The mean square of the misses per guest, bias and all, with a degree of freedom for each workload of
+        each boot; not less than at the most guests measured, for the host's own noise is there at any number.
+        """
+        if not self.misses:
+            return None
+        squares = [getattr(miss, f"{quantity}_bytes") ** 2 for miss in self.misses]
+        degrees = len({(miss.workload, miss.boot) for miss in self.misses})
+        largest = max(sample.guests for sample in self.samples)
+        return float(t.ppf((1 + CONFIDENCE) / 2, degrees)) * math.sqrt(fmean(squares)) * max(guests, largest)
 
 
 @dataclass(frozen=True)
@@ -247,84 +274,63 @@ class Naive:
 def fit(
     samples: Sequence[Sample],
     *,
+    name: str,
     scope: str,
     guest_memory_bytes: int,
     page_size_bytes: int,
     max_page_sharing: int,
     bases_bytes: Sequence[float] = (),
-    shapes: Mapping[str, Shape] | None = None,
 ) -> Model:
-    """Fit the model to cells of one host and one size of guests.
+    """Fit the model to boots of one host and one size of guests, with its misses.
 
     Args:
-        samples: cells, at least two different numbers of guests for each workload that has no shape.
-        scope: HOST or ENVELOPE; an envelope has no base.
+        samples: at least two different numbers of guests for each workload, or with CENSUS a census of each.
+        name: SHARING or CENSUS.
+        scope: HOST or ENVELOPE; an envelope holds the guests' own memory alone.
         guest_memory_bytes: nominal memory of a guest.
         page_size_bytes: page size of the host.
         max_page_sharing: KSM's knob; one physical page for so many equal ones.
         bases_bytes: use measured with no guest at all.
-        shapes: of some workloads, the census' curve; its scale alone is fitted then.
 
-    Raises SharingError when the cells cannot tell the parameters apart.
+    Raises SharingError when the samples cannot tell the parameters apart.
     """
+
+    def fitted(some: Sequence[Sample]) -> Model:
+        workloads = sorted({sample.workload for sample in some})
+        by_workload = {w: [sample for sample in some if sample.workload == w] for w in workloads}
+        saving = {
+            workload: _by_census(mine) if name == CENSUS else _by_numbers(mine, max_page_sharing)
+            for workload, mine in by_workload.items()
+        }
+        host = scope == HOST
+        return Model(
+            name=name,
+            scope=scope,
+            guest_memory_bytes=guest_memory_bytes,
+            page_size_bytes=page_size_bytes,
+            max_page_sharing=max_page_sharing,
+            samples=tuple(some),
+            guest_bytes={
+                w: _per_guest(mine, lambda s: s.guests_off_bytes) for w, mine in by_workload.items()
+            },
+            outside=_outside(some, bases_bytes) if host else {BASE: 0.0, EACH: 0.0},
+            freed_bytes={
+                w: _per_guest(mine, lambda s: s.guests_off_bytes - s.guests_on_bytes - s.gross_bytes)
+                for w, mine in by_workload.items()
+            },
+            added=_added(some) if host else dict.fromkeys((DRIFT, *workloads), 0.0),
+            saving=saving,
+        )
+
     if not samples:
         raise SharingError("there is no measured cell to forecast from: run the experiment at some N.")
-    shapes = dict(shapes or {})
-    workloads = sorted({sample.workload for sample in samples})
-    by_workload = {w: [sample for sample in samples if sample.workload == w] for w in workloads}
-    for workload, mine in by_workload.items():
-        if workload not in shapes and len({sample.guests for sample in mine}) < 2:
-            raise SharingError(
-                f"{workload} was measured at {mine[0].guests} guests only: a forecast needs at least two "
-                "different numbers of guests, for the saving per VM is not constant in N."
-            )
-    several = any(len({sample.guests for sample in mine}) > 1 for mine in by_workload.values())
-    if scope == HOST and not several and not bases_bytes:
-        raise SharingError(
-            "the host's use with no guest cannot be told from one number of guests: measure another number."
-        )
-    base = {BASE: 1.0} if scope == HOST else {}
-    rows: list[Mapping[str, float]] = [
-        *({**base, sample.workload: float(sample.guests)} for sample in samples),
-        *({BASE: 1.0} for _value in bases_bytes if scope == HOST),
-    ]
-    measured = [sample.off_bytes for sample in samples]
-    off = _least_squares(rows, [*measured, *(bases_bytes if scope == HOST else ())], floor=0.0)
-    overhead, saving = {}, {}
-    for workload, mine in by_workload.items():
-        overhead[workload] = _least_squares(
-            [{workload: float(sample.guests)} for sample in mine],
-            [sample.on_bytes + sample.gross_bytes - sample.off_bytes for sample in mine],
-            floor=-math.inf,
-        )
-        shape = shapes.get(workload)
-        saving[workload] = _least_squares(
-            [
-                _saving_row(sample.guests, max_page_sharing)
-                if shape is None
-                else {workload: shape(sample.guests)}
-                for sample in mine
-            ],
-            [sample.gross_bytes for sample in mine],
-            floor=0.0,
-        )
-    return Model(
-        scope,
-        guest_memory_bytes,
-        page_size_bytes,
-        max_page_sharing,
-        tuple(samples),
-        off,
-        overhead,
-        saving,
-        shapes,
-    )
+    return replace(fitted(samples), misses=_misses(samples, name, fitted))
 
 
 def predict(model: Model, mix: Mix) -> Prediction:
     """Use of the guests of a mix (workload: guests), off and on.
 
-    Across workloads the shared contents are taken as nested: of two workloads the smaller D is common to
+    Across workloads the shared contents are taken as nested: of two workloads the smaller pool is common to
     all guests of both. Raises SharingError for an unknown workload or no guest.
     """
     mix = {workload: guests for workload, guests in mix.items() if guests}
@@ -335,22 +341,18 @@ def predict(model: Model, mix: Mix) -> Prediction:
         )
     if not mix:
         raise SharingError("guests is 0: allowed is a whole number from 1.")
-    off_row = {**({BASE: 1.0} if model.scope == HOST else {}), **{w: float(n) for w, n in mix.items()}}
-    off = model.off.mean(off_row)
-    saving_rows = _mixed_rows(model, mix)
-    gross = sum(model.saving[w].mean(row) for w, row in saving_rows.items())
-    apart = sum(model.saving[w].mean(_own_row(model, w, n)) for w, n in mix.items())
-    own = sum(model.overhead[w].mean({w: n}) for w, n in mix.items())
-    off_spread = [model.off.spread(off_row)]
-    gross_spread = [model.saving[w].spread(row) for w, row in saving_rows.items()]
-    own_spread = [model.overhead[w].spread({w: n}) for w, n in mix.items()]
+    guests = sum(mix.values())
+    off = model.base_bytes + sum(n * model.off_bytes(w) for w, n in mix.items())
+    apart = sum(model.saving[w].saved(n) for w, n in mix.items())
+    gross = apart + _shared_across(model, mix)
+    more = model.added[DRIFT] + sum(n * (model.added[w] - model.freed_bytes[w]) for w, n in mix.items())
     return Prediction(
         mix=mix,
-        off=Interval(off, _half_width(off_spread)),
-        on=Interval(off - gross + own, _half_width([*off_spread, *gross_spread, *own_spread])),
-        gross=Interval(gross, _half_width(gross_spread)),
-        on_apart_bytes=off - apart + own,
-        safe_bytes=model.base_bytes + sum(mix.values()) * model.safe_guest_bytes,
+        off=Interval(off, model.half_width_bytes("off", guests)),
+        on=Interval(off - gross + more, model.half_width_bytes("on", guests)),
+        gross=Interval(gross, model.half_width_bytes("gross", guests)),
+        on_apart_bytes=off - apart + more,
+        safe_bytes=model.base_bytes + guests * model.safe_guest_bytes,
     )
 
 
@@ -398,7 +400,8 @@ def naive(model: Model, mix: Mix) -> Naive:
     for workload, guests in mix.items():
         mine = [sample for sample in model.samples if sample.workload == workload]
         largest = [s for s in mine if s.guests == max(sample.guests for sample in mine)]
-        constant += guests * fmean((s.off_bytes - s.on_bytes) / s.guests for s in largest)
+        used = [(s.used_bytes(model.scope), s.guests) for s in largest]
+        constant += guests * fmean((off_arm - on_arm) / n for (off_arm, on_arm), n in used)
         ratio += guests * fmean(s.gross_bytes / s.guests for s in largest)
     nominal = model.base_bytes + sum(mix.values()) * memory
     return Naive(constant_saving=off - constant, sharing_ratio=nominal - ratio, nominal=nominal)
@@ -415,72 +418,170 @@ def scaled(shares: Mix, guests: int) -> dict[str, int]:
     return counts
 
 
-def _shared(guests: float, max_page_sharing: int) -> float:
-    return guests - math.ceil(guests / max_page_sharing)
-
-
-def _saving_row(guests: int, max_page_sharing: int) -> dict[str, float]:
-    return {WITHIN: float(guests), BETWEEN: _shared(guests, max_page_sharing)}
-
-
-def _own_row(model: Model, workload: str, guests: int) -> dict[str, float]:
-    shape = model.shapes.get(workload)
-    return _saving_row(guests, model.max_page_sharing) if shape is None else {workload: shape(guests)}
-
-
-def _mixed_rows(model: Model, mix: Mix) -> dict[str, dict[str, float]]:
-    """Weights of each workload's terms; a layer of D is shared by all guests whose D reaches it."""
-    if len(mix) == 1:
-        return {workload: _own_row(model, workload, guests) for workload, guests in mix.items()}
-    shaped = sorted(set(mix) & set(model.shapes))
-    if shaped:
+def _outside(samples: Sequence[Sample], bases_bytes: Sequence[float]) -> dict[str, float]:
+    """BASE and EACH of what the host uses beside the guests' own memory."""
+    if len({sample.guests for sample in samples}) < 2 and not bases_bytes:
         raise SharingError(
-            f"{shaped[0]} is forecast from a census, which does not tell what it shares with another "
-            "workload: measure it at two numbers of guests for a mix."
+            "the host's use with no guest cannot be told from one number of guests: measure another number."
         )
-    rows = {}
-    ordered = sorted(mix, key=lambda workload: (model.saving[workload][BETWEEN], workload))
-    remaining = sum(mix.values())
-    for workload in ordered:
-        above = remaining - mix[workload]
-        weight = _shared(remaining, model.max_page_sharing) - _shared(above, model.max_page_sharing)
-        rows[workload] = {WITHIN: float(mix[workload]), BETWEEN: weight}
-        remaining = above
-    return rows
+    return _least_squares(
+        [{BASE: 1.0, EACH: float(s.guests)} for s in samples] + [{BASE: 1.0} for _base in bases_bytes],
+        [*(s.off_bytes - s.guests_off_bytes for s in samples), *bases_bytes],
+        floor=0.0,
+    )
+
+
+def _per_guest(samples: Sequence[Sample], value: Callable[[Sample], float]) -> float:
+    return sum(map(value, samples)) / sum(sample.guests for sample in samples)
+
+
+def _added(samples: Sequence[Sample]) -> dict[str, float]:
+    """What comes with KSM outside of the guests' memory, by workload, and the drift.
+
+    KSM's own memory is known exactly; where it is not, all of it is taken to grow with the guests.
+    """
+    more = [(s.on_bytes - s.guests_on_bytes) - (s.off_bytes - s.guests_off_bytes) for s in samples]
+    drifts = [m - s.ksm_bytes for m, s in zip(more, samples, strict=True) if s.ksm_bytes is not None]
+    found = {DRIFT: fmean(drifts) if drifts else 0.0}
+    for workload in {sample.workload for sample in samples}:
+        mine = [(m, s) for m, s in zip(more, samples, strict=True) if s.workload == workload]
+        known = all(s.ksm_bytes is not None for _m, s in mine)
+        parts = [(s.ksm_bytes or 0.0) if known else m - found[DRIFT] for m, s in mine]
+        found[workload] = sum(parts) / sum(s.guests for _m, s in mine)
+    return found
+
+
+def _by_numbers(samples: Sequence[Sample], max_page_sharing: int) -> Saving:
+    """I and D from the counters at several numbers of guests."""
+    if len({sample.guests for sample in samples}) < 2:
+        raise SharingError(
+            f"{samples[0].workload} was measured at {samples[0].guests} guests only: a forecast needs at "
+            "least two different numbers of guests, for the saving per VM is not constant in N."
+        )
+
+    def copies(guests: int) -> int:
+        return math.ceil(guests / max_page_sharing)
+
+    found = _least_squares(
+        [{WITHIN: float(s.guests), BETWEEN: float(s.guests - copies(s.guests))} for s in samples],
+        [sample.gross_bytes for sample in samples],
+        floor=0.0,
+    )
+    within, between = found[WITHIN], found[BETWEEN]
+    return Saving(
+        saved=lambda guests: guests * within + (guests - copies(guests)) * between,
+        pool=lambda guests: copies(guests) * between,
+        within_bytes=within,
+        between_bytes=between,
+    )
+
+
+def _by_census(samples: Sequence[Sample]) -> Saving:
+    """The curve of the censuses of the most guests, the mean of the boots; its height by the counters."""
+    counted = [(sample.guests, sample.census) for sample in samples if sample.census is not None]
+    if not counted:
+        raise SharingError(
+            f"no cell of {samples[0].workload} has a page census: measure one with -e census=true, or use "
+            "--model sharing."
+        )
+    most = max(guests for guests, _census in counted)
+    censuses = [census for guests, census in counted if guests == most]
+
+    def mean(value: Callable[[Census], float]) -> float:
+        return fmean(map(value, censuses))
+
+    def ideal(guests: int) -> float:
+        return mean(lambda census: census.saved_bytes(guests))
+
+    squares = sum(ideal(s.guests) ** 2 for s in samples)
+    height = sum(ideal(s.guests) * s.gross_bytes for s in samples) / squares if squares else 0.0
+    page = height * censuses[0].page_size_bytes
+    return Saving(
+        saved=lambda guests: height * ideal(guests),
+        pool=lambda guests: height * mean(lambda census: census.pool_bytes(guests)),
+        within_bytes=page * mean(lambda c: fmean(g.within_pages + g.zero_pages for g in c.guests)),
+        between_bytes=page * mean(lambda c: fmean(g.distinct_pages for g in c.guests) - c.chances.alone),
+    )
+
+
+def _shared_across(model: Model, mix: Mix) -> float:
+    """What guests of different workloads save between them: of two pools all of the smaller one."""
+    if len(mix) == 1:
+        return 0.0
+    guests = remaining = sum(mix.values())
+    pools = {workload: model.saving[workload].pool for workload in mix}
+    apart = sum(pools[workload](n) for workload, n in mix.items())
+    kept, below = 0.0, None
+    for workload in sorted(mix, key=lambda workload: (pools[workload](guests), workload)):
+        pool = pools[workload]
+        kept += pool(remaining) - (below(remaining) if below else 0.0)
+        below, remaining = pool, remaining - mix[workload]
+    return max(apart - kept, 0.0)
+
+
+def _misses(
+    samples: Sequence[Sample], name: str, fitted: Callable[[Sequence[Sample]], Model]
+) -> tuple[Miss, ...]:
+    """Each boot at each number of guests beside what the smaller numbers of the other boots say of it.
+
+    Those of the same boot too where the others cannot; all numbers of other boots where no number can be left
+    out.
+    """
+    cells = sorted({(sample.guests, sample.boot) for sample in samples})
+
+    def missed(guests: int, boot: str, others: Sequence[Sample]) -> list[Miss]:
+        fits = fitting([(s.workload, s.guests, s.census is not None) for s in others], name)
+        if not fits:
+            return []
+        try:
+            model = fitted([sample for sample in others if sample.workload in fits])
+        except SharingError:
+            return []
+        held_out = [s for s in samples if (s.guests, s.boot) == (guests, boot) and s.workload in fits]
+        return [_miss(model, sample) for sample in held_out]
+
+    found: list[Miss] = []
+    for guests, boot in cells:
+        smaller = [sample for sample in samples if sample.guests < guests]
+        apart = [sample for sample in smaller if sample.boot != boot]
+        found += missed(guests, boot, apart) or missed(guests, boot, smaller)
+    if not found:
+        for guests, boot in cells:
+            found += missed(guests, boot, [sample for sample in samples if sample.boot != boot])
+    return tuple(found)
+
+
+def _miss(model: Model, sample: Sample) -> Miss:
+    seen = predict(model, {sample.workload: sample.guests})
+    off, on = sample.used_bytes(model.scope)
+    return Miss(
+        sample.workload,
+        sample.boot,
+        sample.guests,
+        off_bytes=(off - seen.off.mean_bytes) / sample.guests,
+        on_bytes=(on - seen.on.mean_bytes) / sample.guests,
+        gross_bytes=(sample.gross_bytes - seen.gross.mean_bytes) / sample.guests,
+    )
+
+
+def fitting(seen: Iterable[tuple[str, int, bool]], name: str) -> set[str]:
+    """The workloads that a model can be fitted to, of (workload, guests, whether it has a census)."""
+    if name == CENSUS:
+        return {workload for workload, _guests, counted in seen if counted}
+    numbers: dict[str, set[int]] = {}
+    for workload, guests, _counted in seen:
+        numbers.setdefault(workload, set()).add(guests)
+    return {workload for workload, mine in numbers.items() if len(mine) > 1}
 
 
 def _least_squares(
     rows: Sequence[Mapping[str, float]], values: Sequence[float], *, floor: float
-) -> Regression:
+) -> dict[str, float]:
     names = tuple(dict.fromkeys(name for row in rows for name in row))
     x = np.array([[row.get(name, 0.0) for name in names] for row in rows])
     # In MiB, for the solver's tolerances are made for numbers near 1.
-    y = np.array(values) / MIB
-    found = lsq_linear(x, y, bounds=(floor, np.inf), method="bvls").x
-    residuals = y - x @ found
-    free = [number for number, value in enumerate(found) if value > floor]
-    inverse = np.zeros((len(names), len(names)))
-    inverse[np.ix_(free, free)] = np.linalg.pinv(x[:, free].T @ x[:, free])
-    degrees = len(rows) - len(names)
-    return Regression(
-        names=names,
-        values=tuple(float(value) * MIB for value in found),
-        inverse=inverse,
-        variance=float(residuals @ residuals) / degrees * MIB * MIB if degrees > 0 else None,
-        degrees=max(degrees, 0),
-    )
-
-
-def _half_width(parts: Sequence[tuple[float | None, int]]) -> float | None:
-    """Half of the interval of a sum; degrees of freedom by Welch and Satterthwaite."""
-    variances = [(variance, degrees) for variance, degrees in parts if variance is not None]
-    if len(variances) < len(parts):
-        return None
-    total = sum(variance for variance, _degrees in variances)
-    if total == 0:
-        return 0.0
-    degrees = total**2 / sum(variance**2 / degrees for variance, degrees in variances)
-    return float(t.ppf((1 + CONFIDENCE) / 2, degrees)) * math.sqrt(total)
+    found = lsq_linear(x, np.array(values) / MIB, bounds=(floor, np.inf), method="bvls").x
+    return {name: float(value) * MIB for name, value in zip(names, found, strict=True)}
 
 
 def mean_of_known(values: Iterable[float | None]) -> float | None:

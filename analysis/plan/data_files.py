@@ -1,6 +1,5 @@
 """Policies and workloads are data: one YAML file each, found by its name."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,9 @@ from typing import Any
 import yaml
 
 from analysis.errors import UserError
+from plugins.module_utils import names
 
 PROJECT = Path(__file__).resolve().parents[2]
-
-_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 
 class DataFileError(UserError):
@@ -32,11 +30,10 @@ def read_file(folder: Path, what: str, name: str, allowed: frozenset[str]) -> di
     if name not in known:
         raise DataFileError(f"{what} {name!r} does not exist: there are {', '.join(known) or 'none'}.")
     path = folder / f"{name}.yml"
-    if not _NAME.fullmatch(name):
-        raise DataFileError(
-            f"{path}: a {what}'s name has 1 to 32 small letters, digits, hyphens and underscores, and a "
-            "letter first."
-        )
+    try:
+        names.check(f"the name of {path}", name, names.DATA_FILE)
+    except names.NameRefused as error:
+        raise DataFileError(f"{error}.") from None
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

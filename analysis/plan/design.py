@@ -22,6 +22,7 @@ from analysis.plan import data_files
 from analysis.plan.mix import mix_text, parse_mix
 from analysis.plan.policies import OFF, THP_MODES, Policy, policy_names, read_policy
 from analysis.plan.workloads import foci, in_order, read_workload, workload_names
+from plugins.module_utils import names
 
 SCHEMA_VERSION = 2
 MIB = 1 << 20
@@ -37,6 +38,8 @@ SEEDS = 1 << 32
 RECORD_KINDS = ("off", "merge", "on", "verify")
 PLAN_FILE = "plan.json"
 REFERENCE = "reference"
+# What stands in results/ beside the runs
+RESERVED = (REFERENCE, "capacity", "forecasts")
 PROJECT = data_files.PROJECT
 RESULTS = PROJECT / "results"
 
@@ -55,8 +58,6 @@ Caster = Callable[[str, Any], Any]
 
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _KNOB = re.compile(r"[a-z][a-z0-9_]*")
 _SHA512 = re.compile(r"(sha512:)?[0-9a-f]{128}")
 
@@ -265,12 +266,22 @@ def new_run_id(now: datetime | None = None) -> str:
 
 def check_run_id(run_id: str) -> str:
     """Return the run id when it can name a directory under results/."""
-    if run_id == REFERENCE or not _RUN_ID.fullmatch(run_id):
-        raise DesignError(
-            f"run_id is {shown(run_id)}: allowed are 1 to 64 letters, digits, dots, underscores and "
-            f"hyphens, a letter or digit first, and not {REFERENCE!r}."
-        )
-    return run_id
+    if run_id in RESERVED:
+        raise DesignError(f"run_id is {shown(run_id)}, which is kept for something else: choose another.")
+    return _checked("run_id", run_id, names.RUN)
+
+
+def check_hypervisors(hypervisors: Iterable[str]) -> None:
+    """Raise DesignError where a host's name can't be that of a directory of a run."""
+    for name in hypervisors:
+        _checked("a host of the group hypervisors", name, names.PLACE)
+
+
+def _checked(what: str, name: str, rule: names.Rule) -> str:
+    try:
+        return names.check(what, name, rule)
+    except names.NameRefused as error:
+        raise DesignError(f"{error}.") from None
 
 
 def cell_directory(run_directory: Path, cell: Cell) -> Path:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from analysis.errors import UserError
 
@@ -51,3 +52,9 @@ def guest_workloads(load: str, guests: Iterable[str]) -> dict[str, str]:
         raise MixError(f"workload {load} has {sum(mix.values())} guests: {len(names)} are given.")
     workloads = [workload for workload in sorted(mix) for _guest in range(mix[workload])]
     return dict(zip(names, workloads, strict=True))
+
+
+def keeps_load(load: str, workloads: Mapping[str, Any]) -> bool:
+    """Whether guests with this load are kept in a checkpoint of their own."""
+    names = parse_mix(load, "workload") if "=" in load else (load,)
+    return any(workloads[name]["checkpoint_loaded"] for name in names)

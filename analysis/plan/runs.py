@@ -9,7 +9,6 @@ from pathlib import Path
 
 from analysis.plan.design import (
     HANDLING,
-    HOST_NAME,
     LOADS,
     PLAN_FILE,
     RECORD_KINDS,
@@ -21,8 +20,8 @@ from analysis.plan.design import (
     Design,
     DesignError,
     cell_directory,
+    check_hypervisors,
     check_run_id,
-    shown,
 )
 from analysis.records.models import PHASES, NamedForecast, PlanRecord
 from analysis.records.reading import RecordError, read_record
@@ -44,12 +43,7 @@ def make_plan(
     """
     if not hypervisors:
         raise DesignError("hypervisors is empty: the inventory group hypervisors needs at least one host.")
-    for name in hypervisors:
-        if not HOST_NAME.fullmatch(name):
-            raise DesignError(
-                f"hypervisors has the host {shown(name)}: allowed are letters, digits, dots, underscores "
-                "and hyphens."
-            )
+    check_hypervisors(hypervisors)
     seed = secrets.randbelow(SEEDS) if design.cell_order_seed is None else design.cell_order_seed
     content = {
         "schema_version": SCHEMA_VERSION,

@@ -4,7 +4,6 @@ Attributes have the names of the JSON; only ``from`` is called ``origin``. Sizes
 pages those of the host's ``page_size_bytes``; what a kernel may not tell is None.
 """
 
-import re
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
@@ -16,13 +15,12 @@ from analysis.plan.mix import MixError, guest_workloads
 from analysis.plan.policies import OFF
 from analysis.plan.workloads import in_order
 from analysis.records.migration import without_rollup_header
+from plugins.module_utils import names
 
 # The kernel's counters have 64 bits: a greater number is damage, and would not fit in a float either.
 _MOST = (1 << 64) - 1
 
 _FLAGS = frozenset({"ksm_merge_any", "ksm_mergeable"})
-# Of a run, which must not lead out of it
-_DIRECTORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _TIME = r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}"
 
 
@@ -125,7 +123,8 @@ class Start(Model):
 
     ``origin``: checkpoint (restored into fresh processes) or boot (measured in those that booted).
     ``booted_at``: of the physical boot, which each checkpoint of it has. ``loaded``: whether the checkpoint
-    holds what the guests filled.
+    holds what the guests filled. ``confinement``: of the QEMU processes, as the kernel showed it; None in
+    records made before it was looked at, and where no guest was started.
     """
 
     origin: Literal["checkpoint", "boot"] = Field(alias="from")
@@ -135,6 +134,7 @@ class Start(Model):
     restore_seconds: Amount | None
     loaded: bool
     arm_order: Literal["off-on", "on-off"]
+    confinement: Text | None = None
 
     @model_validator(mode="after")
     def _names_its_checkpoint(self) -> Self:
@@ -716,9 +716,8 @@ class PlanRecord(Model):
     @model_validator(mode="after")
     def _cells_are_of_it(self) -> Self:
         for cell in self.cells:
-            for name in (cell.hypervisor, cell.cell_id):
-                if not _DIRECTORY.fullmatch(name):
-                    raise ValueError(f"{name!r} cannot be the name of a directory")
+            for what in ("hypervisor", "cell_id"):
+                names.check(what, getattr(cell, what), names.PLACE)
             if cell.policy not in self.policies:
                 raise ValueError(f"its cell {cell.cell_id} is of the policy {cell.policy}, which it has not")
             try:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from analysis.measure.page_contents import Bounds, Census, from_record
+from analysis.measure.page_contents import Census, from_record
 from analysis.measure.saving import Unknown, Value
 from analysis.plan.design import MIB
 from analysis.records.models import CensusRecord
@@ -148,12 +148,7 @@ def _held(counted: Census) -> str:
 def _more_guests(counted: Census) -> Grid:
     n, mib = len(counted.guests), counted.page_size_bytes / MIB
     numbers = sorted({1, min(2, n), (n + 1) // 2, n} | {math.ceil(n * factor) for factor in _MORE})
-
-    def shown(bounds: Bounds) -> str:
-        low, high = (f"{pages * mib:.0f}" for pages in (bounds.low, bounds.high))
-        return low if low == high else f"{low}-{high}"
-
-    kept = [shown(counted.kept(guests)) for guests in numbers]
+    kept = [f"{counted.kept(guests) * mib:.0f}" for guests in numbers]
     return table(("guests", *map(str, numbers)), [("kept by an ideal KSM, MiB", *kept)])
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 
 from analysis.errors import UserError
-from analysis.plan import proof
+from analysis.plan import disk, proof
 from analysis.plan.capacity_design import CAPACITY_VARIABLES, arms, check_variables
-from analysis.plan.design import MIB, VARIABLES, DesignError, check_run_id, new_run_id
+from analysis.plan.design import MIB, VARIABLES, DesignError, check_hypervisors, check_run_id, new_run_id
 from analysis.plan.variables import play_variables
 
 DOCUMENTATION = r"""
@@ -55,6 +55,7 @@ limit_bytes: {description: Hard limit of the envelope's cgroup, type: int, retur
 guest_memory_bytes: {description: Memory of one guest, type: int, returned: success}
 most_guests: {description: The most that are started, type: int, returned: success}
 most_steps: {description: The steps that the longest arm has, type: int, returned: success}
+disk_needs: {description: "What is to be stored, by host, as plan has it", type: dict, returned: success}
 created_at: {description: The UTC time of this plan, type: str, returned: success}
 design_digest: {description: SHA-256 of what the run measures, type: str, returned: success}
 """
@@ -80,7 +81,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "hypervisors": {"type": "list", "elements": "str"},
             }
         )
-        beside = ("results_directory", "run_id", proof.VARIABLE)
+        beside = (*disk.FOLDERS, "results_directory", "run_id", proof.VARIABLE)
         given = play_variables(self, task_vars or {}, (*VARIABLES, *CAPACITY_VARIABLES, *beside))
         hosts = arguments["hypervisors"] or (task_vars or {}).get("groups", {}).get("hypervisors", [])
         results = arguments["directory"] or given.get("results_directory", "results")
@@ -89,6 +90,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 arguments["capacity"] or {name: given.get(name) for name in CAPACITY_VARIABLES},
                 arguments["experiment"] or {name: given.get(name) for name in VARIABLES},
             )
+            check_hypervisors(map(str, (task_vars or {}).get("groups", {}).get("hypervisors", [])))
             policies = arms(design)
             run_id = check_run_id(str(arguments["run_id"] or given.get("run_id") or "") or new_run_id())
             directory = Path(results).expanduser().absolute() / "capacity" / run_id
@@ -104,11 +106,23 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             )
             if directory.exists():
                 raise DesignError(f"run_id {run_id} exists as {directory}: give another run_id.")
+            steps = len(policies) * capacity.most_steps
+            records = disk.records_need(steps * max(1, len(hosts)), design.to_json(), str(directory))
+            disk.check_records([records])
         except UserError as error:
             result.update(failed=True, msg=str(error))
             return result
+        created_at = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+        kept, most = [disk.Kept(1, capacity.most_guests)], capacity.most_guests
         result.update(
             changed=False,
+            disk_needs={
+                host: [
+                    *disk.host_needs(kept, most, design.to_json(), created_at, given),
+                    *([records] if disk.is_local(task_vars or {}, host) else []),
+                ]
+                for host in hosts
+            },
             run_id=run_id,
             directory=str(directory),
             capacity=asdict(capacity),
@@ -122,7 +136,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             guest_memory_bytes=design.guest_memory_mib * MIB,
             most_guests=capacity.most_guests,
             most_steps=capacity.most_steps,
-            created_at=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}",
+            created_at=created_at,
             design_digest=capacity.digest(design),
         )
         return result

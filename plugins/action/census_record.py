@@ -22,9 +22,10 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from analysis.plan.design import check_hypervisors, check_run_id
 from analysis.plan.variables import add_failure, plain_data
 from analysis.progress.module import run_with_progress
-from analysis.records.action import GIVEN, head, prepare, record_path, store
+from analysis.records.action import GIVEN, head, prepare, record_path, refusals, store
 from analysis.records.models import CensusRecord
 
 ACTION = "census_record"
@@ -63,6 +64,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def _take(
         self, args: dict[str, Any], task_vars: dict[str, Any], result: dict[str, Any]
     ) -> dict[str, Any]:
+        with refusals(ACTION):
+            check_run_id(args["run_id"])
+            check_hypervisors([str(task_vars.get("inventory_hostname", ""))])
         path = record_path(ACTION, args["directory"], FILE)
         if self._task.check_mode:
             return {

@@ -1,9 +1,9 @@
-"""Check, before anything is changed, that this user can become root, and that the kernel takes the policies.
+"""Before anything is changed: become root, see that the kernel takes the policies, and take the host's lease.
 
 Arguments:
-    policies: each policy by its name, as the action plan returns them.
+    policies: each policy by its name, as the action plan returns them; none where none is used.
 
-The task must `become`. Nothing is changed. Returns: msg where it failed.
+The task must `become`. Nothing but the lease is changed. Returns: msg where it failed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
+
+from analysis.progress.lease import hold
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -22,10 +24,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     TRANSFERS_FILES = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Check."""
+        """Check, then take the lease."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
-        _, args = self.validate_argument_spec(argument_spec={"policies": {"type": "dict", "required": True}})
+        _, args = self.validate_argument_spec(argument_spec={"policies": {"type": "dict", "default": {}}})
         if not self._is_root():
             return {
                 **result,
@@ -35,7 +37,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "--ask-become-pass.",
             }
         # The module only looks then.
-        self._task.check_mode = True
+        check_mode, self._task.check_mode = self._task.check_mode, True
         for policy in args["policies"].values():
             thp = policy["thp_enabled"]
             asked = {
@@ -48,7 +50,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             )
             if seen.get("failed") or seen.get("unreachable"):
                 return {**result, **seen}
-        return {**result, "changed": False}
+        self._task.check_mode = check_mode
+        return {**result, "changed": False, **hold(self, variables, new=True)}
 
     def _is_root(self) -> bool:
         try:

@@ -8,7 +8,9 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
 
+from analysis.progress.lease import hold
 from analysis.progress.module import run_with_progress, show_begin
 
 LIMIT_SECONDS = 7200
@@ -20,10 +22,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the module's result; I(ssh_key_path) is a path on the controller."""
         result: dict[str, Any] = super().run(tmp, task_vars)
+        result |= hold(self, task_vars or {})
         if self._task.args.get("state") == "absent":
             # Over in a second or two, which is what waiting for a long module costs.
             show_begin(self, task_vars or {})
             result.update(self._execute_module(module_name="guests", task_vars=task_vars))
+            if self._task.args.get("checkpoints") and not result.get("failed"):
+                Display().display(f"    [{(task_vars or {}).get('inventory_hostname')}] {result['msg']}")
             return result
         arguments = dict(self._task.args)
         path = arguments.pop("ssh_key_path", None)

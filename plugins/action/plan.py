@@ -11,7 +11,7 @@ from ansible.plugins.action import ActionBase
 
 from analysis.errors import UserError
 from analysis.plan import design as matrix
-from analysis.plan import proof, runs
+from analysis.plan import disk, proof, runs
 from analysis.plan.variables import play_variables
 
 DOCUMENTATION = r"""
@@ -88,6 +88,12 @@ pending:
   description: The cell_id of each cell still to be measured, by hypervisor, in the order of the run.
   type: dict
   returned: success
+disk_needs:
+  description: >-
+    What is still to be stored, by hypervisor, as the module host_preflight takes it; the records only where
+    the hypervisor is the controller, which has been looked at itself.
+  type: dict
+  returned: success
 policies:
   description: >-
     Each policy by its name, the overrides of ksm_knobs and thp_enabled laid over it, with run, knobs,
@@ -127,7 +133,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "forecast": {"type": "str"},
             }
         )
-        beside = ("results_directory", "run_id", proof.VARIABLE)
+        beside = (*disk.FOLDERS, "results_directory", "run_id", proof.VARIABLE)
         given = play_variables(self, task_vars or {}, (*matrix.VARIABLES, *beside))
         variables = arguments["variables"] or {name: given.get(name) for name in matrix.VARIABLES}
         hypervisors = arguments["hypervisors"] or (task_vars or {}).get("groups", {}).get("hypervisors", [])
@@ -144,6 +150,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             started = (run_directory / matrix.PLAN_FILE).exists()
             plan = runs.open_run(results, new, write=write)
             pending = runs.pending_cells(plan, run_directory)
+            by_host = {
+                host: [cell for cell in pending if cell.hypervisor == host] for host in plan.hypervisors
+            }
+            records = {
+                host: disk.records_need(len(cells), design.to_json(), str(run_directory))
+                for host, cells in by_host.items()
+            }
+            disk.check_records(records.values())
             places = [matrix.cell_directory(run_directory, cell) for cell in pending]
             set_aside = [runs.set_aside_attempt(place) for place in places] if write else []
         except UserError as error:
@@ -153,6 +167,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             result.update(failed=True, msg=f"directory cannot hold the run: {error}.")
             return result
         stored = plan.to_json()
+        most = max(cell.guests for cell in plan.cells)
         result.update(
             changed=not started or any(set_aside),
             run_id=plan.run_id,
@@ -161,9 +176,19 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             cell_order_seed=plan.cell_order_seed,
             forecasts=stored.get("forecasts", []),
             cells=_without_hypervisor(plan.cells),
-            pending={
-                hypervisor: [cell.cell_id for cell in pending if cell.hypervisor == hypervisor]
-                for hypervisor in plan.hypervisors
+            pending={host: [cell.cell_id for cell in cells] for host, cells in by_host.items()},
+            disk_needs={
+                host: [
+                    *disk.host_needs(
+                        disk.checkpoints(cells, most, stored["workloads"]),
+                        most,
+                        design.to_json(),
+                        plan.created_at,
+                        given,
+                    ),
+                    *([records[host]] if disk.is_local(task_vars or {}, host) else []),
+                ]
+                for host, cells in by_host.items()
             },
             policies=stored["policies"],
             workloads=stored["workloads"],

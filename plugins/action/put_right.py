@@ -1,10 +1,14 @@
 """Put a host right: the one place for the start and the end of a run, for a failure, and for teardown.yml.
 
 Guests go first, since unmerging what they share needs memory. Each step is taken whatever became of those
-before it, and what is left is named.
+before it, and what is left is named. The steps are modules with their arguments, which the host keeps until
+they are done: where no controller is left the holder of its lease takes them (analysis/progress/lease.py).
 
 Arguments:
+    begins: a run begins, so that all of this stays owed.
     keeps_guests: leave the guests, and the bound of their memory.
+    proves: compare the host with its state before the first change, which is kept beside the snapshot, and
+        say what differs; fail where something of the testbed is left.
     snapshot: the KSM and THP settings before the first change; left out, the play's ksm_snapshot_path, else
         the role ksm's.
     policies: the folder of the policies on the controller; left out, the project's.
@@ -15,19 +19,21 @@ Returns: changed, and msg where something is left.
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible.errors import AnsibleConnectionFailure, AnsibleError
+from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
 
 from analysis.plan.policies import POLICIES, policy_names, read_policy
 from analysis.plan.variables import play_variables
+from analysis.progress.lease import hold, lease_directory
 
 SNAPSHOT = "/var/lib/ksm-testbed/ksm-snapshot.json"
-NOT_INSTALLED = "Could not find the requested service"
+STATE = "host-state.json"
 SERVICE = "ansible.builtin.systemd_service"
 
 
@@ -44,32 +50,54 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         variables = task_vars or {}
         _, args = self.validate_argument_spec(
             argument_spec={
+                "begins": {"type": "bool", "default": False},
                 "keeps_guests": {"type": "bool", "default": False},
+                "proves": {"type": "bool", "default": False},
                 "snapshot": {"type": "path"},
                 "policies": {"type": "path", "default": str(POLICIES)},
                 "run_root": {"type": "path", "default": "/run"},
             }
         )
+        result |= hold(self, variables, new=args["begins"] or None)
         given = play_variables(self, variables, ("ksm_snapshot_path",))
         snapshot = str(args["snapshot"] or given.get("ksm_snapshot_path", SNAPSHOT))
-        services = [
+        stopped = [
             (SERVICE, {"name": service, "state": "stopped"})
-            for service in self._services(Path(args["policies"]), snapshot, args["run_root"])
+            for service in policy_services(Path(args["policies"]))
         ]
-        guests = [] if args["keeps_guests"] else [("guests", {"state": "absent"})]
-        envelope = [] if args["keeps_guests"] else [("envelope", {"state": "absent"})]
-        steps = {
-            "the services of the policies": services,
-            "the guests": guests,
-            "the KSM and THP settings": [("ksm", {"state": "restored", "snapshot": snapshot})],
-            "the bound of their memory": envelope,
+        steps = [
+            # Without a snapshot of this boot the testbed has started none of them.
+            self._step(
+                "the services of the policies",
+                stopped,
+                variables,
+                needs=[f"{args['run_root']}/systemd/system"],
+                of_this_boot=snapshot,
+            ),
+            self._step("the guests", [("guests", {"state": "absent"})], variables),
+            self._step(
+                "the KSM and THP settings", [("ksm", {"state": "restored", "snapshot": snapshot})], variables
+            ),
+            self._step("the bound of their memory", [("envelope", {"state": "absent"})], variables),
+        ]
+        if args["keeps_guests"]:
+            del steps[3], steps[1]
+        arguments = {
+            "steps": json.dumps(steps),
+            "begins": args["begins"],
+            "directory": lease_directory(self, variables),
         }
-        answers = {
-            name: [self._module(module, arguments, variables) for module, arguments in modules]
-            for name, modules in steps.items()
-        }
-        left = [f"{name} ({why})" for name, said in answers.items() if (why := reasons(said))]
-        result["changed"] = any(answer.get("changed") for said in answers.values() for answer in said)
+        answer = self._execute_module(
+            module_name="host_put_right", module_args=arguments, task_vars=variables
+        )
+        left = list(answer.get("left", []))
+        if answer.get("failed") and not left:
+            left = [str(answer.get("msg"))]
+        result["changed"] = answer.get("changed", False)
+        # Such as a snapshot that was put aside
+        result["warnings"] = answer.get("warnings", [])
+        if args["proves"] and not self._task.check_mode:
+            left += self._differences(Path(snapshot).with_name(STATE), variables)
         if left:
             result["failed"] = True
             result["msg"] = (
@@ -78,27 +106,39 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             )
         return result
 
-    def _services(self, folder: Path, snapshot: str, run_root: str) -> list[str]:
-        """What may tune KSM on this host still; without a snapshot the testbed has started none of it."""
-        services = policy_services(folder)
-        look = " && ".join(
-            f"test -e {shlex.quote(path)}" for path in (snapshot, f"{run_root}/systemd/system")
+    def _differences(self, record: Path, task_vars: dict[str, Any]) -> list[str]:
+        """What is not as it was before the first change and must be; shows what is, and what may stay."""
+        proof = self._execute_module(
+            module_name="host_state",
+            module_args={"state": "compared", "record": str(record)},
+            task_vars=task_vars,
         )
-        if not services or self._low_level_execute_command(look)["rc"]:
-            return []
-        return services
+        said = " ".join(str(proof.get("msg") or "it failed").split())
+        if proof.get("failed"):
+            return [f"its state ({said.rstrip('.')})"]
+        Display().display(f"    [{task_vars.get('inventory_hostname')}] {said}")
+        return []
 
-    def _module(self, name: str, arguments: Mapping[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
-        """The module's result, failed=True also where it could not be run."""
-        try:
-            answer: dict[str, Any] = self._execute_module(
-                module_name=name, module_args=dict(arguments), task_vars=task_vars
-            )
-        except AnsibleConnectionFailure:
-            raise
-        except AnsibleError as error:
-            return {"failed": True, "msg": str(error)}
-        return answer
+    def _step(
+        self,
+        name: str,
+        modules: list[tuple[str, dict[str, Any]]],
+        task_vars: dict[str, Any],
+        needs: list[str] | None = None,
+        of_this_boot: str = "",
+    ) -> dict[str, Any]:
+        """A step as plugins/module_utils/putting_right.py takes it."""
+        texts = [self._text(module, arguments, task_vars) for module, arguments in modules]
+        return {"name": name, "needs": needs or [], "of_this_boot": of_this_boot, "modules": texts}
+
+    def _text(self, name: str, arguments: Mapping[str, Any], task_vars: dict[str, Any]) -> str:
+        """What Ansible would send to the host to run a module with these arguments."""
+        given = dict(arguments)
+        self._update_module_args(name, given, task_vars)
+        built, _path = self._configure_module(module_name=name, module_args=given, task_vars=task_vars)
+        if built.module_style != "new":
+            raise AnsibleActionFail(f"module {name} is not one that runs by itself.")
+        return str(built.b_module_data.decode())
 
 
 def policy_services(folder: Path) -> list[str]:
@@ -106,13 +146,3 @@ def policy_services(folder: Path) -> list[str]:
     return sorted(
         {service for name in policy_names(folder) if (service := read_policy(name, folder).service)}
     )
-
-
-def reasons(answers: Sequence[Mapping[str, Any]]) -> str:
-    """Why modules failed, each reason once, empty where none did; a service that is not there is stopped."""
-    said = (
-        " ".join(str(answer.get("msg") or "it failed").split()).rstrip(".")
-        for answer in answers
-        if answer.get("failed")
-    )
-    return ", ".join(dict.fromkeys(text for text in said if NOT_INSTALLED not in text))

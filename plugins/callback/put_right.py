@@ -19,6 +19,7 @@ from ansible.plugins.callback import CallbackBase
 from analysis.errors import UserError
 from analysis.plan.design import PLAN_FILE
 from analysis.progress.interruption import record_interruption
+from analysis.progress.lease import TOKEN, TOKEN_VARIABLE
 from analysis.progress.matrix import MEASURING_PLAYS, Places, place_of
 
 DOCUMENTATION = """
@@ -124,6 +125,8 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         with subprocess.Popen(
             [Path(sys.executable).with_name("ansible-playbook"), *options, str(self.teardown)],
             cwd=self.teardown.parent.parent,
+            # The hosts' leases are the interrupted run's, which renews them until this one has ended.
+            env={**os.environ, TOKEN_VARIABLE: TOKEN},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from analysis.plan.mix import guest_workloads, parse_mix
+from analysis.plan.design import check_run_id
+from analysis.plan.mix import guest_workloads, keeps_load
 from analysis.progress.matrix import FIRST_PHASE, named_phase
 
 
@@ -18,12 +19,6 @@ def guest_segments(
     """
     does = guest_workloads(load, domains)
     return {name: workloads[does[name]]["segments"] for name in barrier}
-
-
-def keeps_load(load: str, workloads: Mapping[str, Any]) -> bool:
-    """Tell whether guests with this load are kept in a checkpoint of their own."""
-    names = parse_mix(load, "workload") if "=" in load else (load,)
-    return any(workloads[name]["checkpoint_loaded"] for name in names)
 
 
 def workload_reports(guests: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,4 +59,5 @@ class FilterModule:
             "workload_reports": workload_reports,
             "member": member,
             "failure_of": failure_of,
+            "checked_run_id": check_run_id,
         }

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 FILES = ("memory", "disk.qcow2", "seed.iso")
 UNFINISHED = ".partial"
@@ -58,6 +58,7 @@ class CheckpointError(Exception):
 class Checkpoint:
     """A sound manifest and its folder.
 
+    ``guests``: guest name to files, host_key (SSH) and what is known of its boot.
     ``load``: None for guests that only booted; else name, reserve_mib, seed and reports of what they hold.
     """
 
@@ -118,7 +119,7 @@ def read(folder: Path) -> Checkpoint:
         files = [guest["files"][file] for guest in checkpoint.guests.values() for file in FILES]
         sound = all(
             type(file["bytes"]) is int and file["bytes"] > 0 and _of(str, file["digest"]) for file in files
-        )
+        ) and all(_of(str, guest["host_key"]) for guest in checkpoint.guests.values())
         own_name = folder_name(checkpoint.made_of, checkpoint.booted_at, checkpoint.load)
     except FileNotFoundError:
         raise CheckpointError("it has no manifest, so it was never finished") from None
@@ -127,7 +128,7 @@ def read(folder: Path) -> Checkpoint:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"its manifest cannot be read ({error})") from None
     if not files or not sound:
-        raise CheckpointError("its manifest names no guests, or empty files")
+        raise CheckpointError("its manifest names no guests, or empty files, or no host key")
     if own_name != folder.name:
         raise CheckpointError(f"its manifest is that of {own_name}")
     return checkpoint
@@ -306,6 +307,32 @@ class Store:
                 return found
         return None
 
+    def holds(self, wanted: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint is kept that serves, as far as the host alone tells.
+
+        wanted: boot, guests (so many at least; of a mix so many), memory_mib, load ("" for guests that only
+        booted) with reserve_mib, and since: not booted before this UTC time, empty for any.
+        """
+        made_of = {name: wanted[name] for name in ("boot", "memory_mib")} | {
+            "kernel_release": os.uname().release
+        }
+
+        def serves(found: Checkpoint) -> bool:
+            held = found.load or {"name": "", "reserve_mib": wanted["reserve_mib"]}
+            number = len(found.guests)
+            return (
+                all(found.made_of[name] == value for name, value in made_of.items())
+                and (held["name"], held["reserve_mib"]) == (wanted["load"], wanted["reserve_mib"])
+                and (number == wanted["guests"] or (number > wanted["guests"] and "=" not in held["name"]))
+                and found.booted_at >= wanted["since"]
+            )
+
+        for folder in self.folders():
+            with suppress(CheckpointError):
+                if serves(read(folder)):
+                    return True
+        return False
+
     def drop_superseded(self, made: Checkpoint) -> None:
         """Throw away all others of the same make, loaded ones too; another clock may have made them later."""
         for folder in self.folders():
@@ -335,7 +362,8 @@ def write(
 ) -> Checkpoint:
     """Digest the files of a folder that ends in UNFINISHED, write its manifest, and give it its name.
 
-    booted: the UTC time when the boot began, and its seconds. guests: name -> what is known of its boot.
+    booted: the UTC time when the boot began, and its seconds. guests: name -> its host_key, and what is known
+    of its boot.
     Raises CheckpointError.
     """
     try:
@@ -387,8 +415,10 @@ def size_bytes(folder: Path) -> int:
 def remove(folder: Path) -> None:
     """Remove a checkpoint; the manifest first, so that what is left of it is no checkpoint.
 
-    Raises CheckpointError where something is left.
+    Raises CheckpointError where something is left, or where this is no folder of a checkpoint.
     """
+    if not NAME.fullmatch(folder.name) or (os.path.lexists(folder) and not is_folder(folder)):
+        raise CheckpointError(f"{folder} is left alone: the testbed did not make it")
     with suppress(OSError):
         (folder / MANIFEST).unlink()
     try:
@@ -399,16 +429,3 @@ def remove(folder: Path) -> None:
         raise CheckpointError(
             f"checkpoint {folder.name} cannot be removed: {error.filename}: {error.strerror}"
         ) from None
-
-
-def check_room(needs: Mapping[str, int], path: Path) -> None:
-    """Raise CheckpointError unless the file system that will hold path has room for needs (bytes by what)."""
-    place = next(parent for parent in (path, *path.parents) if parent.exists())
-    free = shutil.disk_usage(place).free
-    total = sum(needs.values())
-    if total > free:
-        parts = ", ".join(f"{size // MIB} MiB for {what}" for what, size in needs.items())
-        raise CheckpointError(
-            f"{place} has {free // MIB} MiB free, and {total // MIB} MiB are needed ({parts}): make room, "
-            "`make clean` removes checkpoints, or lower guests"
-        )

@@ -306,6 +306,8 @@ def mergeable_bytes(smaps: str) -> int:
 def domain_pid(domain: str, roots: Roots) -> int:
     """The QEMU process of a libvirt domain, checked to be that domain's; ProbeError naming the domain."""
     path = roots.run / "libvirt/qemu" / f"{domain}.pid"
+    if path.parent != roots.run / "libvirt/qemu":
+        raise ProbeError(f"domain {domain!r} is not running: no domain can have that name")
     text = read_optional(path)
     if text is None:
         raise ProbeError(f"domain {domain} is not running: {path} is missing")

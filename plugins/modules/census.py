@@ -84,7 +84,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
-from xml.etree import ElementTree
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible.module_utils.ksm_probe import (
@@ -97,6 +96,7 @@ from ansible.module_utils.ksm_probe import (
     read_optional,
     read_required,
 )
+from ansible.module_utils.names import guest_of
 from ansible.module_utils.progress import PATIENCE_SECONDS, Progress, ProgressError
 
 MISSING = []
@@ -119,7 +119,6 @@ try:
 except ImportError as error:
     MISSING.append(str(error.name))
 
-METADATA_URI = "urn:ksm-testbed"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PROGRESS_SECONDS = 1.0
 MIB = 1 << 20
@@ -341,10 +340,9 @@ def find_guests(connection: Any, domains: Mapping[str, str], roots: Roots) -> li
     wanted = dict(domains)
     if not wanted:
         for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
-            xml = ElementTree.fromstring(domain.XMLDesc())  # noqa: S314 -- libvirt's own
-            node = xml.find(f"metadata/{{{METADATA_URI}}}guest")
-            if node is not None:
-                wanted[node.attrib["name"]] = domain.name()
+            guest = guest_of(domain.XMLDesc())
+            if guest is not None:
+                wanted[guest] = domain.name()
     if not wanted:
         raise GuestError(
             "no guest of this testbed runs: start some that stay, with "

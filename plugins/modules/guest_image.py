@@ -10,6 +10,7 @@ description:
   - With I(source=build), makes a Debian image with C(mmdebstrap) from the host's own mirror; it boots with
     its kernel and initrd.
   - With a path or an URL, takes an official cloud image whose SHA-512 is I(checksum); it boots from its disk.
+    It must be a qcow2 image that is whole and not encrypted; its header is looked at before QEMU opens it.
   - An image that was made from the same inputs is reused; a half-made one is never left behind.
 options:
   source: {description: C(build), or the path or URL of a qcow2 image, type: str, default: build}
@@ -47,6 +48,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
 import urllib.request
@@ -55,11 +57,19 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.disk_room import IMAGE_BYTES, Need, shortages
+from ansible.module_utils.names import PACKAGE, PATH, SUITE, NameRefused
+from ansible.module_utils.names import check as check_name
+from ansible.module_utils.own_files import NotOwnError, is_own, mark, remove_own
 from ansible.module_utils.progress import Progress, ProgressError
 
 FORMAT = 1  # raised when the way an image is made changes, so that older ones are made anew
-NEEDED_BYTES = 4 << 30
 SHA512 = re.compile(r"(sha512:)?[0-9a-f]{128}")
+# Magic, version, offset of the backing file's name, two sizes left out, crypt_method; in version 3
+# incompatible_features (QEMU, docs/interop/qcow2.txt)
+QCOW2_HEADER = struct.Struct(">4sIQ16xI")
+QCOW2_FEATURES = struct.Struct(">72xQ")
+EXTERNAL_DATA_FILE = 1 << 2
 
 
 class ImageError(Exception):
@@ -122,7 +132,11 @@ def cache_key(params: dict[str, Any]) -> str:
 def check(params: dict[str, Any]) -> None:
     """Refuse what can't work, before anything is changed."""
     source, checksum = params["source"], params["checksum"]
+    check_name("guest_image_directory", params["directory"], PATH)
     if source == "build":
+        check_name("guest_image_suite", params["suite"], SUITE)
+        for package in params["packages"]:
+            check_name("guest_image_packages' part", package, PACKAGE)
         return
     if not SHA512.fullmatch(checksum):
         raise ImageError(
@@ -162,11 +176,30 @@ def build(params: dict[str, Any], folder: Path, say: Callable[[str], None]) -> d
     with raw.open("wb") as file:
         file.truncate(params["disk_mib"] << 20)
     run(["mke2fs", "-q", "-t", "ext4", "-d", str(root), str(raw)])
-    run(["qemu-img", "convert", "-O", "qcow2", str(raw), str(folder / "disk.qcow2")])
+    run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(folder / "disk.qcow2")])
     raw.unlink()
     hook.unlink()
     shutil.rmtree(root)
     return {"kernel": "vmlinuz", "initrd": "initrd"}
+
+
+def fault(path: Path) -> str:
+    """What makes an image one to refuse, read from its header alone; empty where nothing does.
+
+    QEMU, asked for the same, would open the other files that an image names (CVE-2024-4467).
+    """
+    with path.open("rb") as file:
+        header = file.read(QCOW2_FEATURES.size)
+    if len(header) < QCOW2_HEADER.size or not header.startswith(b"QFI\xfb"):
+        return "is no qcow2 image"
+    _, version, backing, crypt_method = QCOW2_HEADER.unpack_from(header)
+    if version not in (2, 3) or len(header) < QCOW2_FEATURES.size:
+        return f"is a qcow2 image of version {version}, which is none of today's"
+    if backing:
+        return "stands on another file (it has a backing file)"
+    if version == 3 and QCOW2_FEATURES.unpack(header)[0] & EXTERNAL_DATA_FILE:
+        return "keeps its content in another file (it has an external data file)"
+    return "is encrypted" if crypt_method else ""
 
 
 def fetch(params: dict[str, Any], folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -184,13 +217,10 @@ def fetch(params: dict[str, Any], folder: Path, say: Callable[[str], None]) -> d
     got = digest_of(target, "sha512")
     if got.removeprefix("sha512:") != params["checksum"].removeprefix("sha512:"):
         raise ImageError(f"image_checksum does not fit {source!r}: wanted {params['checksum']}, got {got}")
-    information = json.loads(run(["qemu-img", "info", "--output=json", str(target)]))
-    if "backing-filename" in information:
-        raise ImageError(
-            f"image_source {source!r} stands on another file, {information['backing-filename']}: "
-            "give a whole image"
-        )
-    run(["qemu-img", "convert", "-O", "qcow2", str(target), str(folder / "disk.qcow2")])
+    wrong = fault(target)
+    if wrong:
+        raise ImageError(f"image_source {source!r} {wrong}: give a whole qcow2 image, not encrypted")
+    run(["qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", str(target), str(folder / "disk.qcow2")])
     target.unlink()
     return {"kernel": None, "initrd": None}
 
@@ -217,15 +247,17 @@ def make(params: dict[str, Any], folder: Path, say: Callable[[str], None]) -> di
     """Make the image beside its final place and move it there whole."""
     parent = folder.parent
     parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    if folder.exists() and not is_own(folder):
+        raise ImageError(f"{folder} is no whole image, and has no mark of the testbed's: move it away")
     for stale in parent.glob(".making-*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    free = shutil.disk_usage(parent).free
-    if free < NEEDED_BYTES:
-        raise ImageError(
-            f"{parent} has {free >> 20} MiB free, and making an image needs {NEEDED_BYTES >> 20} MiB"
-        )
+        if is_own(stale):
+            remove_own(stale, stale)
+    wrong = shortages([Need(path=str(parent), bytes=IMAGE_BYTES, what="making the guests' image")])
+    if wrong:
+        raise ImageError(wrong[0])
     working = Path(tempfile.mkdtemp(prefix=".making-", dir=parent))
     try:
+        mark(working)
         working.chmod(0o755)  # mmdebstrap's apt user has to pass
         boot = (build if params["source"] == "build" else fetch)(params, working, say)
         say("taking the image's digest")
@@ -234,10 +266,10 @@ def make(params: dict[str, Any], folder: Path, say: Callable[[str], None]) -> di
                  "digest": digest_of(disk, "sha256")}
         (working / "image.json").write_text(json.dumps(image, indent=1) + "\n")
         working.chmod(0o711)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_own(folder, folder)
         working.rename(folder)
     finally:
-        shutil.rmtree(working, ignore_errors=True)
+        remove_own(working, working)
     made = read(folder)
     if made is None:
         raise ImageError(f"the image in {folder} is not whole right after it was made")
@@ -281,7 +313,7 @@ def main() -> None:
             )
         os.umask(0o022)
         module.exit_json(changed=True, image=make(params, folder, progress.say))
-    except (ImageError, ProgressError, OSError) as error:
+    except (ImageError, NameRefused, NotOwnError, ProgressError, OSError) as error:
         module.fail_json(msg=str(error))
 
 

@@ -11,7 +11,10 @@ description:
     host's loopback. Its second serial port is a socket on the host, through which the program in it is
     asked.
   - Guests are a number. They are called guest01, guest02 and so on, on the ports after I(ssh_port_base).
-  - Only domains that carry this testbed's metadata are ever touched.
+  - Only domains that carry this testbed's metadata are ever touched, and only what lies in a folder that this
+    module has made and marked is ever removed.
+  - Each guest's SSH host key is made here and comes with its seed. It is kept with a checkpoint, and the only
+    one that is trusted. C(ssh -F /var/lib/ksm-testbed/guests/ssh_config guest01) opens a guest.
 options:
   state:
     description:
@@ -51,7 +54,11 @@ options:
     description: >-
       a domain's XML; $domain $name $overlay $seed $console $channel $ssh_port $resource are filled in
     type: str
-  user_data: {description: "the seed's user-data; $name and $ssh_public_key are filled in", type: str}
+  user_data:
+    description: >-
+      the seed's user-data; $name is filled in, and $ssh_public_key, $host_private_key and $host_public_key,
+      each with its quotes
+    type: str
   image: {description: the result of the guest_image module, type: dict}
   memory_mib: {description: "memory of one guest, at least 128", type: int}
   overhead_mib:
@@ -113,7 +120,7 @@ barrier:
 start:
   description: >-
     where the guests come from, as in a record's provenance: from, checkpoint, booted_at, boot_seconds,
-    restore_seconds, loaded, arm_order
+    restore_seconds, loaded, arm_order, confinement
   type: dict
   returned: not absent
 load:
@@ -146,7 +153,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import cycle
 from pathlib import Path
@@ -160,7 +167,6 @@ from ansible.module_utils.checkpoints import (
     Checkpoint,
     CheckpointError,
     Store,
-    check_room,
     digest_text,
     fault,
     folder_name,
@@ -168,7 +174,12 @@ from ansible.module_utils.checkpoints import (
     size_bytes,
     write,
 )
+from ansible.module_utils.confinement import ConfinementError, confinement
+from ansible.module_utils.disk_room import OVERLAY_BYTES, Need, saved_bytes, shortages
 from ansible.module_utils.guest_channel import ask_all, why_gone, why_stopped
+from ansible.module_utils.guest_ssh import GuestSsh
+from ansible.module_utils.names import DOMAIN, METADATA_URI, PATH, NameRefused, check, guest_of
+from ansible.module_utils.own_files import NotOwnError, check_free, is_own, make_own, remove_own
 from ansible.module_utils.progress import Progress, ProgressError, end_when_abandoned
 
 try:
@@ -176,15 +187,12 @@ try:
 except ImportError:
     libvirt = None
 
-METADATA_URI = "urn:ksm-testbed"
 QEMU_URI = "http://libvirt.org/schemas/domain/qemu/1.0"
 POLL_SECONDS = 0.5
 BANNER_SECONDS = 60
 BANNER_LOOK_SECONDS = 2
 CONSOLE_LINES = 5
 HOST_RESERVE_BYTES = 512 << 20
-# What a guest may write to its overlay while a cell runs
-OVERLAY_ROOM_BYTES = 64 << 20
 LEAST_MEMORY_MIB = 128
 LAST_PORT = 65535
 # What a socket's address holds
@@ -234,13 +242,6 @@ class Guest(NamedTuple):
     def console(self) -> Path:
         """What it printed."""
         return self.folder / "console.log"
-
-
-def guest_of(xml: str) -> str | None:
-    """Return the guest that this testbed's metadata in a domain's XML names; None: somebody else's domain."""
-    node = ElementTree.fromstring(xml).find(f"metadata/{{{METADATA_URI}}}guest")  # noqa: S314 -- libvirt's own
-    name = "" if node is None else node.get("name", "")
-    return name if re.fullmatch(r"guest\d{2,}", name) else None
 
 
 def ssh_port_of(xml: str) -> int | None:
@@ -358,10 +359,14 @@ class Testbed:
         root = Path(params["directory"])
         self.directory = root / "guests"
         self.store = Store(root / "checkpoints", say)
-        self.key_path = self.directory / "id_ed25519"
+        self.ssh = GuestSsh(
+            self.directory, lambda name: int(params["ssh_port_base"]) + int(name.removeprefix("guest"))
+        )
         # Where the guests that run come from: written when they start, read when they are saved.
         self.source_path = self.directory / "source.json"
         self.times: dict[str, float] = {}
+        # How the guests that were started are confined, each way once
+        self.confined: set[str] = set()
         # One guest did not boot: the others need not.
         self.given_up = threading.Event()
 
@@ -421,6 +426,7 @@ class Testbed:
 
     def check(self, new: list[Guest], own: Mapping[str, Owned], kept: Collection[str] = ()) -> None:
         """Refuse what can't work, before anything is changed. Of our own domains all but the kept ones go."""
+        self.check_names()
         if self.params["memory_mib"] < LEAST_MEMORY_MIB:
             raise GuestError(
                 f"guest_memory_mib is {self.params['memory_mib']}: "
@@ -431,6 +437,17 @@ class Testbed:
             raise GuestError(f"guests_image has no {' and no '.join(lacking)}; the role guest_image gives it")
         self.check_places(new, own, kept)
         self.check_memory(new, own, kept)
+
+    def check_names(self) -> None:
+        """Refuse what is more than a name or a path where it stands in XML, in a path or in SSH's files."""
+        check("guests_domain_prefix", self.params["domain_prefix"], DOMAIN)
+        check("guests_directory", self.params["directory"], PATH)
+        if self.params["partition"]:
+            check("guests_partition", self.params["partition"], PATH)
+        for part in ("disk", "kernel", "initrd"):
+            if self.params["image"].get(part):
+                check(f"guests_image's {part}", self.params["image"][part], PATH)
+        check_free(self.directory, "guests_directory")
 
     def check_places(self, new: list[Guest], own: Mapping[str, Owned], kept: Collection[str]) -> None:
         """Refuse guests whose name, port or folder can't be had."""
@@ -483,25 +500,26 @@ class Testbed:
         # A merged page is in the RSS of every guest that has it: no more comes back than is in use.
         return int(max(0, available + min(released, used) - HOST_RESERVE_BYTES))
 
-    def check_room(self, overlays: int, saved: int) -> None:
+    def check_room(self, overlays: int, saved: int, *, loaded: bool = False) -> None:
         """Refuse so many new disks, and so many guests to be saved with theirs, where they do not fit."""
-        needs = {}
+        needs = []
         if overlays:
-            needs[f"what {overlays} guests write"] = overlays * OVERLAY_ROOM_BYTES
+            what = f"what {overlays} guests write"
+            needs.append(Need(path=str(self.directory), bytes=overlays * OVERLAY_BYTES, what=what))
         if saved:
-            needs[f"a checkpoint of {saved} guests"] = saved * (
-                self.params["memory_mib"] * MIB + OVERLAY_ROOM_BYTES
-            )
-        check_room(needs, self.store.root)
+            size = saved_bytes(saved, self.params["memory_mib"], loaded=loaded)
+            what = f"a checkpoint of {saved} guests"
+            needs.append(Need(path=str(self.store.root), bytes=size, what=what))
+        wrong = shortages(needs)
+        if wrong:
+            raise GuestError("; ".join(wrong))
 
     # What is done
 
-    def write_key(self) -> None:
-        """Write the private key that the readiness check uses."""
-        self.directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-        self.key_path.unlink(missing_ok=True)
-        with os.fdopen(os.open(self.key_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(self.params["ssh_private_key"])
+    def prepare(self) -> None:
+        """Make the guests' folder, with the key that opens them."""
+        make_own(self.directory, 0o711, "guests_directory")
+        self.ssh.write_key(self.params["ssh_private_key"])
 
     def remove(self, own: Mapping[str, Owned]) -> None:
         """Remove domains of ours and their files, all at once: libvirt waits for the end of each process."""
@@ -518,7 +536,8 @@ class Testbed:
             except libvirt.libvirtError as error:
                 if is_active(owned.domain):
                     raise GuestError(f"{owned.guest} can't be ended: {error}") from None
-            shutil.rmtree(self.directory / owned.guest, ignore_errors=True)
+            if is_own(self.directory):
+                remove_own(self.directory / owned.guest, self.directory)
 
         with ExitStack() as stack, ThreadPoolExecutor(max_workers=max(1, len(own))) as pool:
             connections = [
@@ -541,12 +560,13 @@ class Testbed:
 
     def note_source(self, source: dict[str, Any]) -> None:
         """Note where the guests that run come from."""
-        self.source_path.write_text(json.dumps(source), encoding="utf-8")
+        write_private(self.source_path, json.dumps(source))
 
     def new_folder(self, guest: Guest) -> None:
         """Make the folder of a guest; nothing of a former run is left."""
-        shutil.rmtree(guest.folder, ignore_errors=True)
-        guest.folder.mkdir(parents=True)
+        remove_own(guest.folder, self.directory)
+        guest.folder.mkdir()
+        # QEMU's user has to pass, whom nobody knows before it runs; confine() closes it.
         guest.folder.chmod(0o711)
 
     def definition(self, guest: Guest) -> str:
@@ -564,11 +584,31 @@ class Testbed:
         }
         return filled_in("domain_xml", self.params["domain_xml"], values)
 
+    def make_host_key(self, guest: Guest) -> tuple[str, str]:
+        """Make a guest's SSH host key, and trust it from now on; return its private and its public half."""
+        path = guest.folder / "host_key"
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", guest.name, "-f", str(path)])
+        halves = [path, path.with_name("host_key.pub")]
+        private, public = (half.read_text(encoding="ascii") for half in halves)
+        for half in halves:
+            half.unlink()
+        public = " ".join(public.split()[:2])
+        self.ssh.trust({guest.name: public})
+        return private, public
+
     def make_seed(self, guest: Guest) -> None:
         """Write a guest's NoCloud seed."""
         source = guest.folder / "seed"
         source.mkdir()
-        values = {"name": guest.name, "ssh_public_key": self.params["ssh_public_key"]}
+        private, public = self.make_host_key(guest)
+        keys = {
+            # Its comment is anything that its owner likes.
+            "ssh_public_key": " ".join(self.params["ssh_public_key"].split()[:2]),
+            "host_private_key": private,
+            "host_public_key": public,
+        }
+        # A text of JSON is one of YAML.
+        values = {"name": guest.name, **{key: json.dumps(text) for key, text in keys.items()}}
         (source / "user-data").write_text(filled_in("user_data", self.params["user_data"], values))
         (source / "meta-data").write_text(
             f"instance-id: {guest.name}-{time.time_ns()}\nlocal-hostname: {guest.name}\ndsmode: local\n"
@@ -592,31 +632,31 @@ class Testbed:
             ]
         )
         guest.seed.chmod(0o600)
-        shutil.rmtree(source)
+        remove_own(source, self.directory)
 
     def make_overlay(self, guest: Guest, backing: str | Path) -> None:
         """Make a guest's disk on top of another."""
         run(
             ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(backing), str(guest.overlay)]
         )
-        guest.overlay.chmod(0o600)
 
     def boot(self, guest: Guest) -> dict[str, float]:
         """Start a guest; return its seconds and CPU seconds up to the first real SSH answer."""
-        began = time.monotonic()
+        began, said = time.monotonic(), ""
         with named(guest, "started"):
             self.connection.createXML(self.definition(guest))
-        pid = pid_of(guest)
-        if owner_of(pid)[0] == 0:
-            raise GuestError('QEMU runs as root: set user = "libvirt-qemu" in /etc/libvirt/qemu.conf')
+        pid = self.confine(guest)
         while not self.given_up.is_set():
             self.check_runs(guest, "while it booted")
-            if banner(guest.ssh_port) and self.logs_in(guest.ssh_port):
-                return {"seconds": round(time.monotonic() - began, 2), "cpu_seconds": cpu_seconds(pid)}
+            if banner(guest.ssh_port):
+                said = self.said_by_ssh(guest)
+                if not said:
+                    return {"seconds": round(time.monotonic() - began, 2), "cpu_seconds": cpu_seconds(pid)}
             if time.monotonic() - began > self.params["boot_timeout_seconds"]:
                 raise GuestError(
                     f"{guest.name} did not answer SSH within {self.params['boot_timeout_seconds']} s "
-                    f"(guests_boot_timeout_seconds); its console's last lines: {console_tail(guest)}"
+                    f"(guests_boot_timeout_seconds{said and f'; ssh said: {said}'}); "
+                    f"its console's last lines: {console_tail(guest)}"
                 )
             time.sleep(POLL_SECONDS)
         raise GuestError(f"{guest.name} was given up")
@@ -632,6 +672,20 @@ class Testbed:
         if why := why_stopped(guest.domain):
             raise GuestError(f"{guest.name} stopped {when}: {why}")
 
+    def confine(self, guest: Guest) -> int:
+        """Refuse a guest that is not confined, and close its folder to others; return its process."""
+        pid = pid_of(guest)
+        try:
+            # Profiles bear the domain's UUID, which says nothing.
+            self.confined.add(re.sub(r"libvirt-[0-9a-f-]{36}", "libvirt", confinement(pid)))
+        except ConfinementError as error:
+            raise GuestError(f"{guest.name} is not confined: {error}") from None
+        except FileNotFoundError:
+            raise GuestError(ended(guest)) from None
+        os.chown(guest.folder, *owner_of(pid))
+        guest.folder.chmod(0o700)
+        return pid
+
     def runs(self, guest: Guest) -> bool:
         """Tell whether a guest runs; none is defined for good, so one that ended is not even known."""
         try:
@@ -639,40 +693,24 @@ class Testbed:
         except libvirt.libvirtError:
             return False
 
-    def logs_in(self, port: int) -> bool:
-        """Tell whether a command runs in the guest behind this port."""
+    def said_by_ssh(self, guest: Guest) -> str:
+        """Run a command in a guest; empty where that went well, else what ssh said last."""
         try:
-            return (
-                subprocess.run(
-                    [
-                        "ssh",
-                        "-q",
-                        "-F",
-                        "none",
-                        "-i",
-                        str(self.key_path),
-                        "-p",
-                        str(port),
-                        "-o",
-                        "BatchMode=yes",
-                        "-o",
-                        "ConnectTimeout=30",
-                        "-o",
-                        "StrictHostKeyChecking=no",
-                        "-o",
-                        "UserKnownHostsFile=/dev/null",
-                        "root@127.0.0.1",
-                        "true",
-                    ],
-                    check=False,
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    timeout=60,
-                ).returncode
-                == 0
+            done = subprocess.run(
+                self.ssh.command(guest.name, "true"),
+                check=False,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=60,
             )
         except subprocess.TimeoutExpired:
-            return False
+            return "nothing within 60 s"
+        if not done.returncode:
+            return ""
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        return lines[-1] if lines else f"exit code {done.returncode}"
 
     def boot_all(self, new: list[Guest]) -> dict[str, dict[str, float]]:
         """Boot with a bounded number under way: the next one starts as soon as one answers."""
@@ -724,6 +762,16 @@ class Testbed:
             raise GuestError(f"not all guests came to the barrier: {told}")
         return answers
 
+    def with_host_keys(
+        self, guests: list[Guest], boots: Mapping[str, Mapping[str, float]]
+    ) -> dict[str, dict[str, Any]]:
+        """What a checkpoint holds of each guest: what is known of its boot, and the host key of that boot."""
+        keys = self.ssh.host_keys()
+        lacking = [guest.name for guest in guests if guest.name not in keys]
+        if lacking:
+            raise GuestError(f"{self.ssh.known_hosts} has no host key of {', '.join(lacking)}: boot anew")
+        return {guest.name: {**boots.get(guest.name, {}), "host_key": keys[guest.name]} for guest in guests}
+
     def new_checkpoint(self, booted_at: str, load: dict[str, Any] | None) -> Path:
         """Name the folder of a checkpoint that is not finished; what is left of a former one is removed."""
         name = folder_name(self.made_of(), booted_at, load)
@@ -762,13 +810,14 @@ class Testbed:
         def one(guest: Guest) -> None:
             source = checkpoint.folder / guest.name
             self.new_folder(guest)
+            guest.seed.touch(mode=0o600)
             shutil.copyfile(source / "seed.iso", guest.seed)
-            guest.seed.chmod(0o600)
             self.make_overlay(guest, source / "disk.qcow2")
             memory = str(source / "memory")
             with named(guest, f"restored from the checkpoint {checkpoint.name}, which `make clean` removes"):
                 xml = self.connection.saveImageGetXMLDesc(memory, libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)
                 self.connection.restoreFlags(memory, adapted(xml, guest, self.params["partition"]), 0)
+            self.confine(guest)
 
         with self.timed("restore"), ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
             list(pool.map(one, guests))
@@ -794,14 +843,26 @@ class Testbed:
 
 
 def run(command: list[str]) -> str:
-    """Run a command and return what it printed, or raise a GuestError with what it said."""
+    """Run a command and return what it printed, or raise a GuestError with what it said.
+
+    The files that it makes are private from the beginning.
+    """
     try:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, umask=0o077
+        )
     except FileNotFoundError:
         raise GuestError(f"{command[0]} is not installed; run the kvm_host role first") from None
     if done.returncode:
         raise GuestError(f"{command[0]} failed: {' | '.join(done.stderr.strip().splitlines()[-3:])}")
     return done.stdout
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only root reads, whatever was there."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 @contextmanager
@@ -818,7 +879,12 @@ def pid_of(guest: Guest) -> int:
     try:
         return int(Path(f"/run/libvirt/qemu/{guest.domain}.pid").read_text())
     except (OSError, ValueError):
-        raise GuestError(f"{guest.name} has ended; its console's last lines: {console_tail(guest)}") from None
+        raise GuestError(ended(guest)) from None
+
+
+def ended(guest: Guest) -> str:
+    """Say that a guest runs no more."""
+    return f"{guest.name} has ended; its console's last lines: {console_tail(guest)}"
 
 
 def owner_of(pid: int) -> tuple[int, int]:
@@ -897,10 +963,14 @@ def absent(testbed: Testbed, check_mode: bool) -> dict[str, Any]:
     own, store = testbed.own_domains(), testbed.store
     folders = store.folders() if testbed.params["checkpoints"] else []
     removed = [f"{folder.name} ({size_bytes(folder) // MIB} MiB)" for folder in folders]
-    changed = bool(own) or bool(folders) or testbed.directory.exists()
+    check("guests_directory", testbed.params["directory"], PATH)
+    # What is in the place of the guests' folder and not the testbed's own stays, without a word.
+    own_folder = is_own(testbed.directory)
+    changed = bool(own) or bool(folders) or own_folder
     if not check_mode:
         testbed.remove(own)
-        shutil.rmtree(testbed.directory, ignore_errors=True)
+        if own_folder:
+            remove_own(testbed.directory, testbed.directory)
         for folder in folders:
             remove(folder)
     result: dict[str, Any] = {
@@ -927,7 +997,7 @@ def boot_set(
     testbed: Testbed, guests: list[Guest]
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, Any]]]:
     """Boot guests up to the barrier; return seconds and CPU seconds of each, and what it answered there."""
-    testbed.write_key()
+    testbed.prepare()
     began = time.monotonic()
     boots = testbed.boot_all(guests)
     barrier = testbed.barrier(guests)
@@ -951,10 +1021,12 @@ def booted(testbed: Testbed, check_mode: bool) -> dict[str, Any]:
     boots, barrier = boot_set(testbed, guests)
     source |= {"boot_seconds": testbed.times["boot"]}
     testbed.note_source({**source, "boots": boots})
-    return {**result, "boots": boots, "barrier": barrier, "start": start_of(source, None, False)}
+    return {**result, "boots": boots, "barrier": barrier, "start": start_of(testbed, source, None, False)}
 
 
-def start_of(source: dict[str, Any], restore_seconds: float | None, loaded: bool) -> dict[str, Any]:
+def start_of(
+    testbed: Testbed, source: dict[str, Any], restore_seconds: float | None, loaded: bool
+) -> dict[str, Any]:
     """Where guests come from, as a record's provenance has it."""
     names = ("from", "checkpoint", "booted_at", "boot_seconds")
     return {
@@ -962,6 +1034,7 @@ def start_of(source: dict[str, Any], restore_seconds: float | None, loaded: bool
         "restore_seconds": restore_seconds,
         "loaded": loaded,
         "arm_order": "off-on",
+        "confinement": "; ".join(sorted(testbed.confined)) or None,
     }
 
 
@@ -1008,9 +1081,11 @@ def make(testbed: Testbed) -> Checkpoint:
             some = guests[first : first + group]
             boots |= boot_set(testbed, some)[0]
             testbed.save(some, folder)
-        made = write(folder, testbed.made_of(), (booted_at, testbed.times["boot"]), boots, None)
+        known = testbed.with_host_keys(guests, boots)
+        made = write(folder, testbed.made_of(), (booted_at, testbed.times["boot"]), known, None)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(CheckpointError):
+            remove(folder)
         raise
     store.drop_superseded(made)
     testbed.say(
@@ -1049,7 +1124,7 @@ def restored(testbed: Testbed, check_mode: bool) -> dict[str, Any]:
     else:
         testbed.check_room(len(new), 0)
     loaded = find_loaded(testbed, checkpoint, [guest.name for guest in guests]) if params["load"] else None
-    testbed.write_key()
+    testbed.prepare()
     source = {
         "from": "checkpoint",
         "checkpoint": checkpoint.name,
@@ -1059,6 +1134,7 @@ def restored(testbed: Testbed, check_mode: bool) -> dict[str, Any]:
     testbed.note_source(source)
     barrier = {}
     if new:
+        testbed.ssh.trust({guest.name: checkpoint.guests[guest.name]["host_key"] for guest in new})
         testbed.restore(new, loaded or checkpoint)
         barrier = testbed.barrier(new)
         times = testbed.times
@@ -1076,7 +1152,7 @@ def restored(testbed: Testbed, check_mode: bool) -> dict[str, Any]:
             name: {key: guest[key] for key in ("seconds", "cpu_seconds") if key in guest}
             for name, guest in checkpoint.guests.items()
         },
-        "start": start_of(source, seconds, loaded is not None),
+        "start": start_of(testbed, source, seconds, loaded is not None),
         "load": {} if loaded is None else loaded.load,
         "checkpoint": {"name": checkpoint.name, "bytes": checkpoint.bytes, "guests": len(checkpoint.guests)},
     }
@@ -1113,20 +1189,20 @@ def saved(testbed: Testbed, check_mode: bool) -> dict[str, Any]:
         raise GuestError(f"{', '.join(missing)} does not run and can't be saved")
     if source["from"] == "boot" and load is not None:
         raise GuestError("guests that booted are kept before they are loaded: save, restore, then load them")
-    testbed.check_room(0, len(guests))
+    testbed.check_room(0, len(guests), loaded=load is not None)
     folder = testbed.new_checkpoint(source["booted_at"], load)
     try:
         testbed.save(guests, folder)
-        boots = source.get("boots", {})
         made = write(
             folder,
             testbed.made_of(),
             (source["booted_at"], source["boot_seconds"]),
-            {guest.name: boots.get(guest.name, {}) for guest in guests},
+            testbed.with_host_keys(guests, source.get("boots", {})),
             load,
         )
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(CheckpointError):
+            remove(folder)
         raise
     if load is None:
         testbed.store.drop_superseded(made)
@@ -1197,7 +1273,7 @@ def main() -> None:
         with connected(params["uri"], params["state"]) as connection:
             testbed = Testbed(params, connection, progress.say)
             module.exit_json(**STATES[params["state"]](testbed, module.check_mode))
-    except (GuestError, CheckpointError, ProgressError) as error:
+    except (GuestError, CheckpointError, NameRefused, NotOwnError, ProgressError) as error:
         module.fail_json(msg=str(error))
     except OSError as error:
         parts = (error.filename, error.strerror or error)

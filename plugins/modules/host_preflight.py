@@ -44,6 +44,15 @@ options:
       path: {description: file or folder that will hold it, type: path, required: true}
       bytes: {description: how much, type: int, required: true}
       what: {description: "what needs it, for the message", type: str, required: true}
+      unless:
+        description: "nothing is needed where I(path) holds such a file, such as */image.json"
+        type: str
+        default: ""
+      checkpoint:
+        description: >-
+          nothing is needed where I(path) keeps this one: boot, guests, memory_mib, load (empty for guests
+          that only booted), reserve_mib, since (as in the module guests)
+        type: dict
   own_prefix: {description: the guests' domains begin with this, type: str, default: ksm-testbed-}
   proc_root: {description: for tests, type: path, default: /proc}
   sys_root: {description: for tests, type: path, default: /sys}
@@ -66,13 +75,14 @@ other_mergeable:
 
 import errno
 import os
-import shutil
 import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.checkpoints import Store
+from ansible.module_utils.disk_room import shortages
 from ansible.module_utils.ksm_probe import (
     OWN_PREFIX,
     TUNERS,
@@ -143,29 +153,24 @@ def in_use(port: int) -> bool:
     return False
 
 
-def place(path: Path) -> Path:
-    """Return the path, or the nearest folder above it that exists."""
-    return next(folder for folder in (path, *path.parents) if folder.exists())
+def still_needed(needs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the needs without those of what is there already.
 
-
-def disk_problems(needs: Iterable[dict[str, Any]]) -> list[str]:
-    """Return a sentence for each file system that has less free than is to be stored there."""
-    together: dict[int, list[dict[str, Any]]] = {}
+    Whether a checkpoint is of the right image and QEMU is not known yet: it counts as there. Where the guests
+    of a boot are not, nothing that stands on them is.
+    """
+    missing, new_boots = [], set()
     for need in needs:
-        together.setdefault(place(Path(need["path"])).stat().st_dev, []).append(need)
-    wrong = []
-    for of_one in together.values():
-        free = shutil.disk_usage(place(Path(of_one[0]["path"]))).free
-        if sum(need["bytes"] for need in of_one) > free:
-            each = " and ".join(
-                f"{need['what']} needs {round_up_mib(need['bytes'])} MiB in {need['path']}" for need in of_one
-            )
-            wrong.append(f"{each}, and the file system there has {free >> 20} MiB free: make room on it")
-    return wrong
-
-
-def round_up_mib(size_bytes: int) -> int:
-    return -(-size_bytes >> 20)
+        wanted, path = need.get("checkpoint"), Path(need["path"])
+        if wanted:
+            there = wanted["boot"] not in new_boots and Store(path, lambda _line: None).holds(wanted)
+            if not there and not wanted["load"]:
+                new_boots.add(wanted["boot"])
+        else:
+            there = bool(need.get("unless")) and any(path.glob(need["unless"]))
+        if not there:
+            missing.append(need)
+    return missing
 
 
 def strangers(
@@ -246,7 +251,7 @@ def problems(params: dict[str, Any], user_id: int) -> tuple[list[str], dict[str,
             f"port {', '.join(map(str, taken))} of 127.0.0.1, meant for a guest, is in use: end what uses "
             "it, or set guest_ssh_port_base"
         )
-    wrong += disk_problems(params["disk_needs"])
+    wrong += shortages(still_needed(params["disk_needs"]))
     theirs, notes, others = strangers(params, own, user_id)
     return wrong + theirs, {
         "debian_version": version,
@@ -275,6 +280,17 @@ def main() -> None:
                     "path": {"type": "path", "required": True},
                     "bytes": {"type": "int", "required": True},
                     "what": {"type": "str", "required": True},
+                    "unless": {"type": "str", "default": ""},
+                    "checkpoint": {
+                        "type": "dict",
+                        "options": {
+                            **{
+                                name: {"type": "int", "required": True}
+                                for name in ("boot", "guests", "memory_mib", "reserve_mib")
+                            },
+                            **{name: {"type": "str", "required": True} for name in ("load", "since")},
+                        },
+                    },
                 },
             },
             "own_prefix": {"type": "str", "default": OWN_PREFIX},

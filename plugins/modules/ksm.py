@@ -30,9 +30,8 @@ options:
       - V(unmerged) turns KSM off truly. It writes C(run=2), waits until nothing is merged, then writes
         C(run=0).
       - V(restored) puts everything that O(snapshot) holds back, verifies it and removes the file. Where
-        O(snapshot) is absent nothing is done, and one of another boot of the host is only removed, since a
-        boot undoes all settings. C(pages_to_scan) is left to the kernel where C(advisor_mode) was
-        C(scan-time). Pages are unmerged too where KSM was stopped and nothing was merged at the snapshot.
+        O(snapshot) is absent nothing is done. C(pages_to_scan) is left to the kernel where C(advisor_mode)
+        was C(scan-time). Pages are unmerged too where KSM was stopped and nothing was merged at the snapshot.
     type: str
     choices: [present, unmerged, restored]
     default: present
@@ -69,6 +68,9 @@ options:
     description:
       - Where all settings are stored before anything is changed, with mode 0600, written atomically.
       - A file of this boot is never overwritten, so it keeps the state before the first change.
+      - One of another boot of the host is never restored, since a boot undoes all settings and the user may
+        have set others since. It is put aside as C(<snapshot>.other-boot<n>), and a warning says so.
+      - One that does not tell its boot, as earlier versions wrote it, is refused; the user has to look.
     type: path
   unmerge_timeout_seconds:
     description: How long to wait after C(run=2) until the counters of merged pages are 0.
@@ -154,6 +156,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +272,7 @@ class Outcome:
     before: str
     after: str
     first: Snapshot
+    warnings: list[str]
 
 
 def parse_setting(text: str) -> Setting:
@@ -681,11 +685,12 @@ def apply(sysfs: Sysfs, request: Request, host: Host, check_mode: bool) -> Outco
     if unmerges and not check_mode:
         check_headroom(sysfs.pages(UNMERGE_COST_COUNTERS), host)
     stores_snapshot = request.snapshot is not None and snapshot is None and not restoring
-    removes_snapshot = restoring and stored is not None
+    removes_snapshot = restoring and snapshot is not None
+    aside = aside_place(request.snapshot) if request.snapshot and outdated else None
 
     if not check_mode:
-        if request.snapshot and outdated and stores_snapshot:
-            request.snapshot.unlink()
+        if request.snapshot and aside:
+            request.snapshot.rename(aside)
         if request.snapshot and stores_snapshot:
             save_snapshot(request.snapshot, first)
         write_settings(sysfs, writes, request.unmerge_timeout_seconds)
@@ -695,16 +700,27 @@ def apply(sysfs: Sysfs, request: Request, host: Host, check_mode: bool) -> Outco
         if request.snapshot and removes_snapshot:
             request.snapshot.unlink()
     settings = {name: setting.value for name, setting in sysfs.settings().items()}
-    held = stored is not None
-    will_hold = (held or stores_snapshot) and not removes_snapshot
+    will_hold = (snapshot is not None or stores_snapshot) and not removes_snapshot
     return Outcome(
-        changed=bool(writes) or stores_snapshot or removes_snapshot,
+        changed=bool(writes) or stores_snapshot or removes_snapshot or outdated,
         settings=settings,
         missing=[short(name) for name in missing],
-        before=as_text(before, _extra_lines(merged_pages if unmerges else 0, held)),
+        before=as_text(before, _extra_lines(merged_pages if unmerges else 0, stored is not None)),
         after=as_text({**before, **dict(writes)} if check_mode else settings, _extra_lines(0, will_hold)),
         first=first,
+        warnings=[
+            f"snapshot {request.snapshot} is of another boot of this host, so it is not restored over "
+            f"what is set now; it is put aside as {aside}"
+        ]
+        if aside
+        else [],
     )
+
+
+def aside_place(path: Path) -> Path:
+    """Where a snapshot of another boot goes; nothing is overwritten."""
+    places = (path.with_name(f"{path.name}.other-boot{number}") for number in count(1))
+    return next(place for place in places if not os.path.lexists(place))
 
 
 def _extra_lines(merged_pages: int, has_snapshot: bool) -> tuple[str, str]:
@@ -750,6 +766,8 @@ def main() -> None:
         module.fail_json(msg=str(error))
     else:
         settings = outcome.settings
+        for warning in outcome.warnings:
+            module.warn(warning)
         module.exit_json(
             changed=outcome.changed,
             knobs={short(name): returned_value(settings[name]) for name in settings if name.startswith(KSM)},

@@ -5,8 +5,12 @@ The tests run in their order; the last one throws away the checkpoint that serve
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,24 +18,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils.confinement import confinement
+from ansible.module_utils.host_state import not_private, open_to_others
 from this_host import (
     CHECKPOINTS,
     GUESTS,
+    GUESTS_DIRECTORY,
     MEMORY_MIB,
     MIB,
     RECORDS,
     ROOT,
+    SSH,
     Cells,
+    State,
     cells,
     command,
     domains,
-    knobs,
+    in_guest,
+    knob,
+    left,
     playbook,
+    state,
     succeeded,
 )
 
 pytestmark = pytest.mark.system
 
+SLEEP = Path("/sys/kernel/mm/ksm/sleep_millisecs")
 # The first two of the guests that booted
 SIZE = {"guests": 2, "guest_memory_mib": MEMORY_MIB}
 
@@ -144,34 +157,112 @@ def test_digests_are_intact_and_seeds_differ(campaign: dict[str, Any]) -> None:
     assert len(digests["random"]) == 2
 
 
-def test_the_host_is_put_back(campaign: dict[str, Any], before: dict[str, str]) -> None:
-    assert knobs() == before
+def test_the_host_is_put_back_but_for_the_guests_kept(campaign: dict[str, Any], before: State) -> None:
+    now = state()
+    assert now["settings"] == before["settings"]
+    running = {name for name, how in now["domains"].items() if how == "running"} - before["domains"].keys()
+    assert sorted(running) == sorted(domains()) == ["ksm-testbed-guest01", "ksm-testbed-guest02"]
+    words = ("guest01", "guest02", "/var/lib/ksm-testbed/guests")
+    assert [text for text in left(before) if not any(word in text for word in words)] == []
 
 
-def test_guests_run_unprivileged_and_listen_on_loopback_only(campaign: dict[str, Any]) -> None:
-    running = [Path(f"/run/libvirt/qemu/{name}.pid").read_text() for name in domains()]
+def test_guests_are_confined_and_listen_on_loopback_only(campaign: dict[str, Any], before: State) -> None:
+    running = [int(Path(f"/run/libvirt/qemu/{name}.pid").read_text()) for name in domains()]
     assert len(running) == 2
-    assert all(Path(f"/proc/{pid}").stat().st_uid != 0 for pid in running)
+    for pid in running:
+        assert confinement(pid).startswith("user ")
+        assert Path(f"/proc/{pid}").stat().st_uid != 0
+    assert start(campaign["random"])["confinement"].startswith("user ")
+    now = state()
+    assert open_to_others(before) == open_to_others(now) == []
+    # All that listens now and did not before, and the same as another program sees it
+    ports = ["tcp 127.0.0.1:22201", "tcp 127.0.0.1:22202"]
+    theirs = [name for name, owner in now["sockets"].items() if owner.startswith("QEMU of ksm-testbed-")]
+    assert sorted(theirs) == ports
     listening = subprocess.run(["ss", "-Hltn"], check=True, capture_output=True, text=True).stdout
-    ports = [line.split()[3] for line in listening.splitlines() if ":2220" in line.split()[3]]
-    assert sorted(ports) == ["127.0.0.1:22201", "127.0.0.1:22202"]
+    assert sorted(f"tcp {line.split()[3]}" for line in listening.splitlines() if ":2220" in line) == ports
+
+
+# Tries, from within a guest, to reach each address over TCP, and what answers to UDP; one JSON object.
+REACH = """
+import json, socket, subprocess, sys
+subprocess.run(["ip", "route", "replace", "default", "via", "10.0.2.2"], check=True)
+def tcp(host, port):
+    try:
+        with socket.create_connection((host, port), timeout=10):
+            return True
+    except OSError:
+        return False
+def dns(host):
+    question = b"\\x12\\x34\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0\\7example\\3com\\0\\0\\1\\0\\1"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.settimeout(10)
+        try:
+            probe.sendto(question, (host, 53))
+            return bool(probe.recv(512))
+        except OSError:
+            return False
+asked = json.loads(sys.argv[1])
+print(json.dumps({"tcp": [tcp(*place) for place in asked["tcp"]], "dns": dns("10.0.2.3")}))
+"""
+
+
+def test_a_guest_reaches_neither_this_host_nor_what_is_beyond(campaign: dict[str, Any]) -> None:
+    """By 10.0.2.2 a guest would reach the host's loopback, were it not restricted."""
+    with socket.create_server(("0.0.0.0", 0)) as listener:  # noqa: S104 -- for this test's moment
+        port = listener.getsockname()[1]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            with contextlib.suppress(OSError):
+                probe.connect(("192.0.2.1", 9))  # sends nothing; tells the host's own address
+            own = probe.getsockname()[0]
+        with socket.create_connection(("127.0.0.1", port)):
+            listener.accept()[0].close()
+        listener.setblocking(False)
+        places = [["10.0.2.15", 22], ["10.0.2.2", port], ["10.0.2.2", 22202], [own, port], ["1.1.1.1", 80]]
+        asked = shlex.quote(json.dumps({"tcp": places}))
+        reached = json.loads(in_guest(1, "python3", "-", asked, text=REACH))
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    # Itself it reaches, so the program that tries is sound.
+    assert reached == {"tcp": [True, False, False, False, False], "dns": False}
 
 
 def test_a_restored_guest_has_the_right_time(campaign: dict[str, Any]) -> None:
     """In processes that began minutes after the guests were saved."""
-    key = str(ROOT / ".cache/ssh/id_ed25519")
-    trust = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes"]
-    ssh = ["ssh", "-q", "-F", "none", "-i", key, "-p", "22201", *trust, "root@127.0.0.1", "date +%s"]
     earliest = time.time()
-    clock = subprocess.run(ssh, check=True, capture_output=True, text=True)
+    clock = in_guest(1, "date", "+%s")
     # Saved when it was a minute or more ago, so a clock that nobody put right would be as much behind.
-    assert earliest - 30 < int(clock.stdout) < time.time() + 30
+    assert earliest - 30 < int(clock) < time.time() + 30
 
 
-def test_checkpoints_are_private(campaign: dict[str, Any]) -> None:
+def test_a_guest_is_known_by_the_host_key_that_came_with_its_seed(campaign: dict[str, Any]) -> None:
+    """Also restored; it made no other, and whoever has another is not let in."""
+    seen = in_guest(2, "cd /etc/ssh && ls ssh_host_* && cat ssh_host_ed25519_key.pub").splitlines()
+    assert seen[:-1] == ["ssh_host_ed25519_key", "ssh_host_ed25519_key.pub"]
+    key = " ".join(seen[-1].split()[:2])
+    assert f"guest02 {key}" in (GUESTS_DIRECTORY / "known_hosts").read_text().splitlines()
+    other = [*SSH, "-o", "HostKeyAlias=guest01", "guest02", "true"]
+    refused = subprocess.run(other, check=False, capture_output=True, text=True)
+    assert refused.returncode == 255
+    assert "Host key verification failed." in refused.stderr
+
+
+def test_checkpoints_and_the_guests_files_are_private(campaign: dict[str, Any]) -> None:
+    assert not_private(state()) == []
     paths = [CHECKPOINTS, *CHECKPOINTS.rglob("*")]
     assert {path.stat().st_mode & 0o777 for path in paths if path.is_dir()} == {0o700}
     assert {path.stat().st_mode & 0o777 for path in paths if path.is_file()} == {0o600}
+
+
+def test_results_are_private_and_hold_no_key(campaign: dict[str, Any], results: Path) -> None:
+    paths = [results / "system", *(results / "system").rglob("*")]
+    assert {path.stat().st_mode & 0o777 for path in paths if path.is_dir()} == {0o700}
+    files = [path for path in paths if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+    secret = (ROOT / ".cache/ssh/id_ed25519").read_text().splitlines()[1]
+    assert len(secret) > 40
+    for text in (campaign["output"], *(path.read_text() for path in files)):
+        assert secret not in text and "PRIVATE KEY" not in text
 
 
 def test_progress_is_of_the_matrix(campaign: dict[str, Any], results: Path) -> None:
@@ -205,7 +296,7 @@ def started(results: Path, **asked: Any) -> subprocess.Popen[str]:
     )
 
 
-def test_a_lost_guest_is_recorded(campaign: dict[str, Any], results: Path, before: dict[str, str]) -> None:
+def test_a_lost_guest_is_recorded(campaign: dict[str, Any], results: Path, before: State) -> None:
     """A guest dies before its memory is filled: its cell and the run failed, the host is put back."""
     run = started(results, focus=2, run_id="lost")
     said = follow(run, "restored 2 guests")
@@ -216,8 +307,7 @@ def test_a_lost_guest_is_recorded(campaign: dict[str, Any], results: Path, befor
     assert run.wait() != 0, "".join(said)[-3000:]
     (cell,) = cells(results / "lost").values()
     assert "guest02" in cell["failed"]["observed"]["message"]
-    assert domains() == []
-    assert knobs() == before
+    assert left(before) == []
 
 
 def test_a_fill_that_a_guest_has_no_memory_for_is_told(proof: Cells, results: Path) -> None:
@@ -242,18 +332,17 @@ def merging(results: Path, run_id: str, focus: int) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize(("name", "focus"), [("SIGINT", 2), ("SIGTERM", 1)])
 def test_an_interruption_puts_the_host_right(
-    results: Path, proof: Cells, before: dict[str, str], name: str, focus: int
+    results: Path, proof: Cells, before: State, name: str, focus: int
 ) -> None:
     """Interrupted while KSM merges: no guest left, knobs as before, records kept, the cell's says where."""
     run = merging(results, name, focus)
-    assert knobs()["pages_to_scan"] == "1234"
+    assert knob("pages_to_scan") == "1234"
     os.kill(run.pid, signal.Signals[name])
     assert run.stdout is not None
     said = run.stdout.read()
     assert run.wait() != 0
     assert "Interrupted" in said, said[-3000:]
-    assert domains() == []
-    assert knobs() == before
+    assert left(before) == []
     (cell,) = cells(results / name).values()
     assert "off" in cell
     assert "on" not in cell
@@ -284,7 +373,7 @@ def aftermath(results: Path, proof: Cells) -> dict[str, Any]:
     killed = merging(results, "killed", focus=1)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
-    left = {"domains": domains(), "knobs": knobs()}
+    seen = {"domains": domains(), "pages_to_scan": knob("pages_to_scan")}
     # Another scale for the same knobs: what the killed run set is not under them.
     asked = {"policies": "smart_scan", "ksm_knobs": {"max_page_sharing": 64}, "repetitions": 2}
     run = started(results, focus=1, guests=1, run_id="after", **asked)
@@ -299,7 +388,7 @@ def aftermath(results: Path, proof: Cells) -> dict[str, Any]:
     rest = run.stdout.read()
     assert run.wait() == 0, rest[-3000:]
     return {
-        "left": left,
+        "seen": seen,
         "said": "".join(said),
         "rest": rest,
         "cells": cells(results / "after"),
@@ -309,10 +398,10 @@ def aftermath(results: Path, proof: Cells) -> dict[str, Any]:
 
 
 def test_the_run_after_one_that_was_killed_starts_clean_and_goes_on(
-    aftermath: dict[str, Any], before: dict[str, str]
+    aftermath: dict[str, Any], before: State
 ) -> None:
-    assert len(aftermath["left"]["domains"]) == 2
-    assert aftermath["left"]["knobs"]["pages_to_scan"] == "1234"
+    assert len(aftermath["seen"]["domains"]) == 2
+    assert aftermath["seen"]["pages_to_scan"] == "1234"
     assert "is up after" not in aftermath["said"]
     for cell in aftermath["cells"].values():
         measured = cell["on"]["provenance"]["ksm_knobs"]
@@ -322,8 +411,7 @@ def test_the_run_after_one_that_was_killed_starts_clean_and_goes_on(
         asked = cell["on"]["requested"]
         assert asked["policy"] == "smart_scan"
         assert {name: measured[name] for name in asked["ksm_knobs"]} == asked["ksm_knobs"]
-    assert domains() == []
-    assert knobs() == before
+    assert left(before) == []
 
 
 def test_a_checkpoint_damaged_in_the_middle_of_a_run_is_made_again(aftermath: dict[str, Any]) -> None:
@@ -335,3 +423,18 @@ def test_a_checkpoint_damaged_in_the_middle_of_a_run_is_made_again(aftermath: di
     # The records name two boots, which are two replicates whatever their number.
     assert len(aftermath["cells"]) == 2
     assert len({start(cell)["booted_at"] for cell in aftermath["cells"].values()}) == 2
+
+
+def test_teardown_proves_that_the_host_is_as_it_was(aftermath: dict[str, Any], before: State) -> None:
+    """The host of the run that was killed put itself right, and the next run kept its state anew."""
+    output = succeeded(playbook(name="teardown.yml"))
+    assert "this host is as it was before run after of " in output, output[-3000:]
+    assert left(before) == []
+    was = before["settings"]["ksm/sleep_millisecs"]
+    SLEEP.write_text(f"{int(was) + 1}\n")
+    try:
+        refused = playbook(name="teardown.yml")
+    finally:
+        SLEEP.write_text(f"{was}\n")
+    assert refused.returncode != 0
+    assert f"ksm/sleep_millisecs was {was} and is {int(was) + 1}" in " ".join(refused.stdout.split())

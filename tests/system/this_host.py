@@ -1,16 +1,28 @@
-"""What the system tests know of this host: its playbooks, KSM knobs and domains."""
+"""What the system tests know of this host: its playbooks, its state, its guests."""
 
 from __future__ import annotations
 
 import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
+import ansible.module_utils
+
 ROOT = Path(__file__).resolve().parents[2]
-KSM = Path("/sys/kernel/mm/ksm")
+ansible.module_utils.__path__.append(str(ROOT / "plugins/module_utils"))
+
+from ansible.module_utils.host_state import LEASE, differences, read_state  # noqa: E402 -- found by the line above
+from ansible.module_utils.lease import Lease  # noqa: E402
+
+GUESTS_DIRECTORY = Path("/var/lib/ksm-testbed/guests")
+# The testbed's own way to its guests
+SSH = ["ssh", "-F", str(GUESTS_DIRECTORY / "ssh_config")]
 CHECKPOINTS = Path("/var/lib/ksm-testbed/checkpoints")
 MIB = 1 << 20
+# A holder that puts a host right takes its time.
+HOLDER_SECONDS = 600
 RECORDS = ("off", "merge", "on", "verify")
 # The guests that boot for all system tests; with fewer, the first ones are restored.
 GUESTS = 3
@@ -48,22 +60,46 @@ def cells(run: Path) -> Cells:
     }
 
 
-def knobs() -> dict[str, str]:
-    """KSM's settings and whether anything is merged."""
-    names = (
-        "run",
-        "pages_to_scan",
-        "sleep_millisecs",
-        "smart_scan",
-        "max_page_sharing",
-        "use_zero_pages",
-        "pages_sharing",
+State = dict[str, Any]
+
+
+def state() -> State:
+    """The host as it is, as teardown reads it."""
+    found: State = read_state()
+    return found
+
+
+def left(before: State) -> list[str]:
+    """What of a run is left on this host, and which settings are not as they were.
+
+    The holder of its lease, which ends after the run, is waited for.
+    """
+    deadline = time.monotonic() + HOLDER_SECONDS
+    while Lease(Path(LEASE)).is_held():
+        if time.monotonic() > deadline:
+            return [f"a holder of {LEASE}"]
+        time.sleep(0.1)
+    return [one.text for one in differences(before, state()) if one.kind == "left"]
+
+
+def knob(name: str) -> str:
+    """One of KSM's settings as it is."""
+    found: str = state()["settings"][f"ksm/{name}"]
+    return found
+
+
+def in_guest(number: int, *words: str, text: str | None = None) -> str:
+    """What a command in a guest printed, over SSH, with this input. A login changes the guest's memory."""
+    given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if text is None else {"input": text}
+    done = subprocess.run(
+        [*SSH, f"guest{number:02d}", *words], check=False, capture_output=True, text=True, **given
     )
-    return {name: (KSM / name).read_text().strip() for name in names if (KSM / name).exists()}
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def domains() -> list[str]:
-    """This testbed's domains."""
+    """This testbed's domains, as libvirt itself says."""
     done = subprocess.run(
         ["virsh", "-c", "qemu:///system", "list", "--all", "--name"],
         check=True,

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +37,40 @@ def play(
 def play_book(
     book: Path, *words: str, hosts: str = "localhost,", environment: dict[str, str] | None = None
 ) -> tuple[int, str]:
-    """Run a playbook with the project's plugins and roles; return (exit code, what it printed)."""
-    done = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", hosts, "-c", "local", *words, book],
-        env={
-            **os.environ,
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_NOCOLOR": "1",
-            # Tests read what each task says, which the project's own output leaves out.
-            "ANSIBLE_STDOUT_CALLBACK": "default",
-            "ANSIBLE_PYTHON_INTERPRETER": "/usr/bin/python3",
-            **(environment or {}),
-        },
-        cwd=book.parent,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    """Run a playbook with the project's plugins and roles; return (exit code, what it printed).
+
+    The lease that it takes is not this machine's own.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            play_command(book, Path(folder) / "lease", *words, hosts=hosts),
+            env=play_environment(environment),
+            cwd=book.parent,
+            check=False,
+            capture_output=True,
+            text=True,
+        )
     return done.returncode, done.stdout + done.stderr
+
+
+def play_command(book: Path, lease: Path, *words: str, hosts: str = "localhost,") -> list[str | Path]:
+    """The command of a playbook on hosts that are all this machine, each with its lease in this folder."""
+    playbook = Path(sys.executable).with_name("ansible-playbook")
+    directory = json.dumps({"lease_directory": str(lease / "{{ inventory_hostname }}")})
+    return [playbook, "-i", hosts, "-c", "local", "-e", directory, *words, book]
+
+
+def play_environment(more: dict[str, str] | None = None) -> dict[str, str]:
+    """The environment of a playbook that has the project's plugins and roles."""
+    return {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "ANSIBLE_NOCOLOR": "1",
+        # Tests read what each task says, which the project's own output leaves out.
+        "ANSIBLE_STDOUT_CALLBACK": "default",
+        "ANSIBLE_PYTHON_INTERPRETER": "/usr/bin/python3",
+        **(more or {}),
+    }
 
 
 def fake_systemd(folder: Path) -> dict[str, str]:

@@ -48,7 +48,7 @@ def shaped(
     noise: Callable[[Cell], float] = lambda _cell: 0.0,
     recorded_at: str = "2026-11-23T19:00:00",
 ) -> Callable[[Cell, dict[str, dict[str, Any]]], None]:
-    """Set the memory of a cell's records to the model's, plus noise in MiB of the on arm.
+    """Set the memory of a cell's records to the model's, plus noise in MiB of the guests in the on arm.
 
     ``recorded_at``: to the second; each cell keeps its own microseconds.
     """
@@ -63,7 +63,9 @@ def shaped(
             host["meminfo"]["MemAvailable_bytes"] = TOTAL - round(used * MIB)
             for guest in records[kind]["observed"]["guests"].values():
                 guest["page_tables_bytes"] = MIB
-                pss = known.per_guest - 20 - (0 if kind == "off" else gross / cell.guests)
+                # 19 MiB of each guest are outside of its own memory.
+                gone = known.uncounted + (gross - noise(cell)) / cell.guests
+                pss = known.per_guest - 20 - (0 if kind == "off" else gone)
                 guest["smaps_rollup"]["Pss_Anon_bytes"] = round(pss * MIB)
         ksm = records["on"]["observed"]["host"]["ksm"]
         ksm["pages_sharing"] = sharing

@@ -14,10 +14,11 @@ import pytest
 from plugin_files import ROOT
 
 KSM = Path("/sys/kernel/mm/ksm")
-# All that may run before a refusal: they only look. The KSM task runs in check mode.
+# All that may run before a refusal: they only look, and take the lease. The KSM task runs in check mode.
 CHECKS = {
     "Check each variable",
-    "Become root, and check the policies against the kernel",
+    "Become root, check the policies against the kernel, and take the lease",
+    "Become root, and take the lease",
     "debian_host : Refuse a host that can't measure",
 }
 FAILURE = r"^fatal: \[localhost\]: FAILED! => (\{.*?^\}|\{.*\})$"
@@ -102,7 +103,10 @@ def playbook(
             f"playbooks/{name}.yml",
             *arguments,
             "-e",
-            json.dumps({**variables, "results_directory": str(results)}),
+            # The lease of a run that measures on this machine meanwhile is that run's.
+            json.dumps(
+                {**variables, "results_directory": str(results), "lease_directory": f"{results.parent}/lease"}
+            ),
         ],
         cwd=ROOT,
         env={

@@ -49,7 +49,7 @@ class Kept:
     def make(self, booted_at: str = EARLIER, *, load: Any = None, names: Any = NAMES, **changes: Any) -> Any:
         made_of = {**MADE_OF, **changes}
         folder = self.unfinished(made_of, booted_at, load, names)
-        boots = {name: {"seconds": 20.0, "cpu_seconds": 21.5} for name in names}
+        boots = {name: {"seconds": 20.0, "cpu_seconds": 21.5, "host_key": "k"} for name in names}
         return checkpoints.write(folder, made_of, (booted_at, 85.5), boots, load)
 
     def find(self, guests: int = 2, since: str = "", **changes: Any) -> Any:
@@ -263,6 +263,10 @@ def test_a_guest_that_is_not_in_the_manifest_is_a_fault(kept: Kept) -> None:
             "its manifest cannot be read (5 in it is of no use)",
         ),
         (
+            lambda path: edit(path.parent, lambda content: content["guests"]["guest02"].pop("host_key")),
+            "its manifest cannot be read ('host_key')",
+        ),
+        (
             lambda path: edit(path.parent, lambda content: content.update(boot_seconds="long")),
             "its manifest cannot be read ('long' in it is of no use)",
         ),
@@ -394,6 +398,26 @@ def test_what_cannot_be_removed_is_said_and_is_no_checkpoint_any_more(
         checkpoints.read(made.folder)
 
 
+@pytest.mark.parametrize("name", ["mine", "boot1-512mib-0123456789ab.copy", ".."])
+def test_what_is_not_called_as_a_checkpoint_is_not_removed(kept: Kept, name: str) -> None:
+    (kept.store.root / "mine/guest01").mkdir(parents=True)
+    with pytest.raises(checkpoints.CheckpointError, match="is left alone: the testbed did not make it"):
+        checkpoints.remove(kept.store.root / name)
+    assert kept.names == ["mine"]
+
+
+def test_a_link_called_as_a_checkpoint_is_not_followed_when_it_is_to_be_removed(
+    kept: Kept, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/manifest.json").write_text("{}")
+    link = kept.store.root / "boot1-512mib-0123456789ab"
+    link.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(checkpoints.CheckpointError, match="is left alone"):
+        checkpoints.remove(link)
+    assert (tmp_path / "elsewhere/manifest.json").exists()
+
+
 # Guests that were loaded since
 
 
@@ -477,33 +501,3 @@ def test_each_difference_makes_another_name() -> None:
         names.add(checkpoints.folder_name(MADE_OF, EARLIER, {**LOAD, **change}))
     assert len(names) == 2 + len(MADE_OF) + 3
     assert all(checkpoints.NAME.fullmatch(name) for name in names)
-
-
-# Room
-
-
-def test_what_does_not_fit_is_refused_with_its_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mib = 1 << 20
-
-    class Usage:
-        free = 700 * mib
-
-    asked: list[Path] = []
-
-    def usage(path: Path) -> type[Usage]:
-        asked.append(path)
-        return Usage
-
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", usage)
-    needs = {"what 2 guests write": 128 * mib, "a checkpoint of 2 guests": 572 * mib}
-    checkpoints.check_room(needs, tmp_path / "not/yet/there")
-    assert asked == [tmp_path]
-    needs["a checkpoint of 2 guests"] += 1
-    with pytest.raises(checkpoints.CheckpointError) as refused:
-        checkpoints.check_room({**needs, "a checkpoint of 2 guests": 573 * mib}, tmp_path / "not/yet/there")
-    assert str(refused.value) == (
-        f"{tmp_path} has 700 MiB free, and 701 MiB are needed (128 MiB for what 2 guests write, "
-        "573 MiB for a checkpoint of 2 guests): make room, `make clean` removes checkpoints, or lower guests"
-    )
-    with pytest.raises(checkpoints.CheckpointError):
-        checkpoints.check_room(needs, tmp_path)

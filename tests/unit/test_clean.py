@@ -19,6 +19,8 @@ module.exit_json(changed=True, msg="checkpoints removed: boot1-512mib-0123456789
 def test_clean_removes_the_guests_and_their_checkpoints_and_says_which(tmp_path: Path) -> None:
     for name in ("library", "actions"):
         (tmp_path / name).mkdir()
+    (tmp_path / "actions/guests.py").symlink_to(ROOT / "plugins/action/guests.py")
+    (tmp_path / "library/host_lease.py").symlink_to(ROOT / "plugins/modules/host_lease.py")
     (tmp_path / "library/guests.py").write_text(STUB.replace("LOG", str(tmp_path / "log")))
     (tmp_path / "hosts.yml").write_text("hypervisors: {hosts: {host1: {}}}\n")
     environment = {

@@ -199,7 +199,9 @@ def test_an_image_with_its_checksum_is_accepted() -> None:
     assert made.image_checksum == SHA512
 
 
-@pytest.mark.parametrize("run_id", ["", "reference", "../up", "a/b", ".hidden", "x" * 65, "two words"])
+@pytest.mark.parametrize(
+    "run_id", ["", "reference", "capacity", "forecasts", "../up", "a/b", ".hidden", "x" * 65, "two words"]
+)
 def test_a_run_id_that_is_no_directory_is_refused(run_id: str) -> None:
     with pytest.raises(DesignError, match=r"^run_id is "):
         check_run_id(run_id)
@@ -297,6 +299,14 @@ def test_what_a_policy_requests_is_what_is_set() -> None:
     assert requested["thp_enabled"] == entry["thp_enabled"] == "always"
     assert entry["requested"] == requested
     assert Requested.model_validate_json(json.dumps(requested)).to_json() == requested
+
+
+@pytest.mark.parametrize("host", ["..", "../up", "a/b", "-l", "two words", "a\n"])
+def test_a_host_that_is_no_directory_is_refused(host: str) -> None:
+    with pytest.raises(
+        DesignError, match=r"^a host of the group hypervisors is .*: allowed is 1 to 200 letters"
+    ):
+        make_plan(design(), ["kvm1", host], "x")
 
 
 def test_no_hypervisor_is_refused() -> None:

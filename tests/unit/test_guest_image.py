@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from plugin_files import load, run
+from plugin_files import ROOT, load, run
 
 MODULE = "plugins/modules/guest_image.py"
 guest_image = load(MODULE)
@@ -115,7 +115,11 @@ def test_an_image_by_path_is_taken_once(image: Image) -> None:
     disk = Path(made["disk"])
     assert made["digest"] == "sha256:" + hashlib.sha256(disk.read_bytes()).hexdigest()
     assert made["kernel"] is None and made["initrd"] is None
-    assert sorted(path.name for path in disk.parent.iterdir()) == ["disk.qcow2", "image.json"]
+    assert sorted(path.name for path in disk.parent.iterdir()) == [
+        ".ksm-testbed",
+        "disk.qcow2",
+        "image.json",
+    ]
     again = image.take(checksum=f"SHA512:{image.checksum.upper()}")
     assert not again["changed"] and again["image"] == made
 
@@ -138,9 +142,23 @@ def test_an_image_that_was_cut_off_is_made_anew(image: Image) -> None:
 def test_what_a_killed_run_left_is_cleared_away(image: Image) -> None:
     left = image.images / ".making-killed"
     (left / "root").mkdir(parents=True)
+    (left / ".ksm-testbed").touch()
+    mine = image.images / ".making-music"
+    mine.mkdir()
+    (mine / "song").touch()
     assert image.take()["changed"]
-    assert not left.exists()
-    assert len(image.kept()) == 1
+    assert not left.exists() and (mine / "song").exists()
+    assert len(image.kept()) == 2
+
+
+def test_what_stands_in_an_images_place_and_is_not_the_testbeds_is_left(image: Image) -> None:
+    folder = Path(image.take()["image"]["disk"]).parent
+    (folder / ".ksm-testbed").unlink()
+    assert not image.take()["changed"]  # whole, and only read
+    (folder / "disk.qcow2").write_bytes(b"mine")
+    message = image.take()["msg"]
+    assert message == f"{folder} is no whole image, and has no mark of the testbed's: move it away"
+    assert (folder / "disk.qcow2").read_bytes() == b"mine"
 
 
 def test_content_that_does_not_fit_its_checksum_is_refused(image: Image) -> None:
@@ -177,21 +195,86 @@ def test_a_missing_page_is_refused(image: Image, web: str) -> None:
     assert "HTTP Error 404" in image.refusal(source=f"{web}/nothing.qcow2")
 
 
-def test_an_image_on_a_backing_file_is_refused(image: Image) -> None:
-    overlay = image.folder / "overlay.qcow2"
-    subprocess.run(
-        ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image.path, overlay], check=True
-    )
-    checksum = hashlib.sha512(overlay.read_bytes()).hexdigest()
-    message = image.refusal(source=str(overlay), checksum=checksum)
-    assert f"stands on another file, {image.path}: give a whole image" in message
+REFUSED = {
+    "backing": (["-F", "qcow2", "-b", "BASE"], "stands on another file (it has a backing file)"),
+    "backing, version 2": (
+        ["-F", "qcow2", "-b", "BASE", "-o", "compat=0.10"],
+        "stands on another file (it has a backing file)",
+    ),
+    "data file": (
+        ["-o", "data_file=DATA"],
+        "keeps its content in another file (it has an external data file)",
+    ),
+    "aes": (["--object", "secret,id=s,data=abc", "-o", "encryption=on,encrypt.key-secret=s"], "is encrypted"),
+    "luks": (
+        ["--object", "secret,id=s,data=abc", "-o", "encrypt.format=luks,encrypt.key-secret=s"],
+        "is encrypted",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_an_image_that_is_not_all_there_or_encrypted_is_refused(image: Image, kind: str) -> None:
+    options, said = REFUSED[kind]
+    source = image.folder / "source.qcow2"
+    words = [word.replace("BASE", str(image.path)).replace("DATA", f"{source}.data") for word in options]
+    create = ["qemu-img", "create", "-q", "-f", "qcow2", *words, source, "1M"]
+    subprocess.run(create, check=True, capture_output=True)
+    message = image.refusal(source=str(source), checksum=hashlib.sha512(source.read_bytes()).hexdigest())
+    assert message == f"image_source {str(source)!r} {said}: give a whole qcow2 image, not encrypted"
+
+
+@pytest.mark.parametrize("options", [[], ["-o", "compat=0.10"], ["-o", "compression_type=zstd"]])
+def test_an_image_of_another_version_is_taken(image: Image, options: list[str]) -> None:
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, image.path, "1M"], check=True)
+    assert image.take(checksum=hashlib.sha512(image.path.read_bytes()).hexdigest())["changed"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is no qcow2 image"),
+        (b"\0" * 512, "is no qcow2 image"),
+        (b"KDMV" + b"\0" * 508, "is no qcow2 image"),
+        (b"QFI\xfb", "is no qcow2 image"),
+        (b"QFI\xfb\0\0\0\4" + b"\0" * 504, "is a qcow2 image of version 4, which is none of today's"),
+        (b"QFI\xfb\0\0\0\3" + b"\0" * 40, "is a qcow2 image of version 3, which is none of today's"),
+    ],
+)
+def test_another_kind_of_file_is_refused_and_no_format_is_guessed(
+    image: Image, content: bytes, said: str
+) -> None:
+    source = image.folder / "source"
+    source.write_bytes(content)
+    assert said in image.refusal(source=str(source), checksum=hashlib.sha512(content).hexdigest())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"suite": "../../etc"}, "guest_image_suite is '../../etc': allowed is small letters"),
+        ({"suite": "--hook"}, "guest_image_suite is '--hook': allowed is small letters"),
+        ({"packages": ["python3", "a;b"]}, "guest_image_packages' part is 'a;b': allowed is names of Debian"),
+        ({"directory": "/srv/a<b"}, "guest_image_directory is '/srv/a<b': allowed is an absolute path"),
+    ],
+)
+def test_what_is_more_than_a_name_is_refused(image: Image, change: dict[str, Any], said: str) -> None:
+    assert image.refusal(**{"source": "build", **change}).startswith(said)
+
+
+def test_qemu_is_always_told_the_format() -> None:
+    for path in (*ROOT.glob("plugins/**/*.py"), *ROOT.glob("roles/*/tasks/*.yml")):
+        for line in path.read_text().replace("\n            [", " [").splitlines():
+            if '"qemu-img"' in line:
+                assert '"-f", ' in line, f"{path}: {line}"
 
 
 def test_too_little_space_is_refused(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     params = {**BUILD, "source": str(image.path), "checksum": image.checksum}
-    free = guest_image.NEEDED_BYTES - 1
+    free = guest_image.IMAGE_BYTES - 1
     monkeypatch.setattr(guest_image.shutil, "disk_usage", lambda _path: SimpleNamespace(free=free))
-    with pytest.raises(guest_image.ImageError, match="has 4095 MiB free, and making an image needs 4096 MiB"):
+    said = "has 4095 MiB free, and 4096 MiB are to be stored there .4096 MiB for making the guests' image in "
+    with pytest.raises(guest_image.ImageError, match=said):
         guest_image.make(params, image.images / "key", print)
     assert image.kept() == []
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ from waiting import FOREVER_SECONDS
 MODULE = "plugins/modules/guests.py"
 guests = load(MODULE)
 checkpoints = sys.modules["ansible.module_utils.checkpoints"]
+disk_room = sys.modules["ansible.module_utils.disk_room"]
 GIB, MIB = 1 << 30, 1 << 20
 IMAGE = {"disk": "/images/disk.qcow2", "kernel": None, "initrd": None, "digest": "sha256:1"}
 FOREIGN = "<domain><name>ksm-testbed-guest02</name></domain>"
@@ -31,6 +34,12 @@ DEFAULTS = {
     name: option.get("default") for name, option in yaml.safe_load(guests.DOCUMENTATION)["options"].items()
 }
 PORTS = 40100
+PROFILE = "libvirt-1b4e28ba-2fa1-11d2-883f-0016d3cca427"
+USER_DATA = (
+    "#cloud-config\nhostname: $name\nssh: $ssh_public_key\n"
+    "ssh_keys: {ed25519_private: $host_private_key, ed25519_public: $host_public_key}\n"
+)
+PUBLIC_KEY = 'ssh-ed25519 AAAA my "own" key'
 
 
 def domain_xml(memory_mib: int = 256) -> str:
@@ -60,6 +69,9 @@ class Bench:
         self.gone: dict[str, str] = {}
         self.connections = 0
         self.asked: list[tuple[list[str], str]] = []
+        # By guest: the seed's user-data, and the host key of each of its boots
+        self.user_data: dict[str, Any] = {}
+        self.host_keys: dict[str, list[str]] = {}
 
     def call(self, state: str = "restored", number: int = 2, *, check: bool = False, **changes: Any) -> Any:
         memory_mib = changes.get("memory_mib", 256)
@@ -67,7 +79,7 @@ class Bench:
             **DEFAULTS,
             "guests": number,
             "domain_xml": domain_xml(memory_mib),
-            "user_data": "#cloud-config\nhostname: $name\nssh: $ssh_public_key\n",
+            "user_data": USER_DATA,
             "image": IMAGE,
             "memory_mib": memory_mib,
             "accelerator": "tcg",
@@ -75,7 +87,7 @@ class Bench:
             "answer_timeout_seconds": FOREVER_SECONDS,
             "ssh_port_base": PORTS,
             "ssh_private_key": "private",
-            "ssh_public_key": "public",
+            "ssh_public_key": PUBLIC_KEY,
             "directory": str(self.folder),
             **changes,
         }
@@ -84,7 +96,8 @@ class Bench:
         return guests.STATES[state](testbed, check)
 
     def refusal(self, *arguments: Any, **changes: Any) -> str:
-        with pytest.raises((guests.GuestError, checkpoints.CheckpointError)) as refused:
+        kinds = (guests.GuestError, guests.NameRefused, guests.NotOwnError, checkpoints.CheckpointError)
+        with pytest.raises(kinds) as refused:
             self.call(*arguments, **changes)
         said = str(refused.value)
         assert "\n" not in said
@@ -107,6 +120,15 @@ class Bench:
 
     def command(self, words: list[str]) -> str:
         target = Path(words[words.index("-o") + 1] if words[0] == "xorriso" else words[-1])
+        name = target.parent.name
+        if words[0] == "ssh-keygen":
+            keys = self.host_keys.setdefault(name, [])
+            keys.append(f"ssh-ed25519 {f'{name}n{len(keys)}':A<68}")
+            target.write_text(f"private\nof {keys[-1]}\n")
+            target.with_name(f"{target.name}.pub").write_text(f"{keys[-1]} {name}\n")
+            return ""
+        if words[0] == "xorriso":
+            self.user_data[name] = yaml.safe_load((Path(words[-1]) / "user-data").read_text())
         backing = words[words.index("-b") + 1] if words[0] == "qemu-img" else "a seed"
         target.write_text(f"{target.parent.name} on {backing}")
         return ""
@@ -130,11 +152,12 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setattr(guests, "ask_all", bench.ask_all)
     monkeypatch.setattr(guests, "pid_of", lambda _guest: os.getpid())
     monkeypatch.setattr(guests, "owner_of", lambda _pid: some_user)
+    monkeypatch.setattr(guests, "confinement", lambda _pid: f"user 7, seccomp, AppArmor {PROFILE} (enforce)")
     monkeypatch.setattr(guests, "banner", lambda *_port: True)
     # Not what this host's own libvirt says
     monkeypatch.setattr(guests, "why_stopped", lambda _domain: "")
     monkeypatch.setattr(guests, "why_gone", lambda domain: bench.gone.get(domain, ""))
-    monkeypatch.setattr(guests.Testbed, "logs_in", lambda _testbed, _port: True)
+    monkeypatch.setattr(guests.Testbed, "said_by_ssh", lambda _testbed, _guest: "")
     monkeypatch.setattr(guests, "meminfo_bytes", memory.__getitem__)
     monkeypatch.setattr(guests, "POLL_SECONDS", 0.01)
     yield bench
@@ -428,21 +451,23 @@ def test_without_the_disk_space_nothing_is_booted_and_the_sizes_are_said(
     class Usage:
         free = 800 * MIB
 
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _path: Usage)
+    monkeypatch.setattr(disk_room.shutil, "disk_usage", lambda _path: Usage)
     # Two disks of 64 MiB, and a checkpoint of two times 256 + 64
     assert bench.call("booted", check=True)["changed"]
     bench.call()
     bench.host.booted.clear()
     Usage.free = 767 * MIB
     assert bench.refusal(boot=2) == (
-        f"{bench.checkpoints} has 767 MiB free, and 768 MiB are needed (128 MiB for what 2 guests write, "
-        "640 MiB for a checkpoint of 2 guests): make room, `make clean` removes checkpoints, or lower guests"
+        f"the file system of {bench.folder}/guests has 767 MiB free, and 768 MiB are to be stored there "
+        f"(128 MiB for what 2 guests write in {bench.folder}/guests, "
+        f"640 MiB for a checkpoint of 2 guests in {bench.checkpoints}): "
+        "make room, `make clean` removes checkpoints, or ask for fewer guests"
     )
     assert bench.host.booted == []
     bench.call()  # needs the disks only
     Usage.free = 127 * MIB
-    assert "127 MiB free, and 128 MiB are needed (128 MiB for what 2 guests write)" in bench.refusal()
-    assert "127 MiB free, and 128 MiB are needed" in bench.refusal("booted")
+    for state in ("restored", "booted"):
+        assert "127 MiB free, and 128 MiB are to be stored there" in bench.refusal(state)
 
 
 def test_a_disk_that_fills_while_guests_are_saved_is_said_with_the_guest_and_nothing_half_made_is_left(
@@ -524,14 +549,14 @@ def test_no_more_guests_boot_at_once_than_asked(bench: Bench, monkeypatch: pytes
             under_way.add(domain.name())
             most.append(len(under_way))
 
-    def logs_in(_testbed: Any, port: int) -> bool:
+    def said_by_ssh(_testbed: Any, guest: Any) -> str:
         threading.Event().wait(0.02)
         with lock:
-            under_way.discard(names(port - PORTS)[0])
-        return True
+            under_way.discard(guest.domain)
+        return ""
 
     bench.host.at_start = start
-    monkeypatch.setattr(guests.Testbed, "logs_in", logs_in)
+    monkeypatch.setattr(guests.Testbed, "said_by_ssh", said_by_ssh)
     bench.call("booted", 6, boot_wave=2)
     assert max(most) == 2 and len(bench.host.names()) == 6
 
@@ -577,9 +602,53 @@ def test_a_guest_that_libvirt_does_not_start_is_named(bench: Bench) -> None:
     )
 
 
-def test_a_qemu_that_runs_as_root_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guests, "owner_of", lambda _pid: (0, 0))
-    assert "QEMU runs as root: " in bench.refusal("booted")
+@pytest.mark.parametrize("state", ["booted", "restored"])
+def test_a_qemu_that_is_not_confined_is_refused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    if state == "restored":
+        bench.call()
+
+    def refuse(_pid: int) -> str:
+        raise guests.ConfinementError("QEMU runs as root: set user")
+
+    monkeypatch.setattr(guests, "confinement", refuse)
+    assert re.match(r"guest0\d is not confined: QEMU runs as root: set user", bench.refusal(state))
+
+
+def test_how_the_guests_are_confined_is_said_of_those_that_booted_and_those_restored(bench: Bench) -> None:
+    for state in ("booted", "restored"):
+        said = bench.call(state)["start"]["confinement"]
+        assert said == "user 7, seccomp, AppArmor libvirt (enforce)"
+
+
+def test_what_a_guest_writes_is_its_users_and_roots_alone(bench: Bench) -> None:
+    bench.call()
+    bench.call("absent")
+    bench.call()
+    folder = bench.folder / "guests/guest01"
+    seen = folder.stat()
+    assert seen.st_mode & 0o777 == 0o700
+    assert (seen.st_uid, seen.st_gid) == guests.owner_of(0)
+    assert (folder / "seed.iso").stat().st_mode & 0o777 == 0o600
+    assert (bench.folder / "guests/source.json").stat().st_mode & 0o777 == 0o600
+    # QEMU's user passes here.
+    assert (bench.folder / "guests").stat().st_mode & 0o777 == 0o711
+
+
+def test_the_files_of_a_command_are_private_from_the_beginning(tmp_path: Path) -> None:
+    guests.run(["sh", "-c", f"echo > {tmp_path}/made; mkdir {tmp_path}/folder"])
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_checkpoint_is_private_and_qemus(bench: Bench) -> None:
+    bench.call()
+    paths = [bench.checkpoints, *bench.checkpoints.rglob("*")]
+    assert {path.stat().st_mode & 0o777 for path in paths if path.is_dir()} == {0o700}
+    assert {path.stat().st_mode & 0o777 for path in paths if path.is_file()} == {0o600}
+    folders = {(path.stat().st_uid, path.stat().st_gid) for path in paths if path.is_dir()}
+    assert folders == {guests.owner_of(0)}
 
 
 def test_a_guest_that_qemu_does_not_restore_is_named_with_its_checkpoint_and_what_helps(
@@ -734,6 +803,192 @@ def test_guests_that_failed_to_boot_are_not_those_that_ran_before_them(bench: Be
     assert bench.refusal("saved", 1).startswith("no guests of this testbed run that could be saved")
 
 
+# SSH: the testbed's own host keys, and no others
+
+
+def trusted(bench: Bench) -> dict[str, str]:
+    """Guest -> what ssh takes for its host key."""
+    lines = (bench.folder / "guests/known_hosts").read_text().splitlines()
+    return {name: key for name, _, key in (line.partition(" ") for line in lines)}
+
+
+def test_a_guest_gets_its_host_key_with_the_seed_and_that_one_is_trusted(bench: Bench) -> None:
+    bench.call("booted")
+    keys = {name: made[-1] for name, made in bench.host_keys.items()}
+    assert len(set(keys.values())) == 2 and trusted(bench) == keys
+    assert bench.user_data["guest02"] == {
+        "hostname": "guest02",
+        "ssh": "ssh-ed25519 AAAA",  # without its comment, whatever that is
+        "ssh_keys": {
+            "ed25519_private": f"private\nof {keys['guest02']}\n",
+            "ed25519_public": keys["guest02"],
+        },
+    }
+    left = sorted(path.name for path in (bench.folder / "guests/guest02").iterdir())
+    assert left == ["overlay.qcow2", "seed.iso"]
+    for name in ("known_hosts", "ssh_config", "id_ed25519"):
+        assert (bench.folder / "guests" / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_the_roles_user_data_takes_the_keys() -> None:
+    text = (ROOT / "roles/guests/templates/user-data.j2").read_text()
+    environment = Environment()  # noqa: S701 -- as Ansible renders it
+    environment.filters["b64encode"] = lambda _text: "eA=="
+    template = environment.from_string(text).render(lookup=lambda *_names: "x")
+    private = '"-----BEGIN OPENSSH PRIVATE KEY-----\\nAAAA\\n"'
+    values = {
+        "name": "guest01",
+        "ssh_public_key": '"ssh-ed25519 BBBB"',
+        "host_private_key": private,
+        "host_public_key": '"ssh-ed25519 CCCC"',
+    }
+    content = yaml.safe_load(guests.filled_in("user_data", template, values))
+    assert content["ssh_keys"] == {
+        "ed25519_private": "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n",
+        "ed25519_public": "ssh-ed25519 CCCC",
+    }
+    assert content["users"][0]["ssh_authorized_keys"] == ["ssh-ed25519 BBBB"]
+
+
+def test_restored_guests_are_known_by_the_host_key_of_their_boot(bench: Bench) -> None:
+    bench.call(boot=1)
+    bench.call(boot=2)
+    first, second = ({name: made[boot] for name, made in bench.host_keys.items()} for boot in (0, 1))
+    assert first != second and trusted(bench) == second
+    bench.call("absent")
+    assert not (bench.folder / "guests").exists()
+    again = bench.call(boot=1)
+    assert "boot" not in again["times"], "another host key must not make another checkpoint"
+    assert trusted(bench) == first
+    assert set(again["boots"]["guest01"]) == {"seconds", "cpu_seconds"}
+
+
+def test_guests_that_were_saved_as_they_booted_or_loaded_keep_their_host_key(bench: Bench) -> None:
+    bench.call("booted")
+    bench.call("saved")
+    keys = {name: made[0] for name, made in bench.host_keys.items()}
+    bench.call("absent")
+    bench.call()
+    bench.call("saved", load={**LOAD, **REPORTS})
+    bench.call("absent")
+    assert bench.call(load=LOAD)["start"]["loaded"] and trusted(bench) == keys
+
+
+def test_guests_that_boot_in_groups_are_all_known(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = {"MemAvailable": (512 + 2 * 416) * MIB, "MemTotal": 16 * GIB}
+    monkeypatch.setattr(guests, "meminfo_bytes", memory.__getitem__)
+    bench.call(number=1, checkpoint_guests=3)
+    bench.call("absent")
+    bench.call(number=2)
+    assert trusted(bench) == {name: bench.host_keys[name][0] for name in ("guest01", "guest02")}
+
+
+def test_guests_without_a_known_host_key_are_not_kept(bench: Bench) -> None:
+    bench.call("booted")
+    known = bench.folder / "guests/known_hosts"
+    known.write_text(known.read_text().splitlines()[0] + "\n")
+    (name,) = {"guest01", "guest02"} - set(trusted(bench))
+    assert bench.refusal("saved") == f"{known} has no host key of {name}: boot anew"
+
+
+def test_ssh_is_told_to_trust_nothing_else(bench: Bench) -> None:
+    bench.call("booted")
+    config = bench.folder / "guests/ssh_config"
+    said = subprocess.run(["ssh", "-F", config, "-G", "guest02"], check=True, capture_output=True, text=True)
+    options = dict(line.split(" ", 1) for line in said.stdout.splitlines())
+    assert {
+        "hostname": "127.0.0.1",
+        "port": str(PORTS + 2),
+        "user": "root",
+        "hostkeyalias": "guest02",
+        "stricthostkeychecking": "true",
+        "userknownhostsfile": str(bench.folder / "guests/known_hosts"),
+        "globalknownhostsfile": "/dev/null",
+        "identityfile": str(bench.folder / "guests/id_ed25519"),
+        "batchmode": "yes",
+        "updatehostkeys": "false",
+        "checkhostip": "no",
+    }.items() <= options.items()
+
+
+def test_what_ssh_says_to_another_host_key_is_told_when_a_guest_is_given_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "Host key verification failed."
+    monkeypatch.setattr(guests.Testbed, "said_by_ssh", lambda _testbed, _guest: said)
+    assert "did not answer SSH within 0 s (guests_boot_timeout_seconds; ssh said: Host key verification " in (
+        bench.refusal("booted", 1, boot_timeout_seconds=0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("exit 0", ""),
+        ("echo noise >&2; exit 0", ""),
+        ("echo one >&2; echo Host key verification failed. >&2; exit 255", "Host key verification failed."),
+        ("exit 255", "exit code 255"),
+    ],
+)
+def test_the_readiness_check_asks_ssh_with_the_testbeds_own_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str
+) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f"#!/bin/sh\necho $* > {tmp_path}/asked\n{script}\n")
+    ssh.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    testbed = guests.Testbed({**DEFAULTS, "directory": str(tmp_path)}, None, print)
+    assert testbed.said_by_ssh(testbed.guests(1)[0]) == said
+    assert (tmp_path / "asked").read_text() == f"-F {tmp_path}/guests/ssh_config guest01 true\n"
+
+
+# What is removed is the testbed's own
+
+
+def test_a_folder_that_the_testbed_did_not_make_is_neither_used_nor_removed(bench: Bench) -> None:
+    mine = bench.folder / "guests/guest01"
+    mine.mkdir(parents=True)
+    (mine / "disk").write_text("mine")
+    assert bench.refusal() == (
+        f"{bench.folder}/guests is there, and the testbed did not make it (it has no .ksm-testbed): "
+        "move it away, or set guests_directory"
+    )
+    assert not bench.call("absent")["changed"]
+    assert (mine / "disk").read_text() == "mine" and bench.host.booted == []
+
+
+def test_a_link_in_the_place_of_the_guests_folder_is_not_followed(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere/guest01").mkdir(parents=True)
+    bench.folder.mkdir()
+    (bench.folder / "guests").symlink_to(tmp_path / "elsewhere")
+    assert "the testbed did not make it" in bench.refusal("booted")
+    bench.call("absent")
+    assert (tmp_path / "elsewhere/guest01").is_dir()
+
+
+def test_a_link_in_the_place_of_a_guests_folder_goes_and_what_it_names_stays(
+    bench: Bench, tmp_path: Path
+) -> None:
+    bench.call()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/file").write_text("mine")
+    folder = bench.folder / "guests/guest01"
+    folder.rename(tmp_path / "aside")
+    folder.symlink_to(tmp_path / "elsewhere")
+    bench.call("absent")
+    assert (tmp_path / "elsewhere/file").read_text() == "mine" and not folder.is_symlink()
+
+
+@pytest.mark.parametrize("name", ["..", "guest01/../../..", "/", "guest1", "guest٠١", ""])
+def test_a_domain_whose_metadata_names_no_guest_is_somebody_elses(bench: Bench, name: str) -> None:
+    bench.call()
+    metadata = f'<metadata><t:guest xmlns:t="urn:ksm-testbed" name="{name}"/></metadata>'
+    foreign = Domain(bench.host, f"<domain><name>other</name>{metadata}</domain>")
+    bench.host.running.append(foreign)
+    bench.call("absent")
+    assert bench.host.running == [foreign]
+
+
 # What is refused before anything is changed
 
 
@@ -748,6 +1003,14 @@ def test_guests_that_failed_to_boot_are_not_those_that_ran_before_them(bench: Be
         ),
         ({"domain_xml": "<domain>$nothing</domain>"}, "domain_xml cannot be filled in: 'nothing'; a dollar"),
         ({"domain_xml": "<domain>5 $ a day</domain>"}, "domain_xml cannot be filled in: Invalid placeholder"),
+        (
+            {"domain_prefix": "../ksm-"},
+            "guests_domain_prefix is '../ksm-': allowed is 1 to 100 letters, digits, dots",
+        ),
+        ({"directory": "/srv/a</name>"}, "guests_directory is '/srv/a</name>': allowed is an absolute path"),
+        ({"directory": "/srv/../etc"}, "guests_directory is '/srv/../etc': allowed is an absolute path"),
+        ({"partition": "/a<b"}, "guests_partition is '/a<b': allowed is an absolute path"),
+        ({"image": {**IMAGE, "kernel": "/a&b"}}, "guests_image's kernel is '/a&b': allowed is an absolute"),
         ({"user_data": "$HOME"}, "user_data cannot be filled in: 'HOME'; a dollar sign is written $$"),
     ],
 )
@@ -949,6 +1212,22 @@ def test_the_guests_key_is_private(bench: Bench) -> None:
     bench.call(number=1)
     path = bench.folder / "guests/id_ed25519"
     assert path.read_text() == "private" and path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_guest_is_cut_off_from_all_but_the_forwarded_port_of_the_loopback() -> None:
+    root = ElementTree.fromstring(domain_xml())  # noqa: S314 -- the role's own
+    arguments = [one.get("value", "") for one in root.iter(f"{{{guests.QEMU_URI}}}arg")]
+    networks = [words for option, words in itertools.pairwise(arguments) if option == "-netdev"]
+    assert networks == ["user,id=testbed,restrict=on,hostfwd=tcp:127.0.0.1:$ssh_port-:22"]
+    assert list(root.iter("interface")) == []
+
+
+def test_the_guests_key_is_in_no_answer_of_the_module() -> None:
+    given = {"domain_xml": "<domain/>", "user_data": "", "image": IMAGE, "memory_mib": 256}
+    keys = {"ssh_private_key": "secret-7f3a", "ssh_public_key": "public-7f3a"}
+    answer = run(MODULE, guests=0, accelerator="tcg", **given, **keys)
+    assert answer["failed"] and "public-7f3a" in str(answer)
+    assert "secret-7f3a" not in str(answer)
 
 
 def test_a_command_that_fails_is_told_with_its_last_words() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from plugin_files import ROOT, load, run
 
 MODULE = "plugins/modules/host_preflight.py"
 preflight = load(MODULE)
+disk_room = sys.modules["ansible.module_utils.disk_room"]
 GOOD = {
     "debian_versions": ["12", "13"],
     "rival_tuners": ["ksmtuned", "a-tuner-of-a-long-name"],
@@ -260,7 +262,7 @@ def test_a_port_in_use_is_refused_but_not_that_of_a_guest_of_ours(host: Host) ->
 def test_a_file_system_with_less_free_than_is_to_be_stored_is_refused_with_the_sizes(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _path: SimpleNamespace(free=1000 << 20))
+    monkeypatch.setattr(disk_room.shutil, "disk_usage", lambda _path: SimpleNamespace(free=1000 << 20))
     folder = host.root / "var/lib/not-there-yet"
     checkpoint = {"path": str(folder / "checkpoints"), "bytes": (600 << 20) + 1, "what": "the checkpoint"}
     image = {"path": str(host.root), "bytes": 400 << 20, "what": "the guests' image"}
@@ -268,24 +270,26 @@ def test_a_file_system_with_less_free_than_is_to_be_stored_is_refused_with_the_s
     assert host.faults(disk_needs=[image, {**image, "bytes": 600 << 20}]) == []
     # Each of them fits, and both do not.
     assert host.faults(disk_needs=[checkpoint, image]) == [
-        f"the checkpoint needs 601 MiB in {folder}/checkpoints and the guests' image needs 400 MiB in "
-        f"{host.root}, and the file system there has 1000 MiB free: make room on it"
+        f"the file system of {folder}/checkpoints has 1000 MiB free, and 1001 MiB are to be stored there "
+        f"(601 MiB for the checkpoint in {folder}/checkpoints, 400 MiB for the guests' image in {host.root})"
+        ": make room, `make clean` removes checkpoints, or ask for fewer guests"
     ]
 
 
 def test_each_file_system_is_held_to_its_own_needs(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     free = {"/": 5 << 20, "/proc": 1 << 20}
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[str(path)]))
+    monkeypatch.setattr(disk_room.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[str(path)]))
     needs = [{"path": path, "bytes": 3 << 20, "what": f"all of {path}"} for path in free]
     assert host.faults(disk_needs=needs) == [
-        "all of /proc needs 3 MiB in /proc, and the file system there has 1 MiB free: make room on it"
+        "the file system of /proc has 1 MiB free, and 3 MiB are to be stored there (3 MiB for all of /proc "
+        "in /proc): make room, `make clean` removes checkpoints, or ask for fewer guests"
     ]
 
 
 def test_the_disk_of_this_host_is_asked(host: Host) -> None:
     need = {"path": str(host.root / "new"), "bytes": 1 << 60, "what": "too much"}
     message = run(MODULE, **{**host.arguments, "disk_needs": [need]})["msg"]
-    assert f"too much needs 1099511627776 MiB in {host.root}/new, and the file system there has " in message
+    assert f"(1099511627776 MiB for too much in {host.root}/new): make room" in message
     assert "too much" not in run(MODULE, **{**host.arguments, "disk_needs": [{**need, "bytes": 1}]}).get(
         "msg", ""
     )

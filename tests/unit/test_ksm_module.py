@@ -424,27 +424,48 @@ def test_restore_on_another_kernel_reports_what_it_lacks(tree: Path, old_tree: P
     assert "pages_to_scan" not in restored["missing"]
 
 
-def test_a_snapshot_of_another_boot_is_removed_and_not_restored(tree: Path, tmp_path: Path) -> None:
-    path = tmp_path / "snapshot.json"
+def test_a_snapshot_of_another_boot_is_named_and_put_aside_not_restored(tree: Path, tmp_path: Path) -> None:
+    path, aside = tmp_path / "snapshot.json", tmp_path / "snapshot.json.other-boot1"
     sysfs = KernelSysfs(tree)
-    apply(sysfs, snapshot=path, knobs={"sleep_millisecs": 1})
+    assert apply(sysfs, snapshot=path, knobs={"sleep_millisecs": 1}).warnings == []
+    former = path.read_text()
+    said = [
+        f"snapshot {path} is of another boot of this host, so it is not restored over what is set now; "
+        f"it is put aside as {aside}"
+    ]
     next_boot = dataclasses.replace(ROOMY, boot_id="boot-b")
-    assert apply(sysfs, "restored", next_boot, check=True, snapshot=path).changed
-    assert path.exists()
-    assert apply(sysfs, "restored", next_boot, snapshot=path).changed
+    foreseen = apply(sysfs, "restored", next_boot, check=True, snapshot=path)
+    assert foreseen.changed and foreseen.warnings == said and path.read_text() == former
+    outcome = apply(sysfs, "restored", next_boot, snapshot=path)
+    assert outcome.changed and outcome.warnings == said
+    assert "snapshot stored" in outcome.before and "snapshot none" in outcome.after
     assert sysfs.read("ksm/sleep_millisecs") == "1"
-    assert not path.exists()
+    assert not path.exists() and aside.read_text() == former
+    assert not apply(sysfs, "restored", next_boot, snapshot=path).changed
 
 
 def test_a_snapshot_of_another_boot_makes_way_for_one_of_this(tree: Path, tmp_path: Path) -> None:
     path = tmp_path / "snapshot.json"
     sysfs = KernelSysfs(tree)
     apply(sysfs, snapshot=path, knobs={"sleep_millisecs": 1})
-    apply(
-        sysfs, host=dataclasses.replace(ROOMY, boot_id="boot-b"), snapshot=path, knobs={"sleep_millisecs": 2}
-    )
-    stored = json.loads(path.read_text())
-    assert (stored["boot_id"], stored["settings"]["ksm/sleep_millisecs"]) == ("boot-b", "1")
+    for number, boot_id in enumerate(("boot-b", "boot-c"), start=1):
+        host = dataclasses.replace(ROOMY, boot_id=boot_id)
+        former = path.read_text()
+        apply(sysfs, host=host, snapshot=path, knobs={"sleep_millisecs": number + 1})
+        stored = json.loads(path.read_text())
+        assert (stored["boot_id"], stored["settings"]["ksm/sleep_millisecs"]) == (boot_id, str(number))
+        assert (tmp_path / f"snapshot.json.other-boot{number}").read_text() == former
+
+
+def test_a_snapshot_of_another_boot_is_a_warning_of_the_module(tree: Path, tmp_path: Path) -> None:
+    path = tmp_path / "snapshot.json"
+    run(tree, snapshot=str(path), knobs={"sleep_millisecs": 1})
+    content = json.loads(path.read_text())
+    assert content["boot_id"] == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    path.write_text(json.dumps({**content, "boot_id": "another"}))
+    result = run(tree, state="restored", snapshot=str(path))
+    assert result["knobs"]["sleep_millisecs"] == 1
+    assert "is of another boot of this host" in str(result["warnings"])
 
 
 # One policy after another

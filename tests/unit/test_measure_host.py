@@ -410,3 +410,16 @@ def test_the_module_fails_with_the_sentence_alone(tree: Path, tmp_path: Path) ->
     assert result["failed"] is True
     assert result["msg"].startswith("domain ksm-guest09 is not running: ")
     assert "Traceback" not in json.dumps(result)
+
+
+@pytest.mark.parametrize("domain", ["../guest", "/run/other", "a/b", ".."])
+def test_a_domains_name_leads_to_no_other_file(tmp_path: Path, domain: str) -> None:
+    roots = Roots(proc=tmp_path, sys=tmp_path, run=tmp_path)
+    with pytest.raises(ProbeError, match="is not running: "):
+        ksm_probe.domain_pid(domain, roots)
+    (tmp_path / "libvirt/guest.pid").parent.mkdir()
+    (tmp_path / "libvirt/qemu").mkdir()
+    (tmp_path / "libvirt/guest.pid").write_text("1")
+    if "/" in domain:
+        with pytest.raises(ProbeError, match="no domain can have that name"):
+            ksm_probe.domain_pid(domain, roots)

@@ -252,7 +252,7 @@ def test_the_addresses_of_a_guest_are_no_counter(off: dict[str, Any]) -> None:
 def test_a_plans_cells_stay_within_its_run() -> None:
     content = migrated(next(path for path in PUBLISHED if path.name == "plan.json"))
     content["cells"][0]["cell_id"] = "../another"
-    with pytest.raises(ValidationError, match="cannot be the name of a directory"):
+    with pytest.raises(ValidationError, match=r"cell_id is '\.\./another': allowed is"):
         PlanRecord.model_validate_json(json.dumps(content))
 
 

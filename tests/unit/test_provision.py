@@ -21,7 +21,7 @@ ROLES = {
 GIVEN = {
     "guests": "{{ debian_host_guests }}",
     "ports": "{{ debian_host_ports }}",
-    "disk_needs": "{{ debian_host_disk_needs }}",
+    "disk_needs": "{{ debian_host_disk_needs | default([]) }}",
     "memory": "{{ debian_host_guest_memory_mib }}",
 }
 
@@ -31,7 +31,8 @@ def provision(folder: Path, *words: str, **imported: Any) -> dict[str, Any]:
     for role in ROLES:
         tasks = folder / "roles" / role / "tasks"
         tasks.mkdir(parents=True)
-        tasks.joinpath("main.yml").write_text("[]")
+        for name in ("main", "install"):
+            tasks.joinpath(f"{name}.yml").write_text("[]")
     keep = {
         "ansible.builtin.copy": {
             "content": "{{ given | to_json }}",
@@ -83,7 +84,7 @@ def test_who_imports_it_says_for_how_many_whatever_the_experiments_guests(tmp_pa
         *("-e", "guests=7", "-e", "guest_ssh_port_base=2000"),
         provision_guests=1,
         provision_ports_count="{{ 1 + 2 }}",
-        provision_disk_needs=[need],
+        debian_host_disk_needs=[need],
     )
     assert (given["guests"], given["ports"], given["disk_needs"]) == (1, [2001, 2002, 2003], [need])
 

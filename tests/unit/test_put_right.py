@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,19 @@ from plugin_files import ROOT, load
 put_right_action = load("plugins/action/put_right.py")
 ACTION = ROOT / "plugins/action/put_right.py"
 MODULES = ("guests", "ksm", "envelope")
+THIS_BOOT = json.dumps({"boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip()})
 STUB = """#!/usr/bin/python3
 from ansible.module_utils.basic import AnsibleModule
-module = AnsibleModule({"state": {}, "snapshot": {}})
+module = AnsibleModule({"state": {}, "snapshot": {}, "record": {}}, supports_check_mode=True)
 name = "NAME"
 with open("LOG", "a") as log:
-    log.write(f"{name} {module.params['state']} {module.params['snapshot'] or ''}".strip() + "\\n")
+    kept = module.params["snapshot"] or module.params["record"] or ""
+    log.write(f"{name} {module.params['state']} {kept}".strip() + "\\n")
 if name in "FAILING".split():
     module.fail_json(msg=f"no {name}\\ntoday.")
-module.exit_json(changed=True)
+if "WARNING":
+    module.warn("WARNING")
+module.exit_json(changed=True, msg="All is as it was.")
 """
 
 
@@ -40,12 +45,15 @@ class Host:
             yaml.safe_dump({"description": "For a test", "service": service})
         )
 
-    def environment(self, failing: str) -> dict[str, str]:
+    def environment(self, failing: str, warning: str = "") -> dict[str, str]:
         library = self.folder / "library"
         library.mkdir(exist_ok=True)
-        for name in MODULES:
+        for name in (*MODULES, "host_state"):
             text = STUB.replace("NAME", name).replace("LOG", str(self.folder / "log"))
+            text = text.replace("WARNING", warning if name == "ksm" else "")
             (library / f"{name}.py").write_text(text.replace("FAILING", failing))
+        for name in ("host_lease", "host_put_right"):
+            shutil.copy(ROOT / f"plugins/modules/{name}.py", library)
         actions = self.folder / "actions"
         actions.mkdir(exist_ok=True)
         if not (actions / ACTION.name).exists():
@@ -56,7 +64,9 @@ class Host:
             "ANSIBLE_ACTION_PLUGINS": str(actions),
         }
 
-    def put_right(self, failing: str = "", hosts: str = "localhost,", **arguments: Any) -> tuple[int, str]:
+    def put_right(
+        self, failing: str = "", hosts: str = "localhost,", warning: str = "", **arguments: Any
+    ) -> tuple[int, str]:
         task = {
             "put_right": {
                 "policies": f"{self.folder}/policies",
@@ -69,7 +79,7 @@ class Host:
             self.folder,
             [task, after],
             hosts=hosts,
-            environment=self.environment(failing),
+            environment=self.environment(failing, warning),
             ksm_snapshot_path=str(self.snapshot),
         )
         return code, " ".join(out.split())
@@ -114,6 +124,20 @@ def test_each_step_is_taken_whatever_became_of_the_others_and_what_is_left_is_na
     assert "goes on" not in out
 
 
+def test_the_proof_comes_last_and_is_said(host: Host) -> None:
+    code, out = host.put_right(proves=True)
+    assert code == 0, out
+    assert [line.split()[0] for line in host.called] == [*MODULES, "host_state"]
+    assert host.called[-1] == f"host_state compared {host.folder / 'host-state.json'}"
+    assert "[localhost] All is as it was." in out
+
+
+def test_a_host_that_is_not_as_it_was_fails_the_proof(host: Host) -> None:
+    code, out = host.put_right("host_state", proves=True)
+    assert code == 2, out
+    assert "localhost is not put right: its state (no host_state today)." in out
+
+
 def test_guests_that_are_to_be_kept_are_and_ksm_is_restored(host: Host) -> None:
     code, out = host.put_right(keeps_guests=True)
     assert code == 0, out
@@ -125,7 +149,7 @@ def test_services_of_policies_are_stopped_before_all_else_on_a_host_that_a_run_l
     host.policy("plain", "")
     host.policy("elsewhere", "not-installed.service")
     (host.folder / "state").write_text("active")
-    host.snapshot.touch()
+    host.snapshot.write_text(THIS_BOOT)
     # What systemctl is told and what the modules are, in one order
     (host.folder / "told").unlink()
     (host.folder / "told").symlink_to(host.folder / "log")
@@ -141,12 +165,22 @@ def test_a_service_that_the_testbed_did_not_start_runs_on(host: Host) -> None:
     code, out = host.put_right()
     assert code == 0, out
     assert (host.folder / "told").read_text() == ""
+    # After a reboot it is the user who has started it.
+    host.snapshot.write_text('{"boot_id": "0f0f0f0f-0000-4000-8000-000000000000"}')
+    host.put_right()
+    assert (host.folder / "told").read_text() == ""
+
+
+def test_what_a_module_warns_of_is_shown(host: Host) -> None:
+    code, out = host.put_right(warning="snapshot a is of another boot, and put aside as b")
+    assert code == 0, out
+    assert "[WARNING]: snapshot a is of another boot, and put aside as b" in out
 
 
 def test_a_service_that_does_not_stop_is_named_and_the_rest_is_put_right(host: Host) -> None:
     host.policy("tuned", "tuner.service")
     (host.folder / "state").write_text("active")
-    host.snapshot.touch()
+    host.snapshot.write_text(THIS_BOOT)
     systemctl = host.folder / "bin/systemctl"
     systemctl.write_text(
         systemctl.read_text().replace("start*|stop*)", "stop*) echo no >&2; exit 1 ;;\nstart*)")
@@ -168,8 +202,8 @@ def test_the_teardown_puts_right_every_hypervisor(host: Host, tmp_path: Path) ->
         environment=host.environment(""),
     )
     assert code == 0, out
-    assert [line.split()[0] for line in host.called].count("guests") == 2
-    assert len(host.called) == 6
+    called = [line.split()[0] for line in host.called]
+    assert {name: called.count(name) for name in called} == dict.fromkeys((*MODULES, "host_state"), 2)
 
 
 def test_the_snapshot_is_that_of_the_role_ksm() -> None:

@@ -1,0 +1,78 @@
+"""Put a host right, on the host itself: by a controller's word, or without one by the lease's holder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+NOT_INSTALLED = "Could not find the requested service"
+# Longer than any limit of the modules themselves
+STEP_SECONDS = 600
+
+
+def put_right(steps: Iterable[Mapping[str, Any]]) -> tuple[bool, list[str], list[str]]:
+    """Take each step, whatever became of those before it.
+
+    Args:
+        steps: each with ``name`` for a person, ``needs``: paths without which there is nothing to do,
+            ``of_this_boot``: where given, a file that must be there and hold the id of the host's boot, and
+            ``modules``: the texts of Ansible modules that have their arguments in them.
+
+    Returns: whether anything was changed; what is left, each with its reasons; what the modules warn of.
+    """
+    answers = {
+        step["name"]: [_run(text) for text in step["modules"]]
+        for step in steps
+        if all(Path(path).exists() for path in step["needs"]) and _of_this_boot(step.get("of_this_boot"))
+    }
+    every = [answer for said in answers.values() for answer in said]
+    return (
+        any(answer.get("changed") for answer in every),
+        [f"{name} ({why})" for name, said in answers.items() if (why := reasons(said))],
+        [text for answer in every for text in answer.get("warnings", [])],
+    )
+
+
+def _of_this_boot(path: str | None) -> bool:
+    if not path:
+        return True
+    try:
+        return BOOT_ID.read_text().strip() in Path(path).read_text()
+    except OSError:
+        return False
+
+
+def _run(text: str) -> dict[str, Any]:
+    """A module's result; failed=True also where it could not be run."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-"],
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=STEP_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": True, "msg": f"it did not end within {STEP_SECONDS} s"}
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
+    except ValueError:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        return {"failed": True, "msg": said[-1] if said else f"it ended with {done.returncode}"}
+    return answer
+
+
+def reasons(answers: Iterable[Mapping[str, Any]]) -> str:
+    """Why modules failed, each reason once, empty where none did; a service that is not there is stopped."""
+    said = (
+        " ".join(str(answer.get("msg") or "it failed").split()).rstrip(".")
+        for answer in answers
+        if answer.get("failed")
+    )
+    return ", ".join(dict.fromkeys(text for text in said if NOT_INSTALLED not in text))
