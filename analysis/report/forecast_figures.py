@@ -120,7 +120,7 @@ def _error_marks(axes: Axes, errors: Sequence[float | None], row: int, **look: A
 def _validation_keys() -> list[Line2D]:
     looks: list[tuple[str, str, str, str]] = [
         ("forecast", "o", GAIN, GAIN),
-        ("forecast, outside its 95 % interval", "o", GAIN, "white"),
+        ("forecast, use outside its 95 % interval", "o", GAIN, "white"),
         *((name.replace("_", " "), "s", colour, colour) for name, colour in _NAIVE_COLOURS.items()),
     ]
     return [
