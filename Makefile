@@ -12,11 +12,12 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help experiment teardown test lint ruff mypy yamllint ansible-lint unit molecule system provision setup \
+.PHONY: help experiment teardown test lint ruff mypy yamllint ansible-lint unit molecule system faults provision setup \
   setup-dev clean
 help:
 	@echo 'make experiment FOCUS=1|2|3|all   set up this host, measure, print the summary'
 	@echo 'make test                         set up and run lint, unit, role and system tests'
+	@echo 'make faults                       interrupt and kill runs in each of their phases, half an hour'
 	@echo 'make teardown                     remove the guests and restore the KSM settings'
 	@echo 'make clean                        remove the guests, their checkpoints and the Python environment'
 
@@ -49,13 +50,17 @@ yamllint: setup-dev
 	yamllint --strict .
 
 unit: provision
-	pytest -m 'not system' --numprocesses=auto --maxprocesses=4 --dist=worksteal
+	pytest -m 'not system and not faults' --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 molecule: provision
 	tests/molecule.sh
 
 system: provision
-	pytest -m system -v
+	pytest -m system -v --durations=15
+
+# Runs that are interrupted or killed in each of their phases; half an hour
+faults: provision
+	pytest -m faults -v
 
 # The host's packages and the guests' image, by the same roles as an experiment.
 provision: setup-dev

@@ -28,16 +28,18 @@ from this_host import (
     MIB,
     RECORDS,
     ROOT,
+    SIZE,
     SSH,
     Cells,
     State,
     cells,
-    command,
     domains,
+    follow,
     in_guest,
     knob,
     left,
     playbook,
+    started,
     state,
     succeeded,
 )
@@ -45,8 +47,6 @@ from this_host import (
 pytestmark = pytest.mark.system
 
 SLEEP = Path("/sys/kernel/mm/ksm/sleep_millisecs")
-# The first two of the guests that booted
-SIZE = {"guests": 2, "guest_memory_mib": MEMORY_MIB}
 
 
 @pytest.fixture(scope="module")
@@ -271,29 +271,6 @@ def test_progress_is_of_the_matrix(campaign: dict[str, Any], results: Path) -> N
     for said in (campaign["output"], log.read_text()):
         assert "cell 2 of 2" in said
         assert "settled" in said
-
-
-def follow(run: subprocess.Popen[str], text: str) -> list[str]:
-    """What a run says up to a line with this text."""
-    assert run.stdout is not None
-    said = []
-    for line in run.stdout:
-        said.append(line)
-        if text in line:
-            return said
-    raise AssertionError("".join(said)[-3000:])
-
-
-def started(results: Path, **asked: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(results_directory=str(results), **{**SIZE, **asked}),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )
 
 
 def test_a_lost_guest_is_recorded(campaign: dict[str, Any], results: Path, before: State) -> None:

@@ -27,6 +27,8 @@ RECORDS = ("off", "merge", "on", "verify")
 # The guests that boot for all system tests; with fewer, the first ones are restored.
 GUESTS = 3
 MEMORY_MIB = 256
+# The first two of the guests that booted
+SIZE = {"guests": 2, "guest_memory_mib": MEMORY_MIB}
 Cells = dict[str, dict[str, Any]]
 # Against guests that hang; on a busy machine they take as long as they take.
 PATIENCE = {"guests_boot_timeout_seconds": 3600, "guests_answer_timeout_seconds": 3600}
@@ -107,3 +109,31 @@ def domains() -> list[str]:
         text=True,
     )
     return [name for name in done.stdout.split() if name.startswith("ksm-testbed-")]
+
+
+def follow(run: subprocess.Popen[str], text: str) -> list[str]:
+    """What a run says up to a line with this text."""
+    assert run.stdout is not None
+    said = []
+    for line in run.stdout:
+        said.append(line)
+        if text in line:
+            return said
+    raise AssertionError("".join(said)[-3000:])
+
+
+def started(results: Path, *, name: str = "experiment.yml", **asked: Any) -> subprocess.Popen[str]:
+    """A playbook that runs in a session of its own, for the first two guests where no other number is asked.
+
+    A variable that is None is not given.
+    """
+    given = {word: value for word, value in {**SIZE, **asked}.items() if value is not None}
+    return subprocess.Popen(
+        command(name=name, results_directory=str(results), **given),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )

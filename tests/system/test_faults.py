@@ -1,0 +1,126 @@
+"""A run's controller is told to stop, or killed, in each phase: the host is as it was, and nothing is lost.
+
+`make faults` runs these, for some half an hour. Nothing is started after the fault: where the controller is
+killed the host puts itself right by its lease.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from this_host import MEMORY_MIB, ROOT, Cells, State, domains, follow, left, started
+
+pytestmark = pytest.mark.faults
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGKILL")
+CAPACITY = {
+    "name": "capacity.yml",
+    "guests": None,
+    "guest_memory_mib": MEMORY_MIB,
+    "capacity_envelope_mib": 1000,
+    "capacity_step_guests": 3,
+    "capacity_most_guests": 3,
+    "capacity_probe_seconds": 2,
+    "capacity_divergence_seconds": 60,
+}
+# Phase -> what is asked for, and what the run says when it is in that phase
+PHASES: dict[str, tuple[dict[str, Any], str]] = {
+    "boot": ({"focus": 1, "checkpoint": "fresh", "first_boot": 9}, "booting 2 guests"),
+    "checkpoint": ({"focus": 1, "checkpoint": "fresh", "first_boot": 9}, "guest02 is up"),
+    "restore": ({"focus": 1}, ": restore"),
+    "load": ({"focus": 2}, ": load"),
+    "off": ({"focus": 1}, ": off"),
+    "merge": ({"focus": 1, "converge_min_full_scans": 10000}, "MiB/VM"),
+    "on": ({"focus": 1}, ": on"),
+    "after": ({"focus": 1, "follow_seconds": 600}, ": after"),
+    "census": ({"focus": 2, "census": True}, ": census"),
+    "verify": ({"focus": 2}, ": verify"),
+    "putting right": ({"focus": 1}, ": done in"),
+    "capacity step": (CAPACITY, "arm ksm: Let KSM settle"),
+    "divergence": (CAPACITY, "Let every page held diverge"),
+}
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_controller_ends(results: Path, proof: Cells, before: State, phase: str, name: str) -> None:
+    asked, text = PHASES[phase]
+    run_id = f"{phase.replace(' ', '-')}-{name}"
+    run = started(results, run_id=run_id, **asked)
+    said = follow(run, text)
+    stop(run, name)
+    assert run.stdout is not None
+    said.append(run.stdout.read())
+    run.wait()
+    assert left(before) == [], "".join(said)[-3000:]
+    assert domains() == []
+    whole(results, run_id, capacity="name" in asked)
+
+
+def stop(run: subprocess.Popen[str], name: str) -> None:
+    """Tell the controller alone; kill all of it, so that none of its processes puts anything right."""
+    if name == "SIGKILL":
+        os.killpg(run.pid, signal.SIGKILL)
+    else:
+        os.kill(run.pid, signal.Signals[name])
+
+
+def whole(results: Path, run_id: str, *, capacity: bool) -> None:
+    """Every record that was written can be read, none is cut off, and the run can be summarised."""
+    folder = results / "capacity" / run_id if capacity else results / run_id
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".json", ".log"}
+    for path in files:
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+    if not capacity:
+        words = [sys.executable, "-m", "analysis", "summarize", "--results", str(results), "--run", run_id]
+        done = subprocess.run(words, cwd=ROOT, check=False, capture_output=True, text=True)
+        assert run_id in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def kill_a_guest() -> None:
+    """The QEMU of one guest, from outside."""
+    pid = int(Path(f"/run/libvirt/qemu/{domains()[0]}.pid").read_text())
+    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("phase", ["load", "merge", "on", "verify"])
+def test_a_guest_is_killed(results: Path, proof: Cells, before: State, phase: str) -> None:
+    asked, text = PHASES[phase]
+    run_id = f"{phase}-guest"
+    run = started(results, run_id=run_id, **{**asked, "focus": 2})
+    said = follow(run, text)
+    kill_a_guest()
+    assert run.stdout is not None
+    said.append(run.stdout.read())
+    assert run.wait() != 0, "".join(said)[-3000:]
+    assert left(before) == []
+    (failed,) = (results / run_id).rglob("failed.json")
+    message = json.loads(failed.read_text())["observed"]["message"]
+    assert "guest0" in message, message
+
+
+def test_two_runs_at_once(results: Path, proof: Cells, before: State) -> None:
+    """The second one is told whose the host is, and changes nothing; the first one goes on to its end."""
+    first = started(results, run_id="first", focus=1)
+    follow(first, ": restore")
+    second = started(results, run_id="second", focus=1)
+    assert second.stdout is not None
+    told = second.stdout.read()
+    assert second.wait() != 0
+    assert "this host is in use by" in told
+    assert "experiment first" in told
+    assert first.stdout is not None
+    rest = first.stdout.read()
+    assert first.wait() == 0, rest[-3000:]
+    assert "done in" in rest
+    assert left(before) == []
