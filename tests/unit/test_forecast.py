@@ -564,7 +564,8 @@ def test_repetitions_of_a_boot_are_one_sample(capsys: pytest.CaptureFixture[str]
     )
     assert len(twice["calibration"]["cells"]) == 6
     # Twice as many cells of the same boots know no more of another boot.
-    assert twice["predicted"] == once["predicted"]
+    for name, value in once["predicted"][0]["used_on"].items():
+        assert twice["predicted"][0]["used_on"][name] == pytest.approx(value, rel=1e-6)
 
 
 def test_boots_are_samples_of_their_own(capsys: pytest.CaptureFixture[str], results: Path) -> None:
