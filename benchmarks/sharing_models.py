@@ -101,7 +101,7 @@ def between(held: Held, distinct: float, guests: int) -> float:
 
 def censuses(results: Path) -> list[tuple[str, str, Held]]:
     """The folder below results, workload and ``held`` of each census of one workload."""
-    found = []
+    found: list[tuple[str, str, Held]] = []
     for path in sorted(results.rglob("census.json")):
         try:
             record = read_record(path, CensusRecord)

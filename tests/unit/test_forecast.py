@@ -389,19 +389,29 @@ def test_the_envelope_has_no_base(capsys: pytest.CaptureFixture[str], results: P
     assert found["loads"][0]["limits"]["off"] == 8192 // 401
 
 
-def test_the_base_is_read_where_it_was_measured(capsys: pytest.CaptureFixture[str], results: Path) -> None:
-    store_numbers(results, NUMBERS)
+def test_the_base_is_read_where_one_number_of_guests_does_not_tell_it(
+    capsys: pytest.CaptureFixture[str], results: Path
+) -> None:
+    store_numbers(results, (6,))
+    store_censuses(results)
     empty = capacity_record(guests=0)
     meminfo = empty["observed"]["host"]["meminfo"]
     empty["observed"]["probes"] = {}
-    meminfo["MemTotal_bytes"], meminfo["MemAvailable_bytes"] = TOTAL, TOTAL - round(BASE * MIB)
+    meminfo["MemTotal_bytes"], meminfo["MemAvailable_bytes"] = TOTAL, TOTAL - round((BASE + 50) * MIB)
     store_capacity(results, [empty])
     found = content(capsys, results, "--guests", "15")
     assert len(found["calibration"]["bases"]) == 1
-    assert found["base_bytes"] / MIB == pytest.approx(BASE)
+    assert found["base_bytes"] / MIB == pytest.approx(BASE + 50)
     empty["provenance"]["kernel_release"] = "another"
     store_capacity(results, [empty])
-    assert content(capsys, results, "--guests", "15")["calibration"]["bases"] == []
+    assert main(["forecast", "--results", str(results), "--guests", "15"]) == 2
+    assert "with no guest cannot be told from one number of guests" in capsys.readouterr().err
+    empty["provenance"]["kernel_release"] = "6.18.0-synthetic"
+    store_capacity(results, [empty])
+    store_numbers(results, (4,))
+    found = content(capsys, results, "--guests", "15")
+    assert found["calibration"]["bases"] == []
+    assert found["base_bytes"] / MIB == pytest.approx(BASE)
 
 
 def test_a_mix_on_the_command_line(capsys: pytest.CaptureFixture[str], results: Path, tmp_path: Path) -> None:
