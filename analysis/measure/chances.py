@@ -13,8 +13,8 @@ import numpy as np
 from scipy.optimize import minimize  # type: ignore[import-untyped]
 from scipy.special import betaln, gammaln  # type: ignore[import-untyped]
 
-# Contents come file by file: so many pages tell as much as one content that came for itself.
-PAGES_TOGETHER = 256
+# Contents come by runs of a file's pages: so many tell as much as one content that came for itself.
+PAGES_TOGETHER = 16
 
 
 @dataclass(frozen=True)
