@@ -10,6 +10,8 @@ NOW := $(shell date -u +%Y%m%dT%H%M%SZ)
 PYTHON ?= /usr/bin/python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Tests that play a playbook wait a part of their time.
+WORKERS ?= $(shell expr $$(nproc) \* 3 / 2)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .PHONY: help experiment teardown test lint ruff mypy yamllint ansible-lint unit molecule system faults provision setup \
@@ -50,7 +52,7 @@ yamllint: setup-dev
 	yamllint --strict .
 
 unit: provision
-	pytest -m 'not system and not faults' --numprocesses=auto --maxprocesses=4 --dist=worksteal
+	pytest -m 'not system and not faults' --numprocesses=$(WORKERS) --dist=worksteal
 
 molecule: provision
 	tests/molecule.sh

@@ -1,5 +1,5 @@
 #!/bin/bash
-# `molecule test` in every role that has a scenario, two at a time, each line with its role; fails if one of them does.
+# `molecule test` in every role that has a scenario, three at a time, each line with its role; fails if one of them does.
 # They share nothing on the host. The one that boots a guest is the longest and begins first.
 set -euo pipefail
 cd "$(dirname "$0")/../roles"
@@ -14,4 +14,4 @@ roles=(guests)
 for folder in */molecule/default; do
   [[ $folder == guests/* ]] || roles+=("${folder%%/*}")
 done
-printf '%s\n' "${roles[@]}" | xargs --max-procs=2 --replace bash -c 'scenario {}'
+printf '%s\n' "${roles[@]}" | xargs --max-procs=3 --replace bash -c 'scenario {}'
