@@ -28,7 +28,7 @@ def run(proof: Cells, before: State, tmp_path_factory: pytest.TempPathFactory) -
         "capacity_step_guests": GUESTS,
         "capacity_most_guests": GUESTS,
         "capacity_probe_seconds": 2,
-        "capacity_divergence_seconds": 60,
+        "capacity_divergence_seconds": 30,
         "run_id": "small",
         "results_directory": str(results),
     }
