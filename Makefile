@@ -11,7 +11,7 @@ PYTHON ?= /usr/bin/python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Tests that play a playbook wait a part of their time.
-WORKERS ?= $(shell expr $$(nproc) \* 2)
+WORKERS ?= $(shell expr $$(nproc) \* 3 / 2)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .PHONY: help experiment teardown test lint ruff mypy yamllint ansible-lint unit molecule system faults provision setup \
