@@ -44,7 +44,7 @@ PHASES: dict[str, tuple[dict[str, Any], str]] = {
     "verify": ({"focus": 2}, ": verify"),
     "putting right": ({"focus": 1}, ": done in"),
     "capacity step": (CAPACITY, "arm ksm: Let KSM settle"),
-    "divergence": (CAPACITY, "Let every page held diverge"),
+    "divergence": (CAPACITY, "arm ksm: done in"),
 }
 
 
