@@ -32,6 +32,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from plugins.module_utils.private_file import put
+
 PROJECT = Path(__file__).parents[1]
 SSH_CONFIG = "/var/lib/ksm-testbed/guests/ssh_config"
 KSM = Path("/sys/kernel/mm/ksm")
@@ -238,15 +240,6 @@ def decoded(text: str) -> tuple[list[Round], dict[str, Any]]:
     if not rounds:
         raise BenchError("it has no round")
     return rounds, content
-
-
-def store(path: Path, text: str) -> None:
-    """Write a private file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    partial.replace(path)
 
 
 def shown(rounds: Sequence[Round], about: dict[str, Any]) -> str:
@@ -462,7 +455,7 @@ def measure(arguments: argparse.Namespace) -> None:
                 held = victims_choice(arguments.pages, choice)
                 arms[arm] = measured(arm, held, f"{name}-{number}-{arm}", say)
             rounds.append(Round(booted_at, arms))
-            store(arguments.record, encoded(rounds, about))
+            put(arguments.record, encoded(rounds, about))
             print(shown(rounds, about), flush=True)
     finally:
         say("putting the host right")

@@ -83,14 +83,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         )
         beside = (*disk.FOLDERS, "results_directory", "run_id", proof.VARIABLE)
         given = play_variables(self, task_vars or {}, (*VARIABLES, *CAPACITY_VARIABLES, *beside))
-        hosts = arguments["hypervisors"] or (task_vars or {}).get("groups", {}).get("hypervisors", [])
+        group = (task_vars or {}).get("groups", {}).get("hypervisors", [])
+        hosts = [str(host) for host in arguments["hypervisors"] or group]
         results = arguments["directory"] or given.get("results_directory", "results")
         try:
             capacity, design = check_variables(
                 arguments["capacity"] or {name: given.get(name) for name in CAPACITY_VARIABLES},
                 arguments["experiment"] or {name: given.get(name) for name in VARIABLES},
             )
-            check_hypervisors(map(str, (task_vars or {}).get("groups", {}).get("hypervisors", [])))
+            check_hypervisors(hosts)
             policies = arms(design)
             run_id = check_run_id(str(arguments["run_id"] or given.get("run_id") or "") or new_run_id())
             directory = Path(results).expanduser().absolute() / "capacity" / run_id
@@ -102,7 +103,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 policy=capacity.policy,
                 envelope_bytes=capacity.envelope_bytes,
                 guest_memory_bytes=design.guest_memory_mib * MIB,
-                hypervisors=[str(host) for host in hosts],
+                hypervisors=hosts,
             )
             if directory.exists():
                 raise DesignError(f"run_id {run_id} exists as {directory}: give another run_id.")

@@ -6,11 +6,11 @@ reached: `ssh -F /var/lib/ksm-testbed/guests/ssh_config guest01`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ansible.module_utils.names import HOST_KEY, check
+from ansible.module_utils.private_file import put
 
 CONFIG = """\
 Host *
@@ -39,7 +39,7 @@ class GuestSsh:
 
     def write_key(self, private_key: str) -> None:
         """Write the key that opens the guests."""
-        _write(self.key, private_key)
+        put(self.key, private_key)
 
     def host_keys(self) -> dict[str, str]:
         """Guest name -> its host key, of all that are trusted."""
@@ -55,22 +55,12 @@ class GuestSsh:
             check(f"the host key of {name}", key, HOST_KEY)
         known = {**self.host_keys(), **host_keys}
         # By the guest's name: other guests have had the same port.
-        _write(self.known_hosts, "".join(f"{name} {key}\n" for name, key in known.items()))
+        put(self.known_hosts, "".join(f"{name} {key}\n" for name, key in known.items()))
         hosts = "".join(
             f"Host {name}\n    Port {self.port_of(name)}\n    HostKeyAlias {name}\n" for name in known
         )
-        _write(self.config, hosts + CONFIG.format(key=self.key, known_hosts=self.known_hosts))
+        put(self.config, hosts + CONFIG.format(key=self.key, known_hosts=self.known_hosts))
 
     def command(self, name: str, *words: str) -> list[str]:
         """The command that runs words in a guest."""
         return ["ssh", "-F", str(self.config), name, *words]
-
-
-def _write(path: Path, text: str) -> None:
-    """Put a private file in place at once: SSH may be reading the one before."""
-    new = path.with_name(f".{path.name}.new")
-    new.unlink(missing_ok=True)
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(text)
-    new.replace(path)

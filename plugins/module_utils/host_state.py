@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ansible.module_utils.ksm_probe import OWN_PREFIX, selected
+
 SCHEMA_VERSION = 1
 DIRECTORY = "/var/lib/ksm-testbed"
-PREFIX = "ksm-testbed-"
 # Names below /run that the testbed's modules and actions give their files
 RUN_FILES = ("ksm-testbed*", "measure_series-*.progress")
 # Whoever reads has the lease and gives it back afterwards, so it is no part of what is read.
@@ -77,7 +78,9 @@ class Process:
     sockets: frozenset[str]
 
 
-def read_state(root: Path = Path("/"), directory: str = DIRECTORY, prefix: str = PREFIX) -> dict[str, Any]:
+def read_state(
+    root: Path = Path("/"), directory: str = DIRECTORY, prefix: str = OWN_PREFIX
+) -> dict[str, Any]:
     """Read the state of a host.
 
     Args:
@@ -120,9 +123,7 @@ def _settings(mm: Path) -> tuple[dict[str, str], int]:
         for path in sorted((mm / folder).rglob("*")):
             mode = path.stat().st_mode
             if stat.S_ISREG(mode) and mode & stat.S_IRUSR and mode & stat.S_IWUSR:
-                text = path.read_text(encoding="ascii")
-                selected = re.search(r"\[(\S+)\]", text)
-                found[str(path.relative_to(mm))] = selected.group(1) if selected else text.strip()
+                found[str(path.relative_to(mm))] = selected(path.read_text(encoding="ascii"))
     if found.get("ksm/advisor_mode", "none") != "none":
         found.pop("ksm/pages_to_scan", None)  # the kernel's own then, from moment to moment
     counters = [mm / "ksm" / name for name in MERGED_COUNTERS]
@@ -307,7 +308,7 @@ def _users(root: Path) -> list[str]:
     return sorted(found)
 
 
-def traces(state: Mapping[str, Any], directory: str = DIRECTORY, prefix: str = PREFIX) -> list[str]:
+def traces(state: Mapping[str, Any], directory: str = DIRECTORY, prefix: str = OWN_PREFIX) -> list[str]:
     """What is left of a run, on a host that was not put right: guests, their files, a snapshot, a bound."""
     nothing = {**{category: {} for category in CATEGORIES}, "settings": state["settings"], "merged_pages": 0}
     found = differences(nothing, {**state, "merged_pages": 0}, directory, prefix)
@@ -315,7 +316,7 @@ def traces(state: Mapping[str, Any], directory: str = DIRECTORY, prefix: str = P
 
 
 def differences(
-    before: Mapping[str, Any], after: Mapping[str, Any], directory: str = DIRECTORY, prefix: str = PREFIX
+    before: Mapping[str, Any], after: Mapping[str, Any], directory: str = DIRECTORY, prefix: str = OWN_PREFIX
 ) -> list[Difference]:
     """Name what differs between two states of one boot of a host.
 

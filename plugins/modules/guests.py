@@ -180,6 +180,7 @@ from ansible.module_utils.guest_channel import ask_all, why_gone, why_stopped
 from ansible.module_utils.guest_ssh import GuestSsh
 from ansible.module_utils.names import DOMAIN, METADATA_URI, PATH, NameRefused, check, guest_of
 from ansible.module_utils.own_files import NotOwnError, check_free, is_own, make_own, remove_own
+from ansible.module_utils.private_file import put
 from ansible.module_utils.progress import Progress, ProgressError, end_when_abandoned
 
 try:
@@ -560,7 +561,7 @@ class Testbed:
 
     def note_source(self, source: dict[str, Any]) -> None:
         """Note where the guests that run come from."""
-        write_private(self.source_path, json.dumps(source))
+        put(self.source_path, json.dumps(source))
 
     def new_folder(self, guest: Guest) -> None:
         """Make the folder of a guest; nothing of a former run is left."""
@@ -856,13 +857,6 @@ def run(command: list[str]) -> str:
     if done.returncode:
         raise GuestError(f"{command[0]} failed: {' | '.join(done.stderr.strip().splitlines()[-3:])}")
     return done.stdout
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only root reads, whatever was there."""
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
 
 
 @contextmanager

@@ -42,13 +42,13 @@ msg: {description: all of it in one paragraph, type: str, returned: state is not
 """
 
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.host_state import SCHEMA_VERSION, differences, read_state, told, traces
+from ansible.module_utils.private_file import put
 
 
 def load(path: Path) -> tuple[dict[str, Any] | None, str]:
@@ -76,11 +76,7 @@ def keep(path: Path, run: str, now: dict[str, Any], check_mode: bool) -> dict[st
     if not check_mode:
         content = {**now, "run": run, "recorded_at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
         path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.unlink(missing_ok=True)
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(content, file)
-        partial.replace(path)
+        put(path, json.dumps(content))
     # That it is taken anew before each run is no change of the host.
     first = kept is None or kept["boot_id"] != now["boot_id"]
     return {"changed": first, "msg": f"the state of this host is kept in {path}"}

@@ -122,7 +122,7 @@ def test_the_errors_are_those_of_the_half_that_chose_no_threshold() -> None:
 
 def test_the_figures_are_made_again_from_the_record_alone(tmp_path: Path) -> None:
     path = tmp_path / "tenants.json"
-    tenants.store(path, tenants.encoded(rounds(), {"machine": "A CPU"}))
+    tenants.put(path, tenants.encoded(rounds(), {"machine": "A CPU"}))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert tenants.decoded(path.read_text())[0] == rounds()
     program = [sys.executable, str(ROOT / "benchmarks/tenants.py")]
