@@ -39,8 +39,9 @@ class Interrupted:
         open_run(folder / "results", PLAN)
         self.begun, self.go, self.done = folder / "begun", folder / "go", folder / "done"
         cells = [asdict(cell) for cell in PLAN.cells if cell.hypervisor == "host1"]
-        forever = {"path": str(folder / "never"), "timeout": 3600, "sleep": 1}
-        merge = {"name": "Follow it", "ansible.builtin.wait_for": forever, "vars": {"phase": "merge"}}
+        # A shell, which a signal ends at any moment: a Python that still starts may swallow a SIGINT.
+        merge = in_shell("Follow it", f"until test -e {folder}/never; do sleep 0.1; done")
+        merge["vars"] = {"phase": "merge"}
         self.project.experiment(cells, [merge], play=play)
         self.teardown = [
             in_shell("Say that it began", f"touch {folder}/begun.{{{{ inventory_hostname }}}}"),
@@ -73,15 +74,15 @@ def case(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Interrupted
 
 
 def waiting(folder: Path) -> list[str]:
-    """Processes of the module wait_for of a run in this folder."""
+    """Shells of a run in this folder that follow it, for ever; one on each host."""
+    loop = b"until test -e %b/never" % bytes(folder)
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             words = (process / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        # The interpreter and the module, not the shells that started it.
-        if len(words) == 3 and words[1].startswith(bytes(folder / "remote")) and b"wait_for" in words[1]:
+        if len(words) > 2 and words[2].startswith(loop):
             found.append(process.name)
     return found
 
@@ -102,7 +103,7 @@ def test_a_run_that_is_interrupted_puts_its_hosts_right(case: Interrupted, signa
     assert said.count("Interrupted: restoring the KSM settings and removing the guests") == 1
     assert "failed: run `make teardown`" not in said
     # Told to end, and not waited for by the run
-    wait_until(lambda: waiting(case.project.folder) == [], "the modules have ended")
+    wait_until(lambda: waiting(case.project.folder) == [], "what followed has ended")
     for cell in PLAN.cells:
         record = json.loads((cell_directory(case.project.results, cell) / "failed.json").read_text())
         expected = {"phase": "merge", "task": "Follow it", "message": "interrupted by the user"}
