@@ -31,6 +31,7 @@ FREED = QUANTITIES["freed_mib_per_vm"]
 PAPER = "paper_mib_per_vm"
 
 _BEGAN = {"checkpoint": ", restored from a checkpoint", "boot": ", measured as booted", "": ""}
+_BEGAN_SHORT = {"checkpoint": "restored", "boot": "as booted", "": ""}
 _MOST_NAMED = 12
 
 
@@ -253,11 +254,37 @@ def row_name(summary: Summary) -> str:
     return f"{title(summary.workload)}, {summary.variant}"
 
 
+def _names(summaries: Sequence[Summary]) -> list[str]:
+    """What each line is called, with its host, guests and their start where these differ."""
+    places = [
+        (
+            one.hypervisor,
+            f"{one.guests} guests",
+            f"{one.guest_memory_bytes >> 20} MB",
+            _BEGAN_SHORT[one.start_from],
+        )
+        for one in summaries
+    ]
+    differ = [len(set(values)) > 1 for values in zip(*places, strict=True)]
+    return [
+        ", ".join(
+            [row_name(one), *(part for part, wanted in zip(place, differ, strict=True) if wanted and part)]
+        )
+        for one, place in zip(summaries, places, strict=True)
+    ]
+
+
 def remarks(answer: Answer) -> list[str]:
     """What the reader of the tables must know: what is left out and why, pooling refused, few boots."""
     summaries = answer.summaries
     lines = [*warnings(answer)]
-    lines += _about_boots([summary for summary in summaries if summary.measured and not summary.not_pooled])
+    lines += _about_boots(
+        [
+            (name, summary)
+            for name, summary in zip(_names(summaries), summaries, strict=True)
+            if summary.measured and not summary.not_pooled
+        ]
+    )
     if any(summary.arm_order != OFF_ON for summary in summaries):
         lines.append(
             "KSM on first: what KSM split and freed stays so when it is switched off, so that these are no "
@@ -270,12 +297,12 @@ def remarks(answer: Answer) -> list[str]:
 
 def warnings(answer: Answer) -> list[str]:
     """What is left out or in doubt, and why."""
-    several_hosts = len({summary.hypervisor for summary in answer.summaries}) > 1
+    named = list(zip(_names(answer.summaries), answer.summaries, strict=True))
     lines = [f"! {problem}" for problem in answer.problems]
-    for summary in answer.summaries:
-        name = f"{summary.hypervisor}, {row_name(summary)}" if several_hosts else row_name(summary)
-        lines += [*_not_pooled(name, summary), *_left_out(name, summary), *_doubts(name, summary)]
+    for name, summary in named:
+        lines += [*_not_pooled(name, summary), *_left_out(name, summary), *_unknown(name, summary)]
         lines += [f"! {name}: {words}" for words in marks_words(averaged(summary, answer.runs))]
+    lines += _parted(named)
     lines += [
         f"! {title(one.workload)}: {one.policy} is not compared with {one.baseline}, for they were measured "
         f"under different conditions: {'; '.join(one.not_compared)}."
@@ -318,37 +345,41 @@ def _left_out(name: str, summary: Summary) -> list[str]:
     return lines
 
 
-def _doubts(name: str, summary: Summary) -> list[str]:
-    """What is not known of a line, and where the two ways to measure memory freed part."""
-    lines = [f"! {name}: not known: {reason}." for reason in summary.unknown]
-    if summary.parted:
-        lines.append(
-            f"! {name}: in {summary.parted} of {summary.measured} cells the host's memory freed parts from "
-            "the guests': something else on the host took or gave memory meanwhile. Believe the guests'."
-        )
-    return lines
+def _unknown(name: str, summary: Summary) -> list[str]:
+    return [f"! {name}: not known: {reason}." for reason in summary.unknown]
+
+
+def _parted(named: Sequence[tuple[str, Summary]]) -> list[str]:
+    """Where the two ways to measure memory freed part."""
+    where = [f"{name} ({one.parted} of {one.measured} cells)" for name, one in named if one.parted]
+    if not where:
+        return []
+    return [
+        "! host freed parts from freed, for something else on the host took or gave memory: "
+        f"{'; '.join(where)}. Believe freed."
+    ]
 
 
 def _seen(cell: Measured) -> str:
     return f"{FREED.number(cell.freed_mib_per_vm)} {FREED.unit}"
 
 
-def _about_boots(pooled: Sequence[Summary]) -> list[str]:
+def _about_boots(pooled: Sequence[tuple[str, Summary]]) -> list[str]:
     """What the intervals and spreads are of, and where there are too few boots."""
     lines = []
-    few = [summary for summary in pooled if len(summary.boots) < LEAST_BOOTS]
+    few = [(name, summary) for name, summary in pooled if len(summary.boots) < LEAST_BOOTS]
     if few:
-        named = ", ".join(f"{row_name(one)} ({_boots(len(one.boots))})" for one in few)
+        named = "; ".join(f"{name} ({_boots(len(one.boots))})" for name, one in few)
         lines.append(
             f"Fewer than {LEAST_BOOTS} boots: {named}. One boot has no interval, whatever the repetitions "
             "within it; that of two is printed as what it is, and nothing follows from it. More: `-e "
             "boots=3`."
         )
-    if any(len(summary.boots) > 1 for summary in pooled):
+    if any(len(summary.boots) > 1 for _name, summary in pooled):
         lines.append(
             "±: half of the 95 % t interval over boots. sd between: standard deviation of the boots' means."
         )
-    if any(max(summary.boots) > 1 for summary in pooled):
+    if any(max(summary.boots) > 1 for _name, summary in pooled):
         lines.append(
             "sd within: standard deviation of the repetitions within a boot, pooled over the boots. Boots "
             "3x2: 3 boots of 2 repetitions each."

@@ -12,7 +12,7 @@ from synthetic import BOOTED, began, store, synthetic_failure, synthetic_plan
 from synthetic_census import census_record
 
 from analysis.__main__ import main
-from analysis.plan.design import Cell, cell_directory
+from analysis.plan.design import MIB, Cell, cell_directory
 
 Records = dict[str, dict[str, Any]]
 
@@ -136,6 +136,20 @@ def test_guests_of_version_1_that_met_ksm_first_are_a_row_that_says_so(results: 
     ]
     assert "host1: 15 guests of 512 MB, measured as booted" in text
     assert "these are no repetitions of the others" in flowing(text)
+
+
+def test_a_line_that_is_in_doubt_is_told_from_its_namesakes(results: Path, summarize: Any) -> None:
+    def change(cell: Cell, records: Records) -> None:
+        if cell.boot > 1:
+            records["on"]["observed"]["host"]["meminfo"]["MemAvailable_bytes"] -= 300 * MIB
+        if cell.boot < 3:
+            began(records, **BOOTED)
+
+    store(results, synthetic_plan(boots=4), change)
+    text = flowing(summarize())
+    assert text.count("parts from") == 1
+    assert "1 idle, ksm, as booted (1 of 2 cells); 1 idle, ksm, restored (2 of 2 cells). Believe" in text
+    assert "Fewer than 3 boots: 1 idle, ksm, as booted (2 boots); 1 idle, ksm, restored (2 boots)." in text
 
 
 MIX = "constant_fill=5,idle=5,random_fill=5"
