@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     from analysis.records.writing import write_record
     from analysis.report import forecast_figures
     from analysis.report.figures import save
-    from analysis.report.forecast import forecast_parts, merging
+    from analysis.report.forecast import forecast_parts
     from analysis.report.tables import show
 
     numbers = _numbers(arguments.guests)
@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
         "after that: `python -m analysis report`."
     )
     show(
-        *forecast_parts(record, merging(found.cells), found.cells_left_out),
+        *forecast_parts(record, found.cells, found.cells_left_out),
         *([written] if arguments.out else []),
     )
     return 0

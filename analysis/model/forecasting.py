@@ -155,6 +155,7 @@ def _predicted(model: Model, mix: Mapping[str, int]) -> dict[str, Any]:
         "mix": dict(mix),
         "used_off": asdict(seen.off),
         "used_on": asdict(seen.on),
+        "saved": asdict(seen.saved),
         "gross": asdict(seen.gross),
         "used_on_apart_bytes": seen.on_apart_bytes,
         "safe_bytes": seen.safe_bytes,

@@ -66,7 +66,7 @@ class Joined:
     """One held-out cell beside its prediction.
 
     ``proof``: NAMED or BY_TIME. ``scope`` says of what the memory is: HOST, or ENVELOPE. ``measured`` is
-    keyed by USED and, of a host, AVAILABLE; ``half_width`` (bytes, None: no interval) by OFF_USE and ON_USE;
+    keyed by USED and, of a host, AVAILABLE; ``half_width`` (bytes, None: no interval) by SCORED;
     ``naive_on``, the use with the policy on, by NAIVE.
     """
 
@@ -101,7 +101,7 @@ class Joined:
 
     def inside(self, what: str, used: str = USED) -> bool | None:
         """Whether what was measured lies in the prediction interval; None without one."""
-        half = self.half_width.get(what)
+        half = self.half_width[what]
         if half is None or self.error(what, used) is None:
             return None
         return abs(self.predicted.of(what) - self.measured[used].of(what)) <= half
@@ -351,6 +351,7 @@ def _joined(
         half_width={
             OFF_USE: predicted.used_off.half_width_bytes,
             ON_USE: predicted.used_on.half_width_bytes,
+            SAVED: None if predicted.saved is None else predicted.saved.half_width_bytes,
         },
         naive_on={
             "constant_saving": predicted.naive_used_on_bytes.constant_saving,

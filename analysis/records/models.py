@@ -955,13 +955,14 @@ class NaiveUse(Model):
 
 
 class Predicted(Model):
-    """A load of so many guests."""
+    """A load of so many guests; ``saved``: off less on, None in a forecast made before it was stored."""
 
     workload: str
     guests: Positive
     mix: Mix
     used_off: IntervalBytes
     used_on: IntervalBytes
+    saved: IntervalBytes | None = None
     gross: IntervalBytes
     used_on_apart_bytes: float
     safe_bytes: float

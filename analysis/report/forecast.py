@@ -44,19 +44,21 @@ def merging(cells: Sequence[CellRecords]) -> dict[str, Merging]:
     return found
 
 
-def forecast_parts(record: ForecastRecord, took: Mapping[str, Merging], cells_left_out: int) -> list[Part]:
+def forecast_parts(record: ForecastRecord, cells: Sequence[CellRecords], cells_left_out: int) -> list[Part]:
     """The forecast, its answer first.
 
     Args:
         record: the forecast.
-        took: by workload, what merging took in the cells that it rests on.
+        cells: those that it rests on.
         cells_left_out: of how many cells its sentences on what is left out are.
     """
-    parts: list[Part] = [heading(_question(record)), _limits(record), _costs(record, took)]
+    boots = len({cell.boot_key for cell in cells})
+    parts: list[Part] = [heading(_question(record)), _limits(record), _costs(record, merging(cells))]
     if record.predicted:
         parts.append(_predicted(record))
-    parts.append(notes(_advice(record)))
-    return [*parts, _rests_on(record), _breakdown(record), notes(_remarks(record, cells_left_out))]
+    parts.append(notes(_advice(record, boots)))
+    remarks = notes(_remarks(record, boots, cells_left_out))
+    return [*parts, _rests_on(record, boots), _breakdown(record), remarks]
 
 
 def _question(record: ForecastRecord) -> str:
@@ -67,9 +69,11 @@ def _question(record: ForecastRecord) -> str:
     )
 
 
-def _advice(record: ForecastRecord) -> list[str]:
+def _advice(record: ForecastRecord, boots: int) -> list[str]:
     """What the answer means to whoever owns the host."""
+    missed = [f"95 %: by how far forecasts missed measured cells, {_boots(boots)}; which ones, below."]
     return [
+        *(missed if _has_intervals(record) else []),
         "Without KSM, with it: so many fit in all, while they do what was measured. Until KSM has settled "
         "new guests need what they need without it.",
         "Safe: so many fit whatever they do, nothing shared and all of their memory in use. With more the "
@@ -78,7 +82,7 @@ def _advice(record: ForecastRecord) -> list[str]:
     ]
 
 
-def _rests_on(record: ForecastRecord) -> str:
+def _rests_on(record: ForecastRecord, boots: int) -> str:
     cells, bases = record.calibration.cells, len(record.calibration.bases)
     numbers = {
         name: sorted({cell.guests for cell in cells if cell.workload == name})
@@ -88,8 +92,8 @@ def _rests_on(record: ForecastRecord) -> str:
     what = "host memory" if record.scope == HOST else "memory of the QEMU processes"
     return (
         f"What this rests on. Forecast of the {what} of {record.hypervisor}, policy {record.policy}, guests "
-        f"of {record.guest_memory_bytes / MIB:.0f} MiB, from {len(cells)} measured cells of "
-        f"{_runs_named([cell.run_id for cell in cells])}: "
+        f"of {record.guest_memory_bytes / MIB:.0f} MiB, from {len(cells)} measured cells, "
+        f"{_boots(boots)}, of {_runs_named([cell.run_id for cell in cells])}: "
         + "; ".join(f"{name} at N = {', '.join(map(str, ns))}" for name, ns in numbers.items())
         + (f"; {bases} measurements with no guest" if bases else "")
         + (f"; the saving by the census at N = {', '.join(map(str, counted))}" if counted else "")
@@ -106,6 +110,7 @@ def _predicted(record: ForecastRecord) -> Grid:
         f"{record.policy}\nMiB",
         "95 %",
         "saved\nMB/VM",
+        "95 %",
         SAFE.head,
         AT_RISK.head,
     )
@@ -118,6 +123,7 @@ def _predicted(record: ForecastRecord) -> Grid:
             mib(one.used_on.mean_bytes, 0),
             _half(one.used_on),
             mib((one.used_off.mean_bytes - one.used_on.mean_bytes) / one.guests),
+            "none" if one.saved is None else _half(one.saved, one.guests, 1),
             SAFE.number(one.safe_bytes / MIB),
             AT_RISK.number(one.at_risk_bytes / MIB),
         )
@@ -186,7 +192,7 @@ def _breakdown(record: ForecastRecord) -> Grid:
     )
 
 
-def _remarks(record: ForecastRecord, cells_left_out: int) -> list[str]:
+def _remarks(record: ForecastRecord, boots: int, cells_left_out: int) -> list[str]:
     remarks = [
         UNITS,
         "With KSM off: shared between guests (D), duplicates within (I), unmergeable, outside guest memory "
@@ -201,14 +207,22 @@ def _remarks(record: ForecastRecord, cells_left_out: int) -> list[str]:
         if len(one.mix) > 1
     ]
     remarks += record.assumptions
-    if any(one.used_on.half_width_bytes is None for one in record.predicted):
-        remarks.append(
-            "No interval where there are too few cells: measure three numbers of guests, or two boots."
-        )
+    if not _has_intervals(record):
+        remarks.append("No interval, of too few cells: measure three numbers of guests, or two boots.")
+    elif boots == 1:
+        remarks.append("! All cells are of one boot: how boots differ is not in the intervals.")
     if cells_left_out:
         used = len(record.calibration.cells)
         remarks.append(f"! {cells_left_out} of {used + cells_left_out} cells are not used:")
     return [*remarks, *(f"! not used: {reason}." for reason in record.calibration.left_out)]
+
+
+def _has_intervals(record: ForecastRecord) -> bool:
+    return all(load.curve.on_low_bytes[0] is not None for load in record.loads)
+
+
+def _boots(number: int) -> str:
+    return "1 boot" if number == 1 else f"{number} boots"
 
 
 def _runs_named(run_ids: Sequence[str]) -> str:
@@ -228,6 +242,7 @@ def mib(value: float | None, decimals: int = 1) -> str:
     return "-" if value is None else f"{value / MIB:.{decimals}f}"
 
 
-def _half(interval: IntervalBytes) -> str:
+def _half(interval: IntervalBytes, guests: int = 1, decimals: int = 0) -> str:
+    """Half of an interval, for each of so many guests."""
     half = interval.half_width_bytes
-    return "none" if half is None else f"±{half / MIB:.0f}"
+    return "none" if half is None else f"±{half / guests / MIB:.{decimals}f}"

@@ -336,7 +336,7 @@ _ALL = (
         "%",
         0,
         "a stored forecast and the records measured after it",
-        "Measured cells whose memory used lies in the forecast's 95 % prediction interval.",
+        "Measured cells whose memory used, or saving, lies in its 95 % prediction interval of the forecast.",
     ),
     Quantity(
         "limit_guests",

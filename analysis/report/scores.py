@@ -158,7 +158,7 @@ def _joined_parts(scores: Scores) -> list[Part]:
         kind = f"{group.name}{', host memory' if group.scope == HOST else ''}"
         parts.append(heading(f"By the model {kind}; {group.proof}"))
         parts.append(_use_grid(group))
-        parts.append(_saving_grid(group, USED))
+        parts.append(_saving_grid(group))
         if AVAILABLE in group.joined[0].measured:
             parts.append(_both_grid(group))
         parts.append(notes(_summary(group)))
@@ -209,19 +209,30 @@ def _use_grid(group: Group) -> Grid:
     return table(heads, rows, title=f"Memory used, {group.policy}")
 
 
-def _saving_grid(group: Group, used: str) -> Grid:
-    heads = ("load", "N", "cells", "measured\nMB/VM", "predicted\nMB/VM", *_error_heads(SAVED))
+def _saving_grid(group: Group) -> Grid:
+    heads = (
+        "load",
+        "N",
+        "cells",
+        "measured\nMB/VM",
+        "predicted\nMB/VM",
+        "95 %",
+        "inside",
+        *_error_heads(SAVED),
+    )
     rows = []
     for load, n, mine in _lines(group):
-        said = [one for one in mine if one.error(SAVED, used) is not None]
-        seen = score(mine, SAVED, used)
-        per_vm = ("", "")
+        said = [one for one in mine if one.error(SAVED) is not None]
+        seen = score(mine, SAVED)
+        per_vm = ("", "", "")
         if said and load != ALL:
+            half = said[0].half_width[SAVED]
             per_vm = (
-                f"{fmean(one.measured[used].saved / one.guests for one in said) / MIB:.1f}",
+                f"{fmean(one.measured[USED].saved / one.guests for one in said) / MIB:.1f}",
                 f"{fmean(one.predicted.saved / one.guests for one in said) / MIB:.1f}",
+                "none" if half is None else f"±{half / said[0].guests / MIB:.1f}",
             )
-        rows.append((load, n, str(len(said)), *per_vm, *_errors(seen, SAVED)))
+        rows.append((load, n, str(len(said)), *per_vm, _inside(seen), *_errors(seen, SAVED)))
     return table(heads, rows, title=f"Memory saved, KSM off less {group.policy}")
 
 
@@ -291,7 +302,7 @@ def _summary(group: Group) -> list[str]:
     if use is not None:
         lines.append(f"Used with {group.policy}: {_words(use, ERROR.decimals)}; {_coverage(use.coverage)}.")
     if saved is not None:
-        lines.append(f"Saved: {_words(saved, SAVING_ERROR.decimals)}.")
+        lines.append(f"Saved: {_words(saved, SAVING_ERROR.decimals)}; {_coverage(saved.coverage)}.")
     if off is not None:
         lines.append(
             f"Used with KSM off ({off.cells} cells): mean error {100 * off.mean:.2f} %, worst "

@@ -139,7 +139,9 @@ def test_an_interval_by_hand() -> None:
     seen = predict(model(samples(("idle",), noise=zigzag)), {"idle": 10})
     # Nothing was amiss with KSM off: t(0.975, 1) = 12.706 of the one miss, 4 a guest.
     assert seen.off.half_width_bytes == pytest.approx(0, abs=10)
-    assert (seen.on.half_width_bytes or 0) / MIB == pytest.approx(12.706 * 4 * 10, rel=1e-3)
+    for interval in (seen.on, seen.saved):
+        assert (interval.half_width_bytes or 0) / MIB == pytest.approx(12.706 * 4 * 10, rel=1e-3)
+    assert seen.saved.mean_bytes == pytest.approx(seen.off.mean_bytes - seen.on.mean_bytes)
     assert seen.off.mean_bytes / MIB == pytest.approx(BASE + 4200, rel=1e-6)
     # The host's own noise is there at any number.
     few = predict(model(samples(("idle",), noise=zigzag)), {"idle": 1})
@@ -202,12 +204,13 @@ def test_the_interval_covers_what_it_promises() -> None:
             )
         return found
 
-    inside = {"off": 0, "on": 0}
+    inside = {"off": 0, "on": 0, "saved": 0}
     for _trial in range(60):
         fitted = model([cell for n in range(3) for cell in boot(f"boot {n}", (2, 4, 6, 8))])
         for cell in boot("new", (20,)):
             seen = predict(fitted, {cell.workload: 20})
-            for name, interval, value in (("off", seen.off, cell.off_bytes), ("on", seen.on, cell.on_bytes)):
+            measured = (cell.off_bytes, cell.on_bytes, cell.off_bytes - cell.on_bytes)
+            for name, interval, value in zip(inside, (seen.off, seen.on, seen.saved), measured, strict=True):
                 inside[name] += abs(value - interval.mean_bytes) <= (interval.half_width_bytes or 0)
     assert all(0.90 <= number / 180 <= 0.995 for number in inside.values()), inside
 
@@ -558,7 +561,7 @@ def test_of_cells_of_different_conditions_the_largest_set_is_taken_and_the_other
         store(results, synthetic_plan(run_id=f"other{guests}", guests=guests), change)
     assert content(capsys, results, "--guests", "15")["predicted"] == before
     text = " ".join(run(capsys, results, "--guests", "15").split())
-    assert "from 9 measured cells of runs n2, n4, n6:" in text
+    assert "from 9 measured cells, 1 boot, of runs n2, n4, n6:" in text
     assert "2 of 11 cells are not used:" in text
     for guests in (8, 10):
         assert (
@@ -776,6 +779,11 @@ def test_the_interval_says_what_it_rests_on(capsys: pytest.CaptureFixture[str], 
     store_numbers(results, NUMBERS, design={"boots": 2})
     text = " ".join(run(capsys, results, "--guests", "12").split())
     assert "how much 6 measured cells (N = 6; boots: 2) were missed by forecasts from smaller N" in text
+    assert "from 18 measured cells, 2 boots, of runs n2, n4, n6" in text
+    assert "All cells are of one boot" not in text
+    store_numbers(results / "single", NUMBERS)
+    text = " ".join(run(capsys, results / "single", "--guests", "12").split())
+    assert "! All cells are of one boot: how boots differ is not in the intervals." in text
     store_numbers(results / "one", (2, 6))
     text = " ".join(run(capsys, results / "one", "--guests", "12").split())
-    assert "No interval where there are too few cells: measure three numbers of guests, or two boots" in text
+    assert "No interval, of too few cells: measure three numbers of guests, or two boots" in text

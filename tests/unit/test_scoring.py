@@ -125,6 +125,33 @@ def test_the_error_is_the_predicted_over_the_measured(
     assert scores(found)["used_on"]["coverage"]["inside"] == 0
 
 
+def test_the_saving_has_the_interval_that_its_forecast_stores(
+    capsys: pytest.CaptureFixture[str], results: Path, forecast: Path
+) -> None:
+    for each in read_record(forecast, ForecastRecord).predicted:
+        assert each.saved is not None
+        assert each.saved.mean_bytes == pytest.approx(each.used_off.mean_bytes - each.used_on.mean_bytes)
+
+    def widen(content: dict[str, Any]) -> None:
+        for each in content["predicted"]:
+            each["saved"]["half_width_bytes"] = 1 << 40 if each["workload"] == "idle" else 0
+
+    rewrite(forecast, widen, sign=True)
+    measure(results, 10, noise=lambda _cell: 50.0)
+    coverage = scores(seen(capsys, results))["saved"]["coverage"]
+    assert (coverage["inside"], coverage["cells"]) == (1, 2)
+
+
+def test_of_a_forecast_that_stores_no_interval_of_the_saving_there_is_none(
+    capsys: pytest.CaptureFixture[str], results: Path, forecast: Path
+) -> None:
+    rewrite(forecast, lambda content: [each.pop("saved") for each in content["predicted"]], sign=True)
+    measure(results)
+    found = scores(seen(capsys, results))
+    assert (found["saved"]["cells"], found["saved"]["coverage"]["cells"]) == (2, 0)
+    assert found["used_on"]["coverage"]["cells"] == 2
+
+
 def test_the_text_has_one_line_for_each_held_out_cell(
     capsys: pytest.CaptureFixture[str], results: Path, forecast: Path, tmp_path: Path
 ) -> None:
@@ -486,7 +513,7 @@ def joined(wrong: float, naive: float, saved: float = 1000.0, arm_order: str = O
     return Joined(
         NAMED, "f", "sharing", HOST, "ksm", "idle", 10, "r", "c", arm_order,
         {USED: Use(off, on), AVAILABLE: Use(off + 100, on + 200)}, Use(off, on * (1 + wrong)),
-        {"used_off": None, "used_on": on * 0.02},
+        {"used_off": None, "used_on": on * 0.02, "saved": on * 0.02},
         {"constant_saving": on * (1 + naive), "no_saving": off},
     )  # fmt: skip
 
@@ -502,7 +529,8 @@ def test_the_score_by_hand() -> None:
     # Of the saving of 1000: what is too much used is too little saved.
     saved = score(cells, SAVED)
     assert saved is not None
-    assert (saved.worst, saved.too_high, saved.coverage.cells) == (pytest.approx(0.03), 1, 0)
+    assert (saved.worst, saved.too_high) == (pytest.approx(0.03), 1)
+    assert (saved.coverage.inside, saved.coverage.cells) == (1, 2)
     assert saved.naive["no_saving"] == pytest.approx(1.0)
     exact = score([joined(0.0, 0.1)], ON_USE)
     assert exact is not None
