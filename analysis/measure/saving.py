@@ -38,6 +38,9 @@ class Unknown:
 
 Value = float | Unknown
 
+NO_PSS_ANON = Unknown(
+    "its kernel (before 5.4) has no Pss_Anon in smaps_rollup, so the guests' own memory is not known"
+)
 UNCOUNTED_ZEROS = Unknown("its kernel uses zero pages without counting them")
 
 
@@ -145,6 +148,19 @@ def used_bytes(host: Host, page_size_bytes: int) -> Value:
 def used_available_bytes(host: Host) -> float:
     """MemTotal - MemAvailable of a host, as the paper measured."""
     return float(host.meminfo["MemTotal_bytes"] - host.meminfo["MemAvailable_bytes"])
+
+
+def others_bytes(host: Host, guests: Mapping[str, Guest]) -> Value:
+    """What programs that are no guests hold: the host's anonymous memory less that of the guests' processes.
+
+    A merged page is one anonymous page of the host, and its parts in the guests' PSS add up to it.
+    """
+    if not guests:
+        return Unknown("the guests' processes were not read")
+    if any("Pss_Anon_bytes" not in guest.smaps_rollup for guest in guests.values()):
+        return NO_PSS_ANON
+    own = sum(guest.smaps_rollup["Pss_Anon_bytes"] for guest in guests.values())
+    return float(host.meminfo["AnonPages_bytes"] - own)
 
 
 def gross_bytes(host: Host, knobs: Knobs, page_size_bytes: int) -> Value:

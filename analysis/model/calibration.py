@@ -11,7 +11,16 @@ from analysis.errors import UserError
 from analysis.measure.efficiency import cell_census
 from analysis.measure.page_contents import Census
 from analysis.measure.pooling import Conditions, Row, condition_columns, condition_text, differing
-from analysis.measure.saving import Unknown, Value, known, saving, used_bytes
+from analysis.measure.saving import (
+    NO_PSS_ANON,
+    Unknown,
+    Value,
+    known,
+    less,
+    others_bytes,
+    saving,
+    used_bytes,
+)
 from analysis.measure.statistics import OFF_ON
 from analysis.measure.table import PROVENANCE, tidy
 from analysis.model.capacity import conditions
@@ -34,8 +43,9 @@ class Calibration:
 
     ``samples``: one for each workload, number of guests and physical boot, of the scope. ``bases``: path
     under results, SHA-256 and use of each record with no guest. ``counted``: the directories of the cells
-    whose census is used. ``left_out``: what is not used, with the reason, a sentence for each run and reason;
-    ``cells_left_out``: how many cells that is.
+    whose census is used. ``others_bytes``: what other programs held, the mean over the cells' records;
+    samples and bases are as if they had held that all the time. ``left_out``: what is not used, with the
+    reason, a sentence for each run and reason; ``cells_left_out``: how many cells that is.
     """
 
     model: str
@@ -53,6 +63,7 @@ class Calibration:
     samples: tuple[Sample, ...]
     bases: tuple[tuple[str, str, int], ...]
     counted: frozenset[Path]
+    others_bytes: float
     left_out: tuple[str, ...]
     cells_left_out: int
 
@@ -66,6 +77,14 @@ class _Found:
     sample: Sample
     loaded: bool
     conditions: Conditions
+
+    @property
+    def others_bytes(self) -> float:
+        """What other programs held, the mean of both arms."""
+        arms = (self.records.off, self.records.on)
+        found = known(others_bytes(arm.observed.host, arm.observed.guests) for arm in arms)
+        # _sample has seen that they are known.
+        return 0.0 if isinstance(found, Unknown) else fmean(found)
 
     @property
     def workload(self) -> str:
@@ -136,6 +155,7 @@ def calibration(
             + ": measure some small numbers of guests first."
         )
     first = chosen[0].records
+    others_held = fmean(one.others_bytes for one in chosen)
     shared = {
         name.removeprefix(PROVENANCE): value
         for name, value in chosen[0].conditions
@@ -154,30 +174,35 @@ def calibration(
         conditions=shared,
         cells=tuple(one.records for one in chosen),
         run_ids=tuple(one.key[0] for one in chosen),
-        samples=_samples(chosen),
+        samples=tuple(_beside(sample, others_held) for sample in _samples(chosen)),
+        others_bytes=others_held,
         counted=frozenset(
             one.records.directory for one in chosen if model == CENSUS and one.sample.census is not None
         ),
         # Another run's, at another state of the host: 67 MiB beside the line through 2 to 20 guests.
         bases=()
         if bases_in is None or len({one.sample.guests for one in chosen}) > 1
-        else _bases(bases_in, first.cell.hypervisor, shared),
+        else _bases(bases_in, first.cell.hypervisor, shared, others_held),
         left_out=(*_sentences(reasons), *damaged, *(problem.rstrip(".") for problem in unread)),
         cells_left_out=len(reasons),
     )
 
 
 def scope_used_bytes(cell: CellRecords, arm: SnapshotRecord, scope: str) -> Value:
-    """What an off or on record uses: of the host, or of the guests' own anonymous memory and page tables."""
-    return used_bytes(arm.observed.host, cell.page_size_bytes) if scope == HOST else _guests_bytes(arm)
+    """What an off or on record uses: of the host, or of the guests' own anonymous memory and page tables.
+
+    Of the host without what other programs hold, which moves from one record to the next with their work.
+    """
+    if scope != HOST:
+        return _guests_bytes(arm)
+    host, guests = arm.observed.host, arm.observed.guests
+    return less(used_bytes(host, cell.page_size_bytes), others_bytes(host, guests))
 
 
 def _guests_bytes(arm: SnapshotRecord) -> Value:
     guests = arm.observed.guests.values()
     if any("Pss_Anon_bytes" not in guest.smaps_rollup for guest in guests):
-        return Unknown(
-            "its kernel (before 5.4) has no Pss_Anon in smaps_rollup, so the guests' own memory is not known"
-        )
+        return NO_PSS_ANON
     return float(sum(guest.smaps_rollup["Pss_Anon_bytes"] + guest.page_tables_bytes for guest in guests))
 
 
@@ -298,6 +323,11 @@ def _sentences(reasons: Mapping[Key, str]) -> list[str]:
     ]
 
 
+def _beside(sample: Sample, others_held: float) -> Sample:
+    """A sample of the host as if other programs had held so much."""
+    return replace(sample, off_bytes=sample.off_bytes + others_held, on_bytes=sample.on_bytes + others_held)
+
+
 def _samples(cells: Sequence[_Found]) -> tuple[Sample, ...]:
     """One for each workload, number of guests and boot: the mean of its repetitions, and its last census."""
     boots: dict[tuple[str, int, str], list[Sample]] = {}
@@ -338,8 +368,10 @@ def _censuses(cells: Sequence[_Found]) -> tuple[dict[Key, Census], list[str]]:
     return found, problems
 
 
-def _bases(results: Path, hypervisor: str, wanted: Mapping[str, str]) -> tuple[tuple[str, str, int], ...]:
-    """Use with no guest, where it was measured under these conditions."""
+def _bases(
+    results: Path, hypervisor: str, wanted: Mapping[str, str], others_held: float
+) -> tuple[tuple[str, str, int], ...]:
+    """Use with no guest, other programs as in the cells, where it was measured under these conditions."""
     found = []
     for base in (base for run in load_capacity(results)[0] for base in run.bases):
         step = base.step
@@ -348,5 +380,7 @@ def _bases(results: Path, hypervisor: str, wanted: Mapping[str, str]) -> tuple[t
             wanted.get(name, "absent") == value for name, value in conditions(step).items()
         )
         if alike and not isinstance(used, Unknown):
-            found.append((str(base.path.relative_to(results)), base.sha256, int(used)))
+            # No guest: all anonymous memory is other programs'.
+            apart = used - step.observed.host.meminfo["AnonPages_bytes"]
+            found.append((str(base.path.relative_to(results)), base.sha256, int(apart + others_held)))
     return tuple(found)

@@ -16,7 +16,7 @@ from analysis.model.sharing import (
     predict,
     scaled,
 )
-from analysis.plan.design import RECORD_KINDS, SCHEMA_VERSION
+from analysis.plan.design import MIB, RECORD_KINDS, SCHEMA_VERSION
 from analysis.plan.mix import mix_text
 from analysis.records.forecasts import (
     design_digest,
@@ -93,17 +93,18 @@ def forecast_content(
             "left_out": list(found.left_out),
         },
         "base_bytes": model.base_bytes,
+        "others_bytes": found.others_bytes if model.scope == HOST else None,
         "predicted": predicted,
         "loads": [_load(model, load, capacity_bytes) for load in loads],
         "guest_breakdown": {name: asdict(model.breakdown(name)) for name in model.workloads},
-        "assumptions": assumptions(model),
+        "assumptions": assumptions(found, model),
     }
     content["design_digest"] = design_digest(content)
     content["digest"] = digest(content)
     return content
 
 
-def assumptions(model: Model) -> list[str]:
+def assumptions(found: Calibration, model: Model) -> list[str]:
     """What the forecast takes for granted, as sentences."""
     saving = (
         f"Gross saving is N x I + D x (N - ceil(N / {model.max_page_sharing})), so saved/VM = "
@@ -127,7 +128,8 @@ def assumptions(model: Model) -> list[str]:
         "Nothing is swapped and nothing is kept free: for a reserve give a smaller capacity.",
     ]
     stated.append(
-        "Used is MemTotal - MemAvailable less the free pages on per-CPU lists, which MemAvailable leaves out."
+        "Used is MemTotal - MemAvailable less the free pages on per-CPU lists, which it leaves out, "
+        f"with {found.others_bytes / MIB:.0f} MiB of other programs, what they held on average meanwhile."
         if model.scope == HOST
         else "The envelope holds the guests' anonymous memory and page tables; KSM's own is the host's."
     )

@@ -222,7 +222,7 @@ def join(
         names = named[cell.run_id]
         reason, detail = (NOT_USABLE, problem) if problem else _refusal(forecast, names, row, cell)
         if not reason:
-            used = _measured(cell, forecast.scope)
+            used = _measured(cell, forecast)
             if isinstance(used, Unknown):
                 reason, detail = UNKNOWN_USE, used.reason
             else:
@@ -321,15 +321,23 @@ def _refusal(forecast: ForecastRecord, names: Named, row: Row, cell: CellRecords
     return (CONDITIONS, "; ".join(differing)) if differing else ("", "")
 
 
-def _measured(cell: CellRecords, scope: str) -> dict[str, Use] | Unknown:
-    """Memory used by a complete cell, by each definition that the scope has."""
-    used = known(scope_used_bytes(cell, arm, scope) for arm in (cell.off, cell.on))
+def _measured(cell: CellRecords, forecast: ForecastRecord) -> dict[str, Use] | Unknown:
+    """Memory used by a complete cell, by each definition that the scope has.
+
+    USED is with other programs as the forecast has them, AVAILABLE with them as they were.
+    """
+    arms = (cell.off, cell.on)
+    used = known(scope_used_bytes(cell, arm, forecast.scope) for arm in arms)
     if isinstance(used, Unknown):
         return used
-    found = {USED: Use(*used)}
-    if scope == HOST:
-        found[AVAILABLE] = Use(*(used_available_bytes(arm.observed.host) for arm in (cell.off, cell.on)))
-    return found
+    if forecast.scope != HOST:
+        return {USED: Use(*used)}
+    if forecast.others_bytes is None:
+        return Unknown("the forecast does not tell what other programs held")
+    return {
+        USED: Use(*(use + forecast.others_bytes for use in used)),
+        AVAILABLE: Use(*(used_available_bytes(arm.observed.host) for arm in arms)),
+    }
 
 
 def _joined(

@@ -1008,7 +1008,11 @@ class LoadForecast(Model):
 
 
 class ForecastRecord(Model):
-    """A forecast, written before the run that it predicts."""
+    """A forecast, written before the run that it predicts.
+
+    ``others_bytes``: what programs that are no guests are taken to hold, of what is predicted of the host;
+    None in a forecast of an envelope, and where what they held was not told apart.
+    """
 
     schema_version: Version
     kind: Literal["forecast"]
@@ -1024,6 +1028,7 @@ class ForecastRecord(Model):
     digest: Digest
     calibration: CalibrationUsed
     base_bytes: float
+    others_bytes: float | None = None
     predicted: tuple[Predicted, ...]
     loads: Annotated[tuple[LoadForecast, ...], Field(min_length=1)]
     guest_breakdown: dict[str, dict[str, Any]]

@@ -15,6 +15,8 @@ from analysis.plan.proof import given_forecasts, named
 from analysis.records.models import NamedForecast
 
 TOTAL = 24000 * MIB
+# What programs that are no guests hold
+OTHERS_MIB = 150
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,12 @@ def shaped(
     truth: Mapping[str, Truth] = TRUTH,
     noise: Callable[[Cell], float] = lambda _cell: 0.0,
     recorded_at: str = "2026-11-23T19:00:00",
+    others: Callable[[Cell, str], float] = lambda _cell, _kind: 0.0,
 ) -> Callable[[Cell, dict[str, dict[str, Any]]], None]:
     """Set the memory of a cell's records to the model's, plus noise in MiB of the guests in the on arm.
 
-    ``recorded_at``: to the second; each cell keeps its own microseconds.
+    ``recorded_at``: to the second; each cell keeps its own microseconds. ``others``: MiB that other programs
+    hold beyond OTHERS_MIB in the record of that kind.
     """
 
     def change(cell: Cell, records: dict[str, dict[str, Any]]) -> None:
@@ -67,6 +71,9 @@ def shaped(
                 gone = known.uncounted + (gross - noise(cell)) / cell.guests
                 pss = known.per_guest - 20 - (0 if kind == "off" else gone)
                 guest["smaps_rollup"]["Pss_Anon_bytes"] = round(pss * MIB)
+            hold_others(records[kind])
+            host["meminfo"]["AnonPages_bytes"] += round(others(cell, kind) * MIB)
+            host["meminfo"]["MemAvailable_bytes"] -= round(others(cell, kind) * MIB)
         ksm = records["on"]["observed"]["host"]["ksm"]
         ksm["pages_sharing"] = sharing
         ksm["general_profit"] = sharing * PAGE - round(cell.guests * known.ksm * MIB)
@@ -74,6 +81,13 @@ def shaped(
             record["recorded_at"] = recorded_at + record["recorded_at"][len(recorded_at) :]
 
     return change
+
+
+def hold_others(record: dict[str, Any]) -> None:
+    """Other programs hold OTHERS_MIB beside the record's guests."""
+    observed = record["observed"]
+    own = sum(guest["smaps_rollup"]["Pss_Anon_bytes"] for guest in observed.get("guests", {}).values())
+    observed["host"]["meminfo"]["AnonPages_bytes"] = own + OTHERS_MIB * MIB
 
 
 def naming(*paths: Path) -> list[NamedForecast]:

@@ -14,6 +14,7 @@ from synthetic_capacity import (
     TOTAL,
     TRUTH,
     capacity_record,
+    hold_others,
     shaped,
     store_capacity,
     store_censuses,
@@ -467,6 +468,7 @@ def test_the_base_is_read_where_one_number_of_guests_does_not_tell_it(
     empty = capacity_record(guests=0)
     meminfo = empty["observed"]["host"]["meminfo"]
     empty["observed"]["probes"] = {}
+    hold_others(empty)
     meminfo["MemTotal_bytes"], meminfo["MemAvailable_bytes"] = TOTAL, TOTAL - round((BASE + 50) * MIB)
     store_capacity(results, [empty])
     found = content(capsys, results, "--guests", "15")

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from synthetic import BOOTED, MIB, store, synthetic_plan
 from synthetic_capacity import (
+    OTHERS_MIB,
     TRUTH,
+    hold_others,
     naming,
     shaped,
     step,
@@ -105,6 +107,26 @@ def test_a_sound_forecast_is_joined_and_has_no_error(
     }
 
 
+def test_what_other_programs_hold_moves_neither_a_forecast_nor_its_score(
+    capsys: pytest.CaptureFixture[str], results: Path
+) -> None:
+    working = {"others": lambda cell, kind: 40.0 * cell.guests * (kind == "off") + 300.0 * (kind == "on")}
+    store_numbers(results, NUMBERS, **working)
+    path = results / "forecasts/held-out.json"
+    assert main(["forecast", "--results", str(results), "--guests", "15", "--out", str(path)]) == 0
+    # Off 80, 160 and 240, on 300, of each workload
+    others = json.loads(path.read_text())["others_bytes"] / MIB
+    assert others == pytest.approx(OTHERS_MIB + (160 + 300) / 2)
+    capsys.readouterr()
+    measure(results, 15, others=lambda _cell, kind: 1000.0 * (kind == "on"))
+    found = seen(capsys, results)
+    assert scores(found)["used_on"]["cells"] == 2
+    assert abs(scores(found)["used_on"]["worst"]) < 1e-5
+    # As the paper measured, they count.
+    (group,) = found["scores"]
+    assert group["all"][AVAILABLE]["used_on"]["worst"] < -0.1
+
+
 def test_the_error_is_the_predicted_over_the_measured(
     capsys: pytest.CaptureFixture[str], results: Path, forecast: Path
 ) -> None:
@@ -181,6 +203,7 @@ def test_a_measured_mix_is_joined_with_its_forecast_and_never_calibrates(
         for kind, used in (("off", 8900), ("on", 5000)):
             memory = records[kind]["observed"]["host"]["meminfo"]
             memory["MemAvailable_bytes"] = memory["MemTotal_bytes"] - used * MIB
+            hold_others(records[kind])
         for record in records.values():
             record["recorded_at"] = f"{LATER}.000000Z"
 
