@@ -32,6 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="census: the curve of the page census of the largest N; sharing: saved/VM = I + D (N-1)/N "
         "(default: census where every workload has one)",
     )
+    parser.add_argument(
+        "--guest-memory-mib",
+        metavar="M",
+        type=_positive,
+        help="memory of a guest (default: as measured); on the measured side of 512, "
+        "where huge pages begin in the guest",
+    )
     limit = parser.add_mutually_exclusive_group()
     limit.add_argument(
         "--host-memory-mib",
@@ -62,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     from analysis.commands.choosing import chosen_runs
     from analysis.model.calibration import ForecastError, calibration
     from analysis.model.forecasting import forecast_content, make_model
+    from analysis.model.resizing import resized
     from analysis.model.sharing import ENVELOPE, HOST
     from analysis.plan.design import MIB
     from analysis.plan.mix import mix_text, parse_mix
@@ -82,11 +90,13 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.out is not None and arguments.out.exists():
         raise ForecastError(f"{arguments.out} exists: a forecast is never overwritten, choose another name.")
+    memory = arguments.guest_memory_mib
     chosen = chosen_runs(arguments.results, arguments.run, everything=True, hypervisor=arguments.hypervisor)
     found = calibration(
         chosen.runs,
         scope=HOST if arguments.envelope_mib is None else ENVELOPE,
         predicted={(mix_text(mix), sum(mix.values()))} if mix else {(arguments.workload, n) for n in numbers},
+        guest_memory_bytes=None if memory is None else memory * MIB,
         asked=mix or ({arguments.workload} if arguments.workload else ()),
         model=arguments.model,
         policy=arguments.policy,
@@ -94,6 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
         unread=chosen.problems,
     )
     model = make_model(found)
+    if memory is not None:
+        model = resized(model, memory * MIB, found.fills)
     loads = [mix] if mix else [{name: 1} for name in _workloads(arguments.workload, model)]
     capacity = arguments.envelope_mib or arguments.host_memory_mib
     content = forecast_content(

@@ -45,7 +45,8 @@ class Calibration:
     under results, SHA-256 and use of each record with no guest. ``counted``: the directories of the cells
     whose census is used. ``others_bytes``: what other programs held, the mean over the cells' records;
     samples and bases are as if they had held that all the time. ``left_out``: what is not used, with the
-    reason, a sentence for each run and reason; ``cells_left_out``: how many cells that is.
+    reason, a sentence for each run and reason; ``cells_left_out``: how many cells that is. ``fills``: by
+    workload, the part of the available memory that it fills with each content.
     """
 
     model: str
@@ -66,6 +67,7 @@ class Calibration:
     others_bytes: float
     left_out: tuple[str, ...]
     cells_left_out: int
+    fills: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def calibration(
     *,
     scope: str = HOST,
     predicted: Collection[tuple[str | None, int]] = (),
+    guest_memory_bytes: int | None = None,
     asked: Collection[str] = (),
     model: str | None = None,
     policy: str | None = None,
@@ -111,6 +114,7 @@ def calibration(
         runs: the runs chosen.
         scope: HOST, or ENVELOPE: of what the use is.
         predicted: workload (None: every one) and guests of what is predicted: never read.
+        guest_memory_bytes: the memory of the guests predicted; None: as measured.
         asked: the workloads asked for; of others, those that the model cannot be fitted to are left out.
         model: SHARING or CENSUS; None: CENSUS where it tells of as many workloads.
         policy: this one only.
@@ -136,7 +140,8 @@ def calibration(
     usable = []
     for row in rows:
         key = (str(row["run_id"]), str(row["hypervisor"]), str(row["cell_id"]))
-        found = _sample(row, stored[key], predicted)
+        of_this_size = guest_memory_bytes in (None, stored[key].cell.guest_memory_bytes)
+        found = _sample(row, stored[key], predicted if of_this_size else ())
         if isinstance(found, str):
             reasons[key] = found.rstrip(".")
         else:
@@ -185,6 +190,7 @@ def calibration(
         else _bases(bases_in, first.cell.hypervisor, shared, others_held),
         left_out=(*_sentences(reasons), *damaged, *(problem.rstrip(".") for problem in unread)),
         cells_left_out=len(reasons),
+        fills=_fills(runs, chosen),
     )
 
 
@@ -228,7 +234,31 @@ def _sample(row: Row, records: CellRecords, predicted: Collection[tuple[str | No
         return values.reason
     own = None if isinstance(saved.ksm_own, Unknown) else saved.ksm_own
     off, on, guests_off, guests_on, gross = values
-    return Sample(workload, guests, records.boot_key, off, on, guests_off, guests_on, gross, own)
+    filled = [guest.filled_bytes for guest in records.off.observed.workload.values()]
+    return Sample(
+        workload,
+        guests,
+        records.boot_key,
+        off,
+        on,
+        guests_off,
+        guests_on,
+        gross,
+        own,
+        filled_bytes=fmean(filled) if filled else 0.0,
+    )
+
+
+def _fills(runs: Sequence[Run], chosen: Sequence[_Found]) -> dict[str, dict[str, float]]:
+    """By workload, the part of the available memory that it fills with each content."""
+    plans = {run.plan.run_id: run.plan for run in runs}
+    found = {}
+    for one in chosen:
+        fill: Counter[str] = Counter()
+        for segment in plans[one.key[0]].workloads[one.workload].segments:
+            fill[segment.content] += segment.percent
+        found[one.workload] = {content: percent / 100 for content, percent in fill.items()}
+    return found
 
 
 def _telling(usable: Sequence[_Found], asked: Collection[str]) -> str:
@@ -349,6 +379,7 @@ def _samples(cells: Sequence[_Found]) -> tuple[Sample, ...]:
                 gross_bytes=fmean(sample.gross_bytes for sample in repetitions),
                 ksm_bytes=mean_of_known(sample.ksm_bytes for sample in repetitions),
                 census=counted[-1] if counted else None,
+                filled_bytes=fmean(sample.filled_bytes for sample in repetitions),
             )
         )
     return tuple(means)

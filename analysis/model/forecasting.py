@@ -72,7 +72,7 @@ def forecast_content(
         "model": model.name,
         "policy": found.policy,
         "hypervisor": found.hypervisor,
-        "guest_memory_bytes": found.guest_memory_bytes,
+        "guest_memory_bytes": model.guest_memory_bytes,
         "capacity_bytes": capacity_bytes,
         "calibration": {
             "cells": [
@@ -89,7 +89,8 @@ def forecast_content(
                 for run_id, cell in zip(found.run_ids, found.cells, strict=True)
             ],
             "bases": [{"path": path, "sha256": sha256} for path, sha256, _used in found.bases],
-            "conditions": found.conditions,
+            "guest_memory_bytes": found.guest_memory_bytes,
+            "conditions": {**found.conditions, "guest_memory_bytes": str(model.guest_memory_bytes)},
             "left_out": list(found.left_out),
         },
         "base_bytes": model.base_bytes,
@@ -97,7 +98,7 @@ def forecast_content(
         "predicted": predicted,
         "loads": [_load(model, load, capacity_bytes) for load in loads],
         "guest_breakdown": {name: asdict(model.breakdown(name)) for name in model.workloads},
-        "assumptions": assumptions(found, model),
+        "assumptions": [*assumptions(found, model), *_of_another_size(found, model)],
     }
     content["design_digest"] = design_digest(content)
     content["digest"] = digest(content)
@@ -134,6 +135,17 @@ def assumptions(found: Calibration, model: Model) -> list[str]:
         else "The envelope holds the guests' anonymous memory and page tables; KSM's own is the host's."
     )
     return stated
+
+
+def _of_another_size(found: Calibration, model: Model) -> list[str]:
+    """What is taken for granted where the guests are of another size than those measured."""
+    if found.guest_memory_bytes == model.guest_memory_bytes:
+        return []
+    return [
+        f"Guests of {model.guest_memory_bytes / MIB:.0f} MiB are told from guests of "
+        f"{found.guest_memory_bytes / MIB:.0f} MiB: their system holds as much, but for its kernel's struct "
+        "pages (1/64), a workload fills the rest, and forecasts miss by as much a guest."
+    ]
 
 
 def _intervals(model: Model) -> list[str]:

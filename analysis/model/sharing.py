@@ -50,6 +50,7 @@ class Sample:
 
     ``off_bytes`` and ``on_bytes`` are what the host uses, ``guests_off_bytes`` and ``guests_on_bytes`` the
     guests' own anonymous memory and page tables. ``ksm_bytes``: KSM's own memory, None where not known.
+    ``filled_bytes``: what its workload filled in each guest.
     """
 
     workload: str
@@ -62,6 +63,7 @@ class Sample:
     gross_bytes: float
     ksm_bytes: float | None
     census: Census | None = None
+    filled_bytes: float = 0.0
 
     def used_bytes(self, scope: str) -> tuple[float, float]:
         """What HOST or ENVELOPE uses, off and on."""

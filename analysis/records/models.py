@@ -931,8 +931,13 @@ class FileUsed(Model):
 
 
 class CalibrationUsed(Model):
-    """What a forecast rests on; ``left_out``: and on what not, a sentence for each run and reason."""
+    """What a forecast rests on; ``left_out``: and on what not, a sentence for each run and reason.
 
+    ``guest_memory_bytes``: of the guests measured; None in a forecast made when it could not be another than
+    that of the guests predicted. ``conditions``: those that the predicted cells must have.
+    """
+
+    guest_memory_bytes: Positive | None = None
     cells: Annotated[tuple[CellUsed, ...], Field(min_length=1)]
     bases: tuple[FileUsed, ...]
     conditions: Annotated[dict[str, str], Field(min_length=1)]

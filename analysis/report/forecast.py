@@ -84,6 +84,8 @@ def _advice(record: ForecastRecord, boots: int) -> list[str]:
 
 def _rests_on(record: ForecastRecord, boots: int) -> str:
     cells, bases = record.calibration.cells, len(record.calibration.bases)
+    measured = record.calibration.guest_memory_bytes or record.guest_memory_bytes
+    size = "" if measured == record.guest_memory_bytes else f" of guests of {measured / MIB:.0f} MiB"
     numbers = {
         name: sorted({cell.guests for cell in cells if cell.workload == name})
         for name in sorted({cell.workload for cell in cells})
@@ -92,7 +94,7 @@ def _rests_on(record: ForecastRecord, boots: int) -> str:
     what = "host memory" if record.scope == HOST else "memory of the QEMU processes"
     return (
         f"What this rests on. Forecast of the {what} of {record.hypervisor}, policy {record.policy}, guests "
-        f"of {record.guest_memory_bytes / MIB:.0f} MiB, from {len(cells)} measured cells, "
+        f"of {record.guest_memory_bytes / MIB:.0f} MiB, from {len(cells)} measured cells{size}, "
         f"{_boots(boots)}, of {_runs_named([cell.run_id for cell in cells])}: "
         + "; ".join(f"{name} at N = {', '.join(map(str, ns))}" for name, ns in numbers.items())
         + (f"; {bases} measurements with no guest" if bases else "")
