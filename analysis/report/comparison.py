@@ -38,14 +38,18 @@ class Compared:
         """A, then B."""
         return self.a, self.b
 
+    @property
+    def lines(self) -> list[Line]:
+        """The lines without those of which a side is itself not pooled."""
+        return [line for line in self.comparison.lines if not line.not_compared]
+
 
 def comparison_parts(compared: Compared) -> list[Part]:
     """The comparison as text: first in what the two were measured differently."""
-    lines = [line for line in compared.comparison.lines if not line.not_compared]
     parts = beginning(compared)
-    for where, mine in groupby(lines, key=lambda line: place(line.a)):
+    for where, mine in groupby(compared.lines, key=lambda line: place(line.a)):
         parts += [heading(where), *map(line_grid, mine)]
-    return [*parts, notes([*remarks(compared), *_legend(lines)])]
+    return [*parts, notes([*remarks(compared), *_legend(compared.lines)])]
 
 
 def beginning(compared: Compared) -> list[Part]:
@@ -54,10 +58,10 @@ def beginning(compared: Compared) -> list[Part]:
         "\n".join([f"{side.name}: {side.given}", *measured_on(side.answer.runs)]) for side in compared.sides
     ]
     a, b = (side.name for side in compared.sides)
-    found = conditions_differing(compared.comparison.lines)
+    found = conditions_differing(compared.lines)
     if found:
         return [*parts, heading(f"Measured differently, {a} / {b}"), notes(found)]
-    if compared.comparison.lines:
+    if compared.lines:
         parts.append("Measured under the same conditions.")
     return parts
 
@@ -132,9 +136,10 @@ def comparison_json(compared: Compared) -> str:
 def comparison_content(compared: Compared) -> dict[str, Any]:
     """a, b: what was given and its runs; quantities; differing; lines; only_a, only_b; notes.
 
-    A line has ``interval`` (paired, welch), ``boots`` and ``left_out`` of A and of B, and its ``measures`` by
-    name, null where they are not known: the estimates of ``a`` and ``b``, each boot's mean, ``difference``
-    (B less A) and what is ``shown`` of B.
+    A line has ``interval`` (paired, welch), ``boots`` and ``left_out`` of A and of B, ``not_compared`` where
+    the cells of one side differ among themselves, and its ``measures`` by name, null where they are not
+    known: the estimates of ``a`` and ``b``, each boot's mean, ``difference`` (B less A) and what is ``shown``
+    of B.
     """
     comparison = compared.comparison
     return {
@@ -144,7 +149,7 @@ def comparison_content(compared: Compared) -> dict[str, Any]:
             for key, side in zip("ab", compared.sides, strict=True)
         },
         "quantities": described(MEASURES),
-        "differing": conditions_differing(comparison.lines),
+        "differing": conditions_differing(compared.lines),
         "lines": [
             {
                 **treatment(line.a),

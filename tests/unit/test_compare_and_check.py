@@ -193,6 +193,23 @@ def test_what_cannot_be_told_is_neither_green_nor_worse(results: Path, call: Any
     assert "the new runs: 2 constant fill, ksm, boot 1 repetition 1: failed" in text
 
 
+def test_cells_of_one_side_that_differ_among_themselves_are_not_compared(results: Path, call: Any) -> None:
+    def mixed(cell: Cell, records: Records) -> None:
+        for record in records.values():
+            record["provenance"]["kernel_release"] = f"6.{cell.boot}"
+
+    measured(results, "old", 100, 101, 102)
+    measured(results, "mixed", 100, 101, 102, change=mixed)
+    text = call("compare", "old", "mixed", code=1)
+    assert "! B: 1 idle, ksm: its 3 cells are not pooled" in text
+    assert "kernel_release: 6.1 / 6.2 / 6.3" in text
+    assert "gross, MB/VM" not in text
+    assert "Measured under the same conditions" not in text
+    assert "gross: cannot be told: kernel_release: 6.1 / 6.2 / 6.3." in call(
+        "check", "old", "--run", "mixed", code=4
+    )
+
+
 @pytest.mark.parametrize("percent", ["-1", "100", "two", "nan"])
 def test_a_tolerance_that_is_none_is_refused(capsys: pytest.CaptureFixture[str], percent: str) -> None:
     with pytest.raises(SystemExit) as left:
