@@ -4,6 +4,8 @@ exit code:
   0    answered; of run: everything that was planned is measured
   1    nothing could be answered, or a part of it failed
   2    a mistake in the command or its input, said in one sentence
+  3    check: a saving is worse than the baseline's
+  4    check: it cannot be told whether one is
   130  ended by Ctrl-C
 `python -m analysis COMMAND --help` has an example of each.
 """
@@ -23,6 +25,8 @@ from analysis.errors import UserError
 COMMANDS = {
     "summarize": "what was measured: memory freed, used and saved, beside the paper's figures",
     "explain": "where the saving comes from: item by item, scan by scan, guest by guest",
+    "compare": "two runs or campaigns: what differs, with intervals",
+    "check": "whether a saving is worse than a baseline's, by exit code",
     "forecast": "memory of N guests, and how many fit",
     "report": "forecasts beside what was measured afterwards; capacity runs",
     "census": "equal pages within and between the running guests, and the ideal saving",

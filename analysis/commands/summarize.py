@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--csv", action="store_true", help="print the tidy table, one line for each cell")
     add_figure(parser, "the paper's figure 2")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write one self-contained page")
+    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the text as Markdown")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     from analysis.measure.statistics import policy_differences, summarise
     from analysis.report import figures, page
     from analysis.report import summary as report
-    from analysis.report.tables import show
+    from analysis.report.tables import markdown, show
 
     found = chosen_runs(
         arguments.results, arguments.run, everything=arguments.all, hypervisor=arguments.hypervisor
@@ -50,6 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
         figures.save(figures.figure_2(answer.summaries), arguments.figure)
     if arguments.html:
         arguments.html.write_text(page.html_page(answer), encoding="utf-8")
+    if arguments.markdown:
+        arguments.markdown.write_text(markdown(*report.summary_parts(answer)), encoding="utf-8")
     if arguments.json:
         print(report.summary_json(answer), end="")
     elif arguments.csv:

@@ -7,7 +7,7 @@ checkpoint, so they say how well one boot can be measured and nothing about anot
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from statistics import NormalDist, fmean, stdev
+from statistics import NormalDist, fmean, stdev, variance
 from typing import Any
 
 import pandas as pd
@@ -130,7 +130,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean over boots of policy less baseline in the same boot, MB/VM; no interval from one boot."""
+    """One mean over boots less another, with half of the 95 % t interval; None from one boot."""
 
     mean: float
     half_width: float | None
@@ -178,6 +178,25 @@ def estimate(boots: Sequence[Sequence[float]]) -> Estimate | None:
         between_boot_sd=stdev(means) if len(means) > 1 else None,
         within_boot_sd=_within_boot_sd(boots),
     )
+
+
+def paired(differences: Sequence[float]) -> Difference:
+    """The mean of what each boot shows by itself: one difference a boot."""
+    return Difference(fmean(differences), _half_width(differences))
+
+
+def welch(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
+    """Theirs less ours, one mean a boot, of boots that have nothing in common (Welch 1947, Biometrika 34)."""
+    difference = fmean(theirs) - fmean(ours)
+    if min(len(ours), len(theirs)) < 2:
+        return Difference(difference, None)
+    squares = [variance(means) / len(means) for means in (ours, theirs)]
+    square = sum(squares)
+    if not square:
+        return Difference(difference, 0.0)
+    parts = zip(squares, (ours, theirs), strict=True)
+    freedom = 1 / sum((part / square) ** 2 / (len(means) - 1) for part, means in parts)
+    return Difference(difference, float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * sqrt(square))
 
 
 def wilson(hits: int, of: int) -> tuple[float | None, float | None]:
@@ -358,14 +377,10 @@ def _difference(rows: pd.DataFrame, policy: str, baseline: str) -> PolicyDiffere
         differences={
             column: None
             if conflicts or unknown[column]
-            else _paired(list(means[policy][column] - means[baseline][column]))
+            else paired(list(means[policy][column] - means[baseline][column]))
             for column in COMPARED
         },
     )
-
-
-def _paired(differences: Sequence[float]) -> Difference:
-    return Difference(fmean(differences), _half_width(differences))
 
 
 def _beside_the_policy(rows: pd.DataFrame) -> list[str]:

@@ -146,6 +146,13 @@ class Run:
     cells: tuple[CellRecords, ...]
     problems: tuple[str, ...]
 
+    @property
+    def moments(self) -> set[tuple[str, str]]:
+        """On which host and when its cells were measured: of two runs that share one, one is a copy."""
+        return {
+            (cell.cell.hypervisor, on.recorded_at) for cell in self.cells if (on := cell.stored.get("on"))
+        }
+
 
 @dataclass(frozen=True)
 class RunsFound:
@@ -213,7 +220,7 @@ def load_runs(directories: Iterable[Path]) -> RunsLoaded:
         except RecordError as error:
             problems.append(str(error))
             continue
-        mine = {(cell.cell.hypervisor, on.recorded_at) for cell in run.cells if (on := cell.stored.get("on"))}
+        mine = run.moments
         original = next((moments[one] for one in sorted(mine) if one in moments), None)
         if original is not None:
             problems.append(

@@ -315,6 +315,14 @@ _ALL = (
         "How much of the ideal saving KSM had reached at that moment, by the same pages: at most 100 %.",
     ),
     Quantity(
+        "difference_percent",
+        "B - A",
+        "% of A",
+        1,
+        "the means of two campaigns, A and B",
+        "What B has more than A, over A.",
+    ),
+    Quantity(
         "error_percent",
         "error",
         "%",

@@ -151,13 +151,17 @@ def asked_knobs(records: CellRecords) -> dict[str, int | str]:
     return {name: read_back.get(name, "absent") for name in records.on.requested.ksm_knobs}
 
 
+def place(summary: Summary) -> str:
+    """Where and with what: host, guests, and what these began from."""
+    size = summary.guest_memory_bytes >> 20
+    return f"{summary.hypervisor}: {summary.guests} guests of {size} MB{_BEGAN[summary.start_from]}"
+
+
 def by_place(summaries: Sequence[Summary]) -> list[tuple[str, list[Summary]]]:
-    """Summaries that belong in one table, with what they share: host, guests, and what these began from."""
+    """Summaries that belong in one table, with their place."""
     places: dict[str, list[Summary]] = {}
     for summary in summaries:
-        size = summary.guest_memory_bytes >> 20
-        where = f"{summary.hypervisor}: {summary.guests} guests of {size} MB{_BEGAN[summary.start_from]}"
-        places.setdefault(where, []).append(summary)
+        places.setdefault(place(summary), []).append(summary)
     return list(places.items())
 
 

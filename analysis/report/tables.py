@@ -1,4 +1,4 @@
-"""Text for a terminal, a pipe or a file: tables, headings, sentences and notes, by `rich`.
+"""Text for a terminal, a pipe or a file: tables, headings, sentences and notes, by `rich` or as Markdown.
 
 A terminal gets colours and its own width; columns that do not fit are continued below, nothing is cut.
 Anything else gets plain text with every table as wide as it needs.
@@ -73,6 +73,11 @@ def render(*parts: Part, width: int | None = None) -> str:
     return "\n\n".join(texts) + "\n"
 
 
+def markdown(*parts: Part) -> str:
+    """The parts as Markdown, with tables as GitHub and GitLab draw them."""
+    return "\n\n".join(map(_as_markdown, parts)) + "\n"
+
+
 def show(*parts: Part) -> None:
     """Print the parts on standard output as it can show them."""
     if not sys.stdout.isatty():
@@ -119,6 +124,22 @@ def _fitting(grid: Grid, width: int) -> list[Grid]:
         _piece(grid, [*range(grid.names), *mine], grid.title if number == 0 else "")
         for number, mine in enumerate(pieces)
     ]
+
+
+def _as_markdown(part: Part) -> str:
+    if isinstance(part, Grid):
+        numbers = len(part.heads) - part.names
+        lines = [part.heads, (*[":---"] * part.names, *["---:"] * numbers), *part.rows]
+        drawn = [f"| {' | '.join(map(_as_cell, line))} |" for line in lines]
+        return "\n".join([*([f"**{part.title}**", ""] if part.title else []), *drawn])
+    if isinstance(part, Notes):
+        return "\n".join(f"- {line}" for line in part.lines)
+    # Lines would flow into one.
+    return f"## {part}" if isinstance(part, Text) else part.replace("\n", "  \n")
+
+
+def _as_cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", "<br>")
 
 
 def _piece(grid: Grid, places: Sequence[int], title: str) -> Grid:

@@ -59,7 +59,7 @@ def test_exit_codes_are_in_the_help_and_the_docs(capsys: pytest.CaptureFixture[s
         main(["--help"])
     text = capsys.readouterr().out
     documented = (PROJECT / "docs" / "commands.md").read_text()
-    for code in (0, 1, 2, 130):
+    for code in (0, 1, 2, 3, 4, 130):
         assert re.search(rf"^  {code} +\w", text, re.MULTILINE)
         assert f"| {code} | " in documented
     for command in COMMANDS:
@@ -124,7 +124,8 @@ def test_a_damaged_plan_is_named(capsys: pytest.CaptureFixture[str], results: Pa
 
 
 @pytest.mark.parametrize(
-    ("option", "file"), [("--figure", "f.txt"), ("--figure", "no/f.png"), ("--html", "no/f.html")]
+    ("option", "file"),
+    [("--figure", "f.txt"), ("--figure", "no/f.png"), ("--html", "no/f.html"), ("--markdown", "no/f.md")],
 )
 def test_a_file_that_cannot_be_written(
     capsys: pytest.CaptureFixture[str], results: Path, tmp_path: Path, option: str, file: str

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from analysis.plan.design import PROJECT
-from analysis.report.tables import PROSE_WIDTH, notes, render, table
+from analysis.report.tables import PROSE_WIDTH, heading, markdown, notes, render, table
 
 WIDE = table(
     ["workload", *(f"quantity {n}\nMB/VM" for n in range(20))],
@@ -96,3 +96,12 @@ def test_a_terminal_gets_colours_and_its_width() -> None:
     text = shown_on(300)
     assert "\x1b[33m" in text
     assert "…" not in shown_on(100)
+
+
+def test_markdown_has_pipe_tables_whose_cells_hold_what_they_hold() -> None:
+    small = table(["load", "freed\nMB/VM"], [["a|b", "98.8 ± 0.6"]], title="Saved")
+    assert markdown(heading("host1"), "Run a\non a machine", small, notes(["! mind", "this"])) == (
+        "## host1\n\nRun a  \non a machine\n\n"
+        "**Saved**\n\n| load | freed<br>MB/VM |\n| :--- | ---: |\n| a\\|b | 98.8 ± 0.6 |\n\n"
+        "- ! mind\n- this\n"
+    )
