@@ -91,7 +91,7 @@ def read_policy(name: str, folder: Path = POLICIES) -> Policy:
         if match is None or match["knob"] in knobs:
             raise DataFileError(
                 f"policy {name!r} has {text!r}: allowed after each + is a file of /sys/kernel/mm/ksm, "
-                "without run, each once, with a number or a word, such as ksm+pages_to_scan=100+sleep_millisecs=20."
+                "without run, each once, with a number or a word, such as ksm+pages_to_scan=100."
             )
         knobs[match["knob"]] = int(match["value"]) if match["value"].isdigit() else match["value"]
     return replace(
