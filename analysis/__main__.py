@@ -23,6 +23,8 @@ from analysis.errors import UserError
 COMMANDS = {
     "summarize": "what was measured: memory freed, used and saved, beside the paper's figures",
     "explain": "where the saving comes from: item by item, scan by scan, guest by guest",
+    "policies": "policies side by side: saved, how soon, and what ksmd took",
+    "recommend": "which policy for a goal, and what it loses against the best",
     "forecast": "memory of N guests, and how many fit",
     "report": "forecasts beside what was measured afterwards; capacity runs",
     "census": "equal pages within and between the running guests, and the ideal saving",

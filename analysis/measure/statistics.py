@@ -339,7 +339,7 @@ def _difference(rows: pd.DataFrame, policy: str, baseline: str) -> PolicyDiffere
         return None
     mine = {name: found[found["boot_key"].isin(shared)] for name, found in by_policy.items()}
     conflicts = {conflict for found in mine.values() for conflict in pooling_conflicts(found)}
-    conflicts |= set(_beside_the_policy(pd.concat(list(mine.values()))))
+    conflicts |= set(beside_the_policy(pd.concat(list(mine.values()))))
     means = {name: found.groupby("boot_key")[list(COMPARED)].mean() for name, found in mine.items()}
     # A mean of the known repetitions would pass for all.
     unknown = {
@@ -358,17 +358,18 @@ def _difference(rows: pd.DataFrame, policy: str, baseline: str) -> PolicyDiffere
         differences={
             column: None
             if conflicts or unknown[column]
-            else _paired(list(means[policy][column] - means[baseline][column]))
+            else paired(list(means[policy][column] - means[baseline][column]))
             for column in COMPARED
         },
     )
 
 
-def _paired(differences: Sequence[float]) -> Difference:
+def paired(differences: Sequence[float]) -> Difference:
+    """Mean and interval of one difference for each boot, of which there is at least one."""
     return Difference(fmean(differences), _half_width(differences))
 
 
-def _beside_the_policy(rows: pd.DataFrame) -> list[str]:
+def beside_the_policy(rows: pd.DataFrame) -> list[str]:
     """Conflicts between two policies that are not what the policies themselves ask for."""
     own = {f"{PROVENANCE}ksm_knobs.", REQUESTED}
     if rows[f"{REQUESTED}thp_enabled"].nunique() > 1:

@@ -282,10 +282,15 @@ def warnings(answer: Answer) -> list[str]:
         for one in answer.differences
         if one.not_compared
     ]
-    return lines + [
+    return lines + left_out_words(answer.left_out)
+
+
+def left_out_words(left_out: Sequence[LeftOut]) -> list[str]:
+    """A sentence for the cells of each run that do not belong to the others."""
+    return [
         f"! run {one.run_id}, {one.hypervisor}: {one.cells} measured cells are left out, for they do not "
         f"belong to the others: {'; '.join(one.differing)}."
-        for one in answer.left_out
+        for one in left_out
     ]
 
 
