@@ -21,6 +21,8 @@ from analysis.report.figures import (
 from analysis.report.policies import place_name
 from analysis.report.quantities import QUANTITIES
 
+# From so many times the least cost on the axis is logarithmic.
+WIDE = 20
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -89,4 +91,8 @@ def _panel(axes: Axes, place: Place, cost: str, looks: dict[str, tuple[str, str]
     axes.set_xlabel(f"{spent_of.label}, {spent_of.unit}")
     axes.set_ylabel(f"{use_of.label}, {use_of.unit}")
     axes.set_title(place_name(place), fontsize=9, loc="left")
-    axes.set_xlim(left=0)
+    costs = [spent.mean for _policy, _use, spent, _settled in _drawn(place, cost)]
+    if 0 < min(costs) < max(costs) / WIDE:
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(left=0)

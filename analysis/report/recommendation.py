@@ -12,7 +12,7 @@ from analysis.measure.policies import Against, Place
 from analysis.model.recommending import BUDGET, MEMORY, TIME, Candidate, Recommendation, Regret
 from analysis.plan.policies import KEEP
 from analysis.plan.workloads import title
-from analysis.report.quantities import QUANTITIES, UNITS
+from analysis.report.quantities import QUANTITIES, UNITS, Quantity
 from analysis.report.tables import Grid, Part, notes, table
 
 _WANTED = {
@@ -58,15 +58,11 @@ def verdict(advice: Advice) -> str:
     chosen, best = found.chosen, found.best
     score, cost = QUANTITIES[found.goal.score], QUANTITIES[found.cost]
     one = advice.places[0]
-    loads = ", ".join(
-        title(load) if len(advice.weights) == 1 else f"{title(load)} ({weight:g})"
-        for load, weight in advice.weights.items()
-    )
     wanted = _WANTED[found.goal.kind].format(percent=found.goal.cpu_percent)
     size = one.guest_memory_bytes >> 20
     lines = [
         f"Recommended: {chosen.policy}",
-        f"For {wanted}, {one.guests} guests of {size} MB on {one.hypervisor}: {loads}.",
+        f"For {wanted}, {one.guests} guests of {size} MB on {one.hypervisor}: {_loads(advice.weights)}.",
         f"{score.label}: {score.words(chosen.estimate)}.",
     ]
     if chosen is not best:
@@ -74,7 +70,7 @@ def verdict(advice: Advice) -> str:
             f"It cannot be told apart from {best.policy}, the best by its mean: "
             f"{_loss(found, chosen)} {score.unit}. It is the cheaper one: {cost.label} "
             f"{cost.estimate(chosen.cost(cost.name))} {cost.unit} in place of "
-            f"{cost.estimate(best.cost(cost.name))}."
+            f"{cost.estimate(best.cost(cost.name))}.{_at_most(score, chosen)}"
         )
     alike = [one.policy for one in found.candidates if one.alike and one not in (chosen, best)]
     if chosen is best and alike:
@@ -84,6 +80,23 @@ def verdict(advice: Advice) -> str:
     if chosen is best and not alike and len(found.candidates) > 1:
         lines.append("Every other policy is worse, by more than its interval.")
     return "\n".join(lines)
+
+
+def _loads(weights: Mapping[str, float]) -> str:
+    """The workloads, with their guests where they are not alike."""
+    alike = len(set(weights.values())) == 1
+    named = ", ".join(
+        title(load) if alike else f"{weight:g} of {title(load)}" for load, weight in weights.items()
+    )
+    return f"{named}, as many guests of each" if alike and len(weights) > 1 else named
+
+
+def _at_most(score: Quantity, chosen: Candidate) -> str:
+    """The upper end of the interval of what the chosen one loses."""
+    seen = chosen.loss and chosen.loss.difference
+    if seen is None or seen.half_width is None:
+        return ""
+    return f" It may lose up to {score.number(seen.mean + seen.half_width)} {score.unit}."
 
 
 def remarks(advice: Advice) -> list[str]:
