@@ -6,6 +6,7 @@ them, unless that very mix was measured. Boots are the replicates, and policies 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 from analysis.errors import UserError
 from analysis.measure.policies import CPU, CPU_SETTLED, TO_BEST, USE, Against, Line, Place, against
@@ -141,7 +142,7 @@ def recommend(places: Sequence[Place], weights: Mapping[str, float], goal: Goal)
     return Recommendation(
         goal=goal,
         candidates=tuple(candidates),
-        chosen=min(alike, key=lambda one: seen.mean if (seen := one.cost(cost)) else float("inf")),
+        chosen=min(alike, key=lambda one: _mean(one.cost(cost))),
         cost=cost,
         excluded=tuple(excluded),
     )
@@ -199,6 +200,11 @@ def _problem(lines: Mapping[str, Line], goal: Goal) -> str:
             found = f"{seen.mean:.1f} ± {half:.1f} in {load}"
             return f"{surely} more than {goal.cpu_percent:g} % of a CPU once settled ({found})"
     return ""
+
+
+def _mean(seen: Estimate | None) -> float:
+    """A cost to choose by: one that is not known is the greatest."""
+    return inf if seen is None else seen.mean
 
 
 def _untold(seen: Estimate | None, goal: Goal) -> str:

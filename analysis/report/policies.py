@@ -116,7 +116,7 @@ def _against_grid(place: Place, least: Line) -> Grid:
 
 
 def _signed(name: str, seen: Against | None) -> str:
-    return QUANTITIES[name].estimate(seen and seen.difference, sign=True)
+    return QUANTITIES[name].estimate(None if seen is None else seen.difference, sign=True)
 
 
 def told_apart(seen: Against | None) -> str:

@@ -93,10 +93,10 @@ def _loads(weights: Mapping[str, float]) -> str:
 
 def _at_most(score: Quantity, chosen: Candidate) -> str:
     """The upper end of the interval of what the chosen one loses."""
-    seen = chosen.loss and chosen.loss.difference
-    if seen is None or seen.half_width is None:
+    if chosen.loss is None or chosen.loss.difference.half_width is None:
         return ""
-    return f" It may lose up to {score.number(seen.mean + seen.half_width)} {score.unit}."
+    most = chosen.loss.difference.mean + chosen.loss.difference.half_width
+    return f" It may lose up to {score.number(most)} {score.unit}."
 
 
 def remarks(advice: Advice) -> list[str]:

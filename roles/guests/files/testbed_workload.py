@@ -232,7 +232,7 @@ class Holder:
         self.probes = 0
         self.rewritings: list[Rewriting] = []
         for segment, (_content, first, last) in zip(spec["segments"], self.parts, strict=True):
-            if "rewrite_pages_per_second" in segment and last > first:
+            if "rewrite_pages_per_second" in segment and last > first and self.memory is not None:
                 pages = range(first * CHUNK_PAGES, last * CHUNK_PAGES)
                 rate = segment["rewrite_pages_per_second"]
                 self.rewritings.append(Rewriting(self.memory, pages, rate, seed_mark(self.seed)))
