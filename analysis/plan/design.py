@@ -238,7 +238,7 @@ class Design:
             cells += [
                 Cell(
                     hypervisor=hypervisor,
-                    cell_id=f"{_file_name(load)}-{_policy_file_name(policy)}-guests{guests}-boot{boot}-rep{repetition}",
+                    cell_id=_cell_id(load, policy, guests, boot, repetition),
                     workload=load,
                     policy=policy,
                     guests=guests,
@@ -295,14 +295,16 @@ def canonical_digest(content: Any) -> str:
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def _cell_id(load: str, policy: str, guests: int, boot: int, repetition: int) -> str:
+    """The name of a cell's directory. Raises DesignError where it is none."""
+    # No policy's own name has a dot.
+    treatment = f"{_file_name(load)}-{policy.replace(LAID_OVER, '.').replace('=', '.')}"
+    return _checked("a cell", f"{treatment}-guests{guests}-boot{boot}-rep{repetition}", names.PLACE)
+
+
 def _file_name(load: str) -> str:
     """A load within the name of a directory."""
     return "mix-" + load.replace("=", "").replace(",", "-") if "=" in load else load
-
-
-def _policy_file_name(policy: str) -> str:
-    """A policy within the name of a directory; no policy's own name has a dot."""
-    return policy.replace(LAID_OVER, ".").replace("=", ".")
 
 
 def shown(value: object) -> str:

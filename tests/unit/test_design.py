@@ -251,6 +251,11 @@ def test_a_sweep_of_knobs_is_a_list_of_policies_each_with_a_directory_of_its_own
         design(policies="ksm+pages_to_scan=1", ksm_knobs={"pages_to_scan": 2})
 
 
+def test_a_policy_too_long_for_the_name_of_a_directory_is_refused() -> None:
+    with pytest.raises(DesignError, match=r"^a cell is 'idle-ksm\.a0\.0.* 1 to 200 letters"):
+        planned(policies="ksm" + "".join(f"+a{number}=0" for number in range(60)))
+
+
 def test_a_run_can_measure_more_boots_than_the_runs_before_it() -> None:
     plan = planned(focus="1,2", boots="2", first_boot="4")
     assert [cell.boot for cell in plan.cells] == [4, 4, 5, 5]
