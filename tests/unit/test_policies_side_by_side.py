@@ -13,7 +13,7 @@ from synthetic import MIB, PAGE, began, store, synthetic_plan, synthetic_samples
 from analysis.__main__ import main
 from analysis.measure.policies import COURSE, Place, lost_byte_seconds, side_by_side
 from analysis.measure.table import tidy
-from analysis.plan.design import Cell
+from analysis.plan.design import REFERENCE, RESULTS, Cell
 from analysis.records.loading import load_run
 
 GUESTS = 2
@@ -118,6 +118,30 @@ def test_each_policy_is_told_by_what_it_saved_how_soon_and_at_what_cost(results:
     assert mean[slow.policy]["lost_mib_per_vm_seconds"] == pytest.approx(101 * 6 + 2.5 / 3 * 12, rel=1e-3)
     assert mean["ksm"]["ksmd_cpu_seconds"] == pytest.approx(6)
     assert mean[slow.policy]["settled_ksmd_percent"] == pytest.approx(2)
+
+
+@pytest.mark.parametrize("cell", sorted((RESULTS / REFERENCE / "cells-followed").glob("*/*/*/after.json")))
+def test_what_recorded_guests_use_and_freed_is_what_they_used_before_and_ksmds_share_is_that_of_its_clock(
+    cell: Path,
+) -> None:
+    """A recorded run of one policy; the numbers of its files are read here for themselves."""
+    read = {
+        name: json.loads(cell.with_name(f"{name}.json").read_text()) for name in ("off", "merge", "after")
+    }
+    guests = read["off"]["observed"]["guests"].values()
+    pss = sum(guest["smaps_rollup"]["Pss_bytes"] for guest in guests) / MIB / len(guests)
+    samples = read["after"]["observed"]["samples"]
+    spent, took = (samples[name][-1] - samples[name][0] for name in ("ksmd_cpu_seconds", "seconds"))
+    merged = read["merge"]["observed"]["samples"]
+    place = next(one for one in places_of(cell.parents[2]) if one.workload == read["off"]["cell"]["workload"])
+    (line,) = place.lines
+    mean = {name: seen.mean for name, seen in line.estimates.items() if seen is not None}
+    assert mean["guests_use_mib_per_vm"] + mean["freed_mib_per_vm"] == pytest.approx(pss)
+    assert mean["settled_ksmd_percent"] == pytest.approx(100 * spent / took)
+    assert place.horizon_seconds == merged["seconds"][-1]
+    # Its own saving is the best one, and is lost until it is there.
+    assert mean["best_90_percent_seconds"] == mean["seconds_to_90_percent"]
+    assert 0 < mean["lost_mib_per_vm_seconds"] < mean["gross_mib_per_vm"] * place.horizon_seconds
 
 
 def test_what_had_not_settled_counts_as_it_was_and_a_saving_never_reached_has_no_time(results: Path) -> None:
