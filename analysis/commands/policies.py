@@ -42,4 +42,4 @@ def run(arguments: argparse.Namespace) -> int:
         print(policy_json(places, found.runs, chosen.left_out, found.problems), end="")
     else:
         show(*policy_parts(places, found.runs, chosen.left_out, found.problems))
-    return 0 if places else 1
+    return 0 if any(place.lines for place in places) else 1

@@ -25,7 +25,6 @@ from analysis.plan.design import MIB
 from analysis.plan.policies import policy_order
 from analysis.plan.workloads import in_order
 from analysis.records.loading import COMPLETE, CellRecords, Run
-from analysis.records.reading import RecordError
 
 # What a policy is compared by; the registry of quantities says what each is.
 USE, CPU, CPU_SETTLED = "guests_use_mib_per_vm", "ksmd_cpu_seconds", "settled_ksmd_percent"
@@ -85,7 +84,8 @@ class Place:
 
     ``horizon_seconds``: the longest series of all its cells, over which what is lost is counted. ``most``:
     the policy with the greatest mean gross saving, ``least``: that under which the guests use least; None
-    where no policy tells. ``left_out``: a sentence for each policy that cannot be compared.
+    where no policy tells. ``left_out``: a sentence for each policy that cannot be compared, ``lines``
+    the others, maybe none.
     """
 
     hypervisor: str
@@ -177,7 +177,7 @@ def _place(rows: pd.DataFrame, records: Mapping[tuple[str, str, str], CellRecord
     for row in rows[rows["policy"].isin(kept)].to_dict("records"):
         found = records[str(row[KEY[0]]), str(row[KEY[1]]), str(row[KEY[2]])]
         cells[str(row["policy"])].append(_Cell(row, found, burndown(found)))
-    horizon = max(cell.growth.seconds[-1] for mine in cells.values() for cell in mine)
+    horizon = max((cell.growth.seconds[-1] for mine in cells.values() for cell in mine), default=0.0)
     most = _extreme({policy: [(c.boot, float(c.row[GROSS])) for c in mine] for policy, mine in cells.items()})
     best = {} if most is None else _by_boot([(c.boot, float(c.growth.final_bytes)) for c in cells[most]])
     lines = tuple(_line(policy, mine, best, horizon) for policy, mine in cells.items())
@@ -214,8 +214,6 @@ def _comparable(rows: pd.DataFrame) -> tuple[list[str], list[str]]:
             )
         else:
             kept.append(policy)
-    if not kept:
-        raise RecordError(" ".join(left_out))
     return kept, left_out
 
 

@@ -51,8 +51,8 @@ class Candidate:
 
     @property
     def alike(self) -> bool:
-        """Whether it is the best, or cannot be told apart from it."""
-        return self.loss is None or not self.loss.apart
+        """Whether it is the best, or is not shown to be worse."""
+        return self.loss is None or not self.loss.apart or self.loss.difference.mean < 0
 
     def cost(self, name: str) -> Estimate | None:
         """ksmd's CPU, None where it is not known."""

@@ -24,7 +24,8 @@ def policy_parts(
     """Two tables for each place, and what must be known beside them."""
     parts: list[Part] = ["\n".join(measured_on(runs, boots=True))]
     for place in places:
-        parts += [heading(place_name(place)), _grid(place)]
+        if place.lines:
+            parts += [heading(place_name(place)), _grid(place)]
         if len(place.lines) > 1 and place.least is not None:
             parts.append(_against_grid(place, place.line(place.least)))
     return [*parts, notes([*warnings(places, left_out, problems), *_legend(places)])]
@@ -106,10 +107,10 @@ def _against_grid(place: Place, least: Line) -> Grid:
                 f"{line.policy} - {least.policy}",
                 str(use.n_boots) if use else "-",
                 *(_signed(name, seen) for name, seen in found.items()),
-                told_apart(use),
+                _told_apart(use),
             )
         )
-    heads = ("policies", "boots", *(QUANTITIES[name].head for name in _AGAINST), "guests use")
+    heads = ("policies", "boots", *(QUANTITIES[name].head for name in _AGAINST), "which is")
     return table(
         heads, rows, title=f"Against {least.policy}, under which the guests use least, paired by boot"
     )
@@ -119,11 +120,13 @@ def _signed(name: str, seen: Against | None) -> str:
     return QUANTITIES[name].estimate(None if seen is None else seen.difference, sign=True)
 
 
-def told_apart(seen: Against | None) -> str:
+def _told_apart(seen: Against | None) -> str:
     """What the paired difference of the memory used says, in words."""
     if seen is None or seen.n_boots < LEAST_BOOTS:
         return "too few boots"
-    return "more" if seen.apart else "not told apart"
+    if not seen.apart:
+        return "not told apart"
+    return "more" if seen.difference.mean > 0 else "less"
 
 
 def policy_json(
@@ -154,7 +157,7 @@ def _place(place: Place) -> dict[str, Any]:
                 **{n: getattr(line, n) for n in ("policy", "boots", "unsettled", "unreached", "settings")},
                 "estimates": {name: seen and asdict(seen) for name, seen in line.estimates.items()},
                 "against": {
-                    name: seen and asdict(seen)
+                    name: None if seen is None else {**asdict(seen), "apart": seen.apart}
                     for name in _AGAINST
                     if least is not None
                     for seen in [line.less(least, name)]

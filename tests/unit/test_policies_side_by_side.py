@@ -194,6 +194,18 @@ def test_policies_measured_under_other_conditions_are_left_out_with_the_reason(r
     )
 
 
+def test_where_no_policy_can_be_pooled_the_reasons_are_left(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = measured(results, {"ksm": FAST})
+    for path in directory.glob("*/*-boot2-*/*.json"):
+        record = json.loads(path.read_text())
+        record["provenance"]["kernel_release"] = "6.1.0-synthetic"
+        path.write_text(json.dumps(record))
+    assert main(["policies", "--results", str(results)]) == 1
+    assert "ksm is left out, for its cells were measured under different" in capsys.readouterr().out
+
+
 def test_guests_measured_as_they_booted_do_not_stand_beside_restored_ones(results: Path) -> None:
     def booted(_cell: Cell, records: dict[str, dict[str, Any]]) -> None:
         began(records, **{"from": "boot", "checkpoint": None})
