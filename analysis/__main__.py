@@ -27,6 +27,8 @@ COMMANDS = {
     "explain": "where the saving comes from: item by item, scan by scan, guest by guest",
     "compare": "two runs or campaigns: what differs, with intervals",
     "check": "whether a saving is worse than a baseline's, by exit code",
+    "policies": "policies side by side: saved, how soon, and what ksmd took",
+    "recommend": "which policy for a goal, and what it loses against the best",
     "forecast": "memory of N guests, and how many fit",
     "report": "forecasts beside what was measured afterwards; capacity runs",
     "census": "equal pages within and between the running guests, and the ideal saving",

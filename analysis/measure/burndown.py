@@ -92,10 +92,14 @@ def first_settled(
 
 def seconds_to(seconds: Sequence[float], saved: Sequence[int], percent: float) -> float | None:
     """First time at which ``percent`` of the last value was there; None when that is not above 0."""
-    goal = saved[-1] * percent / 100
+    return first_at(seconds, saved, saved[-1] * percent / 100)
+
+
+def first_at(seconds: Sequence[float], saved: Sequence[int], goal: float) -> float | None:
+    """First time at which the saving was ``goal``; None where it never was, or that is not above 0."""
     if goal <= 0:
         return None
-    return next(second for second, value in zip(seconds, saved, strict=True) if value >= goal)
+    return next((second for second, value in zip(seconds, saved, strict=True) if value >= goal), None)
 
 
 def near_final(saved: Sequence[int], percent: float = 1) -> int:

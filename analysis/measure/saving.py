@@ -56,6 +56,7 @@ class Saving:
         pss: fall of the PSS of the guests' QEMU processes, with what huge pages split on the way freed.
         mem_available: rise of MemAvailable, as the paper measured (of a MemTotal that stays as it is).
         freed_guests: pss less ksm_own, what the guests gave back. Other programs do not move it.
+        guests_use: PSS of the guests' QEMU processes and KSM's own memory under the policy.
         freed_host: rise of MemAvailable and of the free pages on per-CPU lists, what the host got back.
         used_off, used_on: use of the host, see :func:`used_bytes`.
         used_available_off, used_available_on: MemTotal - MemAvailable, as the paper measured.
@@ -68,6 +69,7 @@ class Saving:
     pss: Value
     mem_available: Value
     freed_guests: Value
+    guests_use: Value
     freed_host: Value
     used_off: Value
     used_on: Value
@@ -114,6 +116,7 @@ def saving_of(off: SnapshotRecord | StepRecord, on: SnapshotRecord | StepRecord,
         pss=pss,
         mem_available=less(before["used_available"], after["used_available"]),
         freed_guests=less(pss, own),
+        guests_use=plus(after["pss"], after["ksm_own"]),
         freed_host=less(before["used"], after["used"]),
         used_off=before["used"],
         used_on=after["used"],
@@ -216,6 +219,12 @@ def less(minuend: Value, subtrahend: Value) -> Value:
     if isinstance(minuend, Unknown):
         return minuend
     return subtrahend if isinstance(subtrahend, Unknown) else minuend - subtrahend
+
+
+def plus(one: Value, other: Value) -> Value:
+    """A sum; unknown, for the first reason, where either is."""
+    found = known((one, other))
+    return found if isinstance(found, Unknown) else sum(found)
 
 
 def known(values: Iterable[Value]) -> list[float] | Unknown:

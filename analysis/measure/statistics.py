@@ -358,7 +358,7 @@ def _difference(rows: pd.DataFrame, policy: str, baseline: str) -> PolicyDiffere
         return None
     mine = {name: found[found["boot_key"].isin(shared)] for name, found in by_policy.items()}
     conflicts = {conflict for found in mine.values() for conflict in pooling_conflicts(found)}
-    conflicts |= set(_beside_the_policy(pd.concat(list(mine.values()))))
+    conflicts |= set(beside_the_policy(pd.concat(list(mine.values()))))
     means = {name: found.groupby("boot_key")[list(COMPARED)].mean() for name, found in mine.items()}
     # A mean of the known repetitions would pass for all.
     unknown = {
@@ -383,7 +383,7 @@ def _difference(rows: pd.DataFrame, policy: str, baseline: str) -> PolicyDiffere
     )
 
 
-def _beside_the_policy(rows: pd.DataFrame) -> list[str]:
+def beside_the_policy(rows: pd.DataFrame) -> list[str]:
     """Conflicts between two policies that are not what the policies themselves ask for."""
     own = {f"{PROVENANCE}ksm_knobs.", REQUESTED}
     if rows[f"{REQUESTED}thp_enabled"].nunique() > 1:

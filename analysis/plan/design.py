@@ -20,7 +20,7 @@ from annotated_types import Ge, Le, MinLen
 from analysis.errors import UserError
 from analysis.plan import data_files
 from analysis.plan.mix import mix_text, parse_mix
-from analysis.plan.policies import OFF, THP_MODES, Policy, policy_names, read_policy
+from analysis.plan.policies import LAID_OVER, OFF, THP_MODES, Policy, policy_names, read_policy
 from analysis.plan.workloads import foci, in_order, read_workload, workload_names
 from plugins.module_utils import names
 
@@ -238,7 +238,7 @@ class Design:
             cells += [
                 Cell(
                     hypervisor=hypervisor,
-                    cell_id=f"{_file_name(load)}-{policy}-guests{guests}-boot{boot}-rep{repetition}",
+                    cell_id=_cell_id(load, policy, guests, boot, repetition),
                     workload=load,
                     policy=policy,
                     guests=guests,
@@ -293,6 +293,13 @@ def canonical_digest(content: Any) -> str:
     """SHA-256 of the canonical JSON of a content."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _cell_id(load: str, policy: str, guests: int, boot: int, repetition: int) -> str:
+    """The name of a cell's directory. Raises DesignError where it is none."""
+    # No policy's own name has a dot.
+    treatment = f"{_file_name(load)}-{policy.replace(LAID_OVER, '.').replace('=', '.')}"
+    return _checked("a cell", f"{treatment}-guests{guests}-boot{boot}-rep{repetition}", names.PLACE)
 
 
 def _file_name(load: str) -> str:
@@ -373,7 +380,7 @@ def existing_policy(name: str, value: Any) -> str:
     known = [policy for policy in policy_names() if policy != OFF]
     if text == OFF:
         raise DesignError(f"{name} names off, which is measured anyway: allowed are {', '.join(known)}.")
-    if text not in known:
+    if text.split(LAID_OVER, maxsplit=1)[0] not in policy_names():
         raise DesignError(f"{name} names {text!r}, which does not exist: there are {', '.join(known)}.")
     return read_policy(text).name
 
@@ -481,6 +488,12 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         wrong.append(
             f"guest_reserve_mib is {reserve}: allowed is less than the guest_memory_mib of {memory}."
         )
+    for policy in values.get("policies", ()):
+        both = read_policy(policy).laid_over & values.get("ksm_knobs", {}).keys()
+        wrong += [
+            f"ksm_knobs has {knob}, which the policy {policy} sets, too: leave one out."
+            for knob in sorted(both)
+        ]
     mix, guests = values.get("mix"), values.get("guests")
     if mix and guests and guests != (mixed := sum(parse_mix(mix, "mix").values()),):
         asked = f"guests, {guests[0]}" if len(guests) == 1 else "guests, which must be one number"

@@ -56,5 +56,13 @@ def guest_workloads(load: str, guests: Iterable[str]) -> dict[str, str]:
 
 def keeps_load(load: str, workloads: Mapping[str, Any]) -> bool:
     """Whether guests with this load are kept in a checkpoint of their own."""
-    names = parse_mix(load, "workload") if "=" in load else (load,)
-    return any(workloads[name]["checkpoint_loaded"] for name in names)
+    return any(workloads[name]["checkpoint_loaded"] for name in _workloads_of(load))
+
+
+def load_contents(load: str, workloads: Mapping[str, Any]) -> dict[str, Any]:
+    """Segments of each workload of a load: guests kept with other ones do not hold it."""
+    return {name: workloads[name]["segments"] for name in _workloads_of(load)}
+
+
+def _workloads_of(load: str) -> Iterable[str]:
+    return parse_mix(load, "workload") if "=" in load else (load,)

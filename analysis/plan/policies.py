@@ -1,6 +1,7 @@
-"""How the host treats the guests' pages: one file each in policies/."""
+"""How the host treats the guests' pages: one file each in policies/, or one with other knobs laid over it."""
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ OFF = "off"
 DEFAULT = "ksm"
 # The host's own huge pages
 KEEP = "keep"
+# Between a policy's name and each knob laid over it: ksm+pages_to_scan=100
+LAID_OVER = "+"
 THP_MODES = (KEEP, "always", "madvise", "never")
 
 _KEYS = frozenset({"description", "run", "knobs", "needs", "thp_enabled", "service"})
+_LAID = re.compile(r"(?!run=)(?P<knob>[a-z][a-z0-9_]*)=(?P<value>[0-9]{1,20}|[a-z][a-z0-9-]*)")
 
 
 @dataclass(frozen=True)
 class Policy:
-    """One file of policies/.
+    """One file of policies/, or one with knobs laid over it, which its name then says.
 
     ``run``: 1 where KSM merges, 0 where it does not. ``knobs``: values of files in /sys/kernel/mm/ksm; those
     that a kernel lacks are left out unless ``needs`` has them. ``thp_enabled``: the mode of transparent huge
@@ -40,6 +44,11 @@ class Policy:
     def optional_knobs(self) -> list[str]:
         """Knobs that a kernel may lack."""
         return sorted(set(self.knobs) - set(self.needs))
+
+    @property
+    def laid_over(self) -> frozenset[str]:
+        """Knobs that its name lays over its file."""
+        return frozenset(text.partition("=")[0] for text in self.name.split(LAID_OVER)[1:])
 
     def to_json(self) -> dict[str, Any]:
         """As a plan and a record hold it."""
@@ -65,7 +74,36 @@ def policy_order(name: str) -> tuple[bool, bool, str]:
 
 @cache
 def read_policy(name: str, folder: Path = POLICIES) -> Policy:
-    """One policy by its name. Raises DataFileError, which names those that exist."""
+    """One policy by its name, such as ksm or ksm+pages_to_scan=100+sleep_millisecs=20.
+
+    Knobs laid over a policy must exist in the kernel. Raises DataFileError, which names the policies that
+    exist, or says which knob cannot be laid over one.
+    """
+    base, *laid = name.split(LAID_OVER)
+    policy = _read_file(base, folder)
+    if not laid:
+        return policy
+    if not policy.run:
+        raise DataFileError(f"policy {name!r} lays knobs over {base}, under which KSM does not run.")
+    knobs: dict[str, int | str] = {}
+    for text in laid:
+        match = _LAID.fullmatch(text)
+        if match is None or match["knob"] in knobs:
+            raise DataFileError(
+                f"policy {name!r} has {text!r}: allowed after each + is a file of /sys/kernel/mm/ksm, "
+                "without run, each once, with a number or a word, such as ksm+pages_to_scan=100."
+            )
+        knobs[match["knob"]] = int(match["value"]) if match["value"].isdigit() else match["value"]
+    return replace(
+        policy,
+        name=name,
+        description=f"{policy.description}; with {' and '.join(laid)}",
+        knobs=dict(sorted({**policy.knobs, **knobs}.items())),
+        needs=tuple(sorted({*policy.needs, *knobs})),
+    )
+
+
+def _read_file(name: str, folder: Path) -> Policy:
     content = read_file(folder, "policy", name, _KEYS)
     path = folder / f"{name}.yml"
     knobs = content.get("knobs") or {}

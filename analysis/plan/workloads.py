@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from analysis.plan.data_files import PROJECT, DataFileError, names_in, read_file
 
@@ -12,19 +12,34 @@ WORKLOADS = PROJECT / "workloads"
 
 _KEYS = frozenset({"description", "focus", "segments", "checkpoint_loaded"})
 
+_REWRITE = "rewrite_pages_per_second"
+
+
+class Segment(NamedTuple):
+    """A part of the memory that a guest fills; ``rewrite_pages_per_second``: 0 where it stays as it is."""
+
+    content: str
+    percent: int
+    rewrite_pages_per_second: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """As a plan holds it and the program in the guest takes it."""
+        rewriting = {_REWRITE: self.rewrite_pages_per_second} if self.rewrite_pages_per_second else {}
+        return {"content": self.content, "percent": self.percent, **rewriting}
+
 
 @dataclass(frozen=True)
 class Workload:
     """One file of workloads/.
 
-    ``segments``: what the memory that a guest fills holds, as (content, percent) in order; empty: it fills
-    none. ``focus``: the paper's number for it, None for one that the paper has not. ``checkpoint_loaded``:
-    guests that hold it are kept in a checkpoint of their own, since restoring them is cheaper than loading.
+    ``segments``: what the memory that a guest fills holds, in order; empty: it fills none. ``focus``: the
+    paper's number for it, None for one that the paper has not. ``checkpoint_loaded``: guests that hold it are
+    kept in a checkpoint of their own, since restoring them is cheaper than loading.
     """
 
     name: str
     description: str
-    segments: tuple[tuple[str, int], ...] = ()
+    segments: tuple[Segment, ...] = ()
     focus: int | None = None
     checkpoint_loaded: bool = False
 
@@ -37,7 +52,7 @@ class Workload:
         """As the playbook hands it to the modules."""
         return {
             "name": self.name,
-            "segments": [{"content": content, "percent": percent} for content, percent in self.segments],
+            "segments": [segment.to_json() for segment in self.segments],
             "checkpoint_loaded": self.checkpoint_loaded,
         }
 
@@ -52,13 +67,8 @@ def read_workload(name: str, folder: Path = WORKLOADS) -> Workload:
     """One workload by its name. Raises DataFileError, which names those that exist."""
     content = read_file(folder, "workload", name, _KEYS)
     path = folder / f"{name}.yml"
-    segments = []
-    for segment in content.get("segments") or []:
-        percent = segment.get("percent") if isinstance(segment, Mapping) else None
-        if type(percent) is not int or set(segment) != {"content", "percent"}:
-            raise DataFileError(f"{path}: a segment is {segment!r}, and must have a content and a percent.")
-        segments.append((str(segment["content"]), percent))
-    if segments and sum(percent for _, percent in segments) != 100:
+    segments = tuple(_segment(path, segment) for segment in content.get("segments") or [])
+    if segments and sum(segment.percent for segment in segments) != 100:
         raise DataFileError(f"{path}: the percents of its segments must add up to 100.")
     focus = content.get("focus")
     if focus is not None and (type(focus) is not int or focus < 1):
@@ -66,10 +76,26 @@ def read_workload(name: str, folder: Path = WORKLOADS) -> Workload:
     return Workload(
         name=name,
         description=content["description"],
-        segments=tuple(segments),
+        segments=segments,
         focus=focus,
         checkpoint_loaded=bool(content.get("checkpoint_loaded", False)),
     )
+
+
+def _segment(path: Path, given: Any) -> Segment:
+    found = given if isinstance(given, Mapping) else {}
+    percent, rate = found.get("percent"), found.get(_REWRITE, 1)
+    if type(percent) is not int or not {"content", "percent"} <= found.keys() <= {
+        "content",
+        "percent",
+        _REWRITE,
+    }:
+        raise DataFileError(
+            f"{path}: a segment is {given!r}, and must have a content and a percent, and may have {_REWRITE}."
+        )
+    if type(rate) is not int or rate < 1:
+        raise DataFileError(f"{path}: {_REWRITE} is {rate!r}, and must be a whole number from 1.")
+    return Segment(str(found["content"]), percent, found.get(_REWRITE, 0))
 
 
 def foci(folder: Path = WORKLOADS) -> dict[int, str]:

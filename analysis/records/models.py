@@ -381,12 +381,16 @@ class MergeObserved(Model):
 
 
 class Verdict(Model):
-    """Whether the memory that a guest filled is what it was."""
+    """Whether the memory that a guest filled is what it was.
+
+    ``rewritten_pages_per_second``: to how many pages it wrote all the time; None where to none.
+    """
 
     filled_bytes: Count
     digest_before: str
     digest_after: str
     intact: bool
+    rewritten_pages_per_second: Amount | None = None
 
 
 class VerifyObserved(Model):
@@ -674,10 +678,11 @@ class PlannedPolicy(Model):
 
 
 class Segment(Model):
-    """A part of the memory that a guest fills."""
+    """A part of the memory that a guest fills; ``rewrite_pages_per_second``: None where it stays as it is."""
 
     content: Text
     percent: Annotated[int, Field(ge=1, le=100)]
+    rewrite_pages_per_second: Positive | None = None
 
 
 class PlannedWorkload(Model):

@@ -39,7 +39,7 @@ USED_OFF = "used_available_off_mib"
 # So many groups of bars have room for figures in a larger type.
 _FEW = 4
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -65,7 +65,7 @@ def figure_2(summaries: Sequence[Summary]) -> Figure:
     bars: they are not drawn. Raises FigureError when nothing has a mean.
     """
     places = drawn_places(summaries)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         widest = max(map(len, places))
         figure = Figure(figsize=(max(10, 2.0 * widest), 4.6 * len(places)), layout="constrained")
         panels = figure.subplots(len(places), 2, width_ratios=(1, 1.15), squeeze=False)
@@ -110,7 +110,7 @@ def drawn_places(summaries: Sequence[Summary]) -> list[list[Summary]]:
 
 
 def _one_panel(drawn: Sequence[Summary], panel: Callable[[Axes, Sequence[Summary]], None]) -> Figure:
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(max(PANEL_INCHES, 0.95 * len(drawn)), 3.8), layout="constrained")
         panel(figure.subplots(), drawn)
     return figure
@@ -178,7 +178,7 @@ def burndown_figure(cells: Sequence[CellRecords], *, wide: bool = True) -> Figur
     """
     if not cells:
         raise FigureError("there is nothing to draw: no cell has been measured.")
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10 if wide else PANEL_INCHES, 4.2), layout="constrained")
         axes = figure.subplots()
         labelled: set[str] = set()
@@ -244,7 +244,7 @@ def ledger_figure(books: Sequence[Waterfall]) -> Figure:
     """
     if not books:
         raise FigureError("there is nothing to draw: no cell with a ledger has been measured.")
-    with mpl.rc_context({**_STYLE, "axes.grid.axis": "x"}):
+    with mpl.rc_context({**STYLE, "axes.grid.axis": "x"}):
         columns = min(len(books), PANELS_IN_A_ROW)
         rows = -(-len(books) // columns)
         figure = Figure(
@@ -305,7 +305,7 @@ def save(figure: Figure, path: Path) -> None:
     if path.suffix.lower() not in FORMATS:
         raise FigureError(f"--figure is {str(path)!r}: its suffix must be {' or '.join(FORMATS)}.")
     try:
-        with mpl.rc_context(_STYLE):
+        with mpl.rc_context(STYLE):
             figure.savefig(path, dpi=160)
     except OSError as error:
         raise FigureError(f"{path} cannot be written: {error.strerror}.") from None
@@ -314,7 +314,7 @@ def save(figure: Figure, path: Path) -> None:
 def svg_text(figure: Figure) -> str:
     """The figure as SVG text, the same for the same data."""
     buffer = io.StringIO()
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
 
@@ -348,7 +348,7 @@ def _grouped(
     tops, bottoms = [], [0.0]
     for number, (name, colour, values) in enumerate(series):
         known = [(place, value) for place, value in enumerate(values) if value is not None]
-        halves = [_drawn_half_width(value) for _place, value in known]
+        halves = [drawn_half_width(value) for _place, value in known]
         bars = axes.bar(
             [place + (number - (len(series) - 1) / 2) * width for place, _value in known],
             [value.mean for _place, value in known],
@@ -376,6 +376,6 @@ def _grouped(
     )
 
 
-def _drawn_half_width(seen: Estimate) -> float:
+def drawn_half_width(seen: Estimate) -> float:
     """Half of an interval, NaN where it is none or over too few boots to be drawn."""
     return seen.half_width if seen.half_width is not None and seen.conclusive else math.nan

@@ -196,7 +196,7 @@ _ALL = (
         "s",
         1,
         f"/proc/PID/stat of ksmd: utime + stime ({PROC_RST})",
-        "CPU time of ksmd from KSM switched on until the saving had settled.",
+        "CPU time of ksmd from KSM switched on until the saving had settled, or the time for it was over.",
     ),
     Quantity(
         "rest_percent",
@@ -216,6 +216,41 @@ _ALL = (
             f"Time until {percent} % of the final gross saving was there.",
         )
         for percent in (50, 90, 99)
+    ),
+    Quantity(
+        "best_90_percent_seconds",
+        "90 % of the best after",
+        "s",
+        1,
+        _BURNDOWN,
+        "Time until 90 % of the final gross saving of the best policy, which is the one with the greatest "
+        "mean, was there in the same boot.",
+    ),
+    Quantity(
+        "lost_mib_per_vm_seconds",
+        "lost on the way",
+        "MB/VM x s",
+        0,
+        _BURNDOWN,
+        "Area between the final gross saving of the best policy in the same boot and this one's while it "
+        "grows, over the longest series of all policies; after its own a saving is taken to stay.",
+    ),
+    Quantity(
+        "guests_use_mib_per_vm",
+        "guests use",
+        PER_VM,
+        1,
+        f"{_PSS}; KSM's own memory, see ksm_own_mib_per_vm",
+        "What the guests cost under the policy: their proportional set sizes and KSM's own memory. Unlike "
+        "what is freed it does not depend on how huge pages were used with KSM off.",
+    ),
+    Quantity(
+        "settled_ksmd_percent",
+        "ksmd, settled",
+        "% of a CPU",
+        1,
+        f"/proc/PID/stat of ksmd: utime + stime ({PROC_RST})",
+        "Share of one CPU that ksmd took in the series after the record under the policy (follow_seconds).",
     ),
     Quantity(
         "near_final_scans",
@@ -502,6 +537,17 @@ USED = (
     "general_profit_mib_per_vm",
     "converged_after_seconds",
     "ksmd_cpu_seconds",
+)
+# Policies side by side, column by column.
+COMPARED_POLICIES = (
+    "freed_mib_per_vm",
+    "gross_mib_per_vm",
+    "guests_use_mib_per_vm",
+    "seconds_to_90_percent",
+    "best_90_percent_seconds",
+    "lost_mib_per_vm_seconds",
+    "ksmd_cpu_seconds",
+    "settled_ksmd_percent",
 )
 # The tables of a capacity run, column by column.
 STEPS = (

@@ -304,8 +304,10 @@ def warnings(answer: Answer) -> list[str]:
     named = list(zip(_names(answer.summaries), answer.summaries, strict=True))
     lines = [f"! {problem}" for problem in answer.problems]
     for name, summary in named:
+        cells = averaged(summary, answer.runs)
         lines += [*_not_pooled(name, summary), *_left_out(name, summary), *_unknown(name, summary)]
-        lines += [f"! {name}: {words}" for words in marks_words(averaged(summary, answer.runs))]
+        lines += [f"! {name}: {words}" for words in marks_words(cells)]
+        lines += [f"{name}: {words}" for words in rewriting_words(cells)]
     lines += _parted(named)
     lines += [
         f"! {title(one.workload)}: {one.policy} is not compared with {one.baseline}, for they were measured "
@@ -313,10 +315,27 @@ def warnings(answer: Answer) -> list[str]:
         for one in answer.differences
         if one.not_compared
     ]
-    return lines + [
+    return lines + left_out_words(answer.left_out)
+
+
+def left_out_words(left_out: Sequence[LeftOut]) -> list[str]:
+    """A sentence for the cells of each run that do not belong to the others."""
+    return [
         f"! run {one.run_id}, {one.hypervisor}: {one.cells} measured cells are left out, for they do not "
         f"belong to the others: {'; '.join(one.differing)}."
-        for one in answer.left_out
+        for one in left_out
+    ]
+
+
+def rewriting_words(cells: Sequence[CellRecords]) -> list[str]:
+    """That guests wrote all the time, and how much; none where they did not."""
+    verdicts = [verdict for cell in cells for verdict in cell.verify.observed.guests.values()]
+    rates = [rate for one in verdicts if (rate := one.rewritten_pages_per_second) is not None]
+    if not rates:
+        return []
+    return [
+        f"each guest wrote to {min(rates):.0f} to {max(rates):.0f} pages a second while it was measured: the "
+        "saving is that of a steady load, not of guests at rest."
     ]
 
 

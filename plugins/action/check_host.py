@@ -1,4 +1,4 @@
-"""Before anything is changed: become root, see that the kernel takes the policies, and take the host's lease.
+"""Before anything is changed: become root, see that the host can do the policies, and take its lease.
 
 Arguments:
     policies: each policy by its name, as the action plan returns them; none where none is used.
@@ -8,12 +8,16 @@ The task must `become`. Nothing but the lease is changed. Returns: msg where it 
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 
 from analysis.progress.lease import hold
+
+_NO_SYSTEMD = 3
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -36,6 +40,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "needs root, which this user could not become: run as root, or with sudo and "
                 "--ask-become-pass.",
             }
+        problems = [problem for one in args["policies"].values() if (problem := self._service_problem(one))]
+        if problems:
+            return {**result, "failed": True, "msg": f"{variables.get('inventory_hostname')}: {problems[0]}"}
         # The module only looks then.
         check_mode, self._task.check_mode = self._task.check_mode, True
         for policy in args["policies"].values():
@@ -52,6 +59,27 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 return {**result, **seen}
         self._task.check_mode = check_mode
         return {**result, "changed": False, **hold(self, variables, new=True)}
+
+    def _service_problem(self, policy: Mapping[str, Any]) -> str:
+        """Why this host cannot run the policy's service, "" where it can or there is none."""
+        service = policy["service"]
+        if not service:
+            return ""
+        answer = self._low_level_execute_command(
+            f"test -d /run/systemd/system || exit {_NO_SYSTEMD}; "
+            f"systemctl cat -- {shlex.quote(service)} >/dev/null"
+        )
+        if answer["rc"] == _NO_SYSTEMD:
+            return (
+                f"policy {policy['name']} runs the service {service}, which needs systemd as PID 1, and this "
+                "host has none: choose another policy."
+            )
+        if answer["rc"]:
+            return (
+                f"policy {policy['name']} runs the service {service}, which is not installed on this host: "
+                "install its package, or choose another policy."
+            )
+        return ""
 
     def _is_root(self) -> bool:
         try:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from analysis.plan.design import check_run_id
-from analysis.plan.mix import guest_workloads, keeps_load
+from analysis.plan.mix import guest_workloads, keeps_load, load_contents
 from analysis.progress.matrix import FIRST_PHASE, named_phase
 
 
@@ -56,6 +56,7 @@ class FilterModule:
         return {
             "guest_segments": guest_segments,
             "keeps_load": keeps_load,
+            "load_contents": load_contents,
             "workload_reports": workload_reports,
             "member": member,
             "failure_of": failure_of,

@@ -59,7 +59,7 @@ class Checkpoint:
     """A sound manifest and its folder.
 
     ``guests``: guest name to files, host_key (SSH) and what is known of its boot.
-    ``load``: None for guests that only booted; else name, reserve_mib, seed and reports of what they hold.
+    ``load``: None for guests that only booted; else name, reserve_mib, contents and reports of it.
     """
 
     folder: Path
@@ -95,7 +95,8 @@ def folder_name(made_of: Mapping[str, Any], booted_at: str, load: Mapping[str, A
     name = f"boot{made_of['boot']}-{made_of['memory_mib']}mib-{digest_text([dict(made_of), booted_at])[:12]}"
     if load is None:
         return name
-    key = digest_text([load["name"], load["reserve_mib"], sorted(load["reports"])])[:6]
+    held = [load["name"], load["reserve_mib"], load.get("contents"), sorted(load["reports"])]
+    key = digest_text(held)[:6]
     return f"{name}-{load['name'].split('=')[0]}-{key}"
 
 
@@ -290,7 +291,7 @@ class Store:
         return newest
 
     def find_loaded(self, base: Checkpoint, load: Mapping[str, Any], guests: int) -> Checkpoint | None:
-        """The checkpoint of the same boot whose guests hold this load; a mix needs the very number."""
+        """The checkpoint of this boot whose guests hold all that is asked; a mix needs the very number."""
         for folder in self.folders():
             try:
                 found = read(folder)
@@ -301,7 +302,7 @@ class Store:
                 held is not None
                 and found.booted_at == base.booted_at
                 and found.made_of == base.made_of
-                and all(held[name] == load[name] for name in ("name", "reserve_mib"))
+                and all(held.get(name) == value for name, value in load.items())
                 and (len(found.guests) == guests if "=" in load["name"] else len(found.guests) >= guests)
             ):
                 return found

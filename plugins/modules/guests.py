@@ -46,8 +46,8 @@ options:
     default: false
   load:
     description: >-
-      the load, with name and reserve_mib, that a checkpoint of loaded guests may hold; C(saved) wants
-      reports too, guest name to what it said when it was loaded
+      the load, with name, reserve_mib and contents (the segments of its workloads), that a checkpoint of
+      loaded guests may hold; C(saved) wants reports too, guest name to what it said when it was loaded
     type: dict
     default: {}
   domain_xml:

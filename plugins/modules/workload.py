@@ -159,7 +159,9 @@ def told(state: str, answer: dict[str, Any]) -> str:
 def verdict(answer: dict[str, Any], before: str) -> dict[str, Any]:
     """A guest's memory before and after, as a verify record has it."""
     after = answer["digest"]
+    rewritten = "rewritten_pages_per_second"
     return {
+        **({rewritten: answer[rewritten]} if rewritten in answer else {}),
         "filled_bytes": answer["filled_bytes"],
         "digest_before": before,
         "digest_after": after,

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from plugin_files import ROOT
 
+from analysis.plan.policies import OFF, policy_names
+from analysis.plan.workloads import workload_names
+
 KSM = Path("/sys/kernel/mm/ksm")
 # All that may run before a refusal: they only look, and take the lease. The KSM task runs in check mode.
 CHECKS = {
@@ -26,6 +29,8 @@ NEEDS_HOST = pytest.mark.skipif(
     os.geteuid() != 0 or not KSM.is_dir(), reason="asks this host's kernel, as root"
 )
 
+POLICIES = ", ".join(name for name in policy_names() if name != OFF)
+WORKLOADS = ", ".join(workload_names())
 FOCUS = "allowed is 1, 2, 3, some of them once each with commas between (1,3), or all."
 # All that is wrong in one call: variable -> what is given, and what is said of it
 WRONG = [
@@ -33,8 +38,7 @@ WRONG = [
         "focus": ("4", f"focus is '4': {FOCUS}"),
         "policies": (
             "fast",
-            "policies names 'fast', which does not exist: "
-            "there are advisor, kernel-default, ksm, smart_scan.",
+            f"policies names 'fast', which does not exist: there are {POLICIES}.",
         ),
         "guests": ("0", "guests is '0': allowed is a whole number from 1 to 999."),
         "repetitions": ("twice", "repetitions is 'twice': allowed is a whole number from 1 to 1000."),
@@ -58,7 +62,7 @@ WRONG = [
         "focus": ("", f"focus is '': {FOCUS}"),
         "workloads": (
             "web",
-            "workloads names 'web', which does not exist: there are constant_fill, idle, random_fill.",
+            f"workloads names 'web', which does not exist: there are {WORKLOADS}.",
         ),
         "guests": ("abc", "guests is 'abc': allowed is a whole number from 1 to 999."),
     },
@@ -195,8 +199,7 @@ def test_what_is_allowed_passes_the_same_checks(results: Path) -> None:
     [
         (
             {"capacity_workload": "busy", "capacity_step_guests": "0"},
-            "capacity_workload names 'busy', which does not exist: there are constant_fill, idle, "
-            "random_fill. "
+            f"capacity_workload names 'busy', which does not exist: there are {WORKLOADS}. "
             "capacity_step_guests is '0': allowed is a whole number from 1 to 64.",
         ),
         (

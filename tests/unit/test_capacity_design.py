@@ -40,7 +40,7 @@ def test_the_defaults_and_strings_from_the_command_line() -> None:
     [
         (
             {"capacity_workload": "busy"},
-            "capacity_workload names 'busy', which does not exist: there are constant_fill, idle",
+            "capacity_workload names 'busy', which does not exist: there are constant_fill, ",
         ),
         ({"capacity_workload": "idle,random_fill"}, "names 'idle,random_fill', which does not exist"),
         ({"capacity_workload": "idle=5,random_fill=5"}, "which does not exist"),

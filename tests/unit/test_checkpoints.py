@@ -434,6 +434,18 @@ def test_loaded_guests_of_the_same_boot_are_found_by_what_they_hold(kept: Kept) 
     assert find(base, {"name": "constant_fill", "reserve_mib": 32}, 2) is None
 
 
+def test_guests_that_hold_other_contents_under_the_name_of_a_load_are_not_those_asked_for(kept: Kept) -> None:
+    """Such as those loaded before the workload's file was changed."""
+    base = kept.make()
+    contents = {"random_fill": [{"content": "random", "percent": 100}]}
+    changed = {"random_fill": [{"content": "random", "percent": 50}, {"content": "zero", "percent": 50}]}
+    former, new = (kept.make(load={**LOAD, "contents": held}) for held in (contents, changed))
+    asked = {"name": "random_fill", "reserve_mib": 32}
+    assert kept.store.find_loaded(base, {**asked, "contents": contents}, 2) == former
+    assert kept.store.find_loaded(base, {**asked, "contents": changed}, 2) == new
+    assert kept.store.find_loaded(base, {**asked, "contents": {}}, 2) is None
+
+
 def test_loaded_guests_of_another_boot_are_not_those_asked_for(kept: Kept) -> None:
     kept.make(EARLIER)
     kept.make(EARLIER, load=LOAD)

@@ -46,6 +46,7 @@ def design(**changes: Any) -> Design:
         ("policies", "ksm", ("ksm",)),
         ("policies", "smart_scan,ksm", ("ksm", "smart_scan")),
         ("policies", ["kernel-default"], ("kernel-default",)),
+        ("policies", "ksm+pages_to_scan=100,ksm", ("ksm", "ksm+pages_to_scan=100")),
         ("guests", "4", (4,)),
         ("guests", 4, (4,)),
         ("guests", "15, 2,6,4", (2, 4, 6, 15)),
@@ -93,7 +94,7 @@ def test_strings_from_the_command_line_are_typed(name: str, given: Any, typed: A
         ("focus", "", "or all"),
         ("focus", "1,all", "or all"),
         ("focus", [], "or all"),
-        ("workloads", "web", "names 'web', which does not exist: there are constant_fill, idle, random_fill"),
+        ("workloads", "web", "names 'web', which does not exist: there are constant_fill, "),
         ("workloads", "idle,", "each one once, with commas between"),
         ("workloads", "idle,random_fill,idle", "has idle more than once: allowed is each one once"),
         ("policies", "kms", "names 'kms', which does not exist: there are advisor, kernel-default, ksm"),
@@ -227,6 +228,32 @@ def test_a_cell_is_one_workload_policy_number_of_guests_boot_and_repetition() ->
     assert cell.cell_id == "idle-ksm-guests4-boot2-rep3"
     assert cell.guest_memory_bytes == 512 * 1024 * 1024
     assert len({(cell.hypervisor, cell.cell_id) for cell in plan.cells}) == len(seen)
+
+
+def test_a_sweep_of_knobs_is_a_list_of_policies_each_with_a_directory_of_its_own() -> None:
+    names = [
+        f"ksm+pages_to_scan={pages}+sleep_millisecs={sleep}" for pages in (100, 1000) for sleep in (10, 20)
+    ]
+    plan = planned(policies=",".join(names))
+    assert {cell.policy: cell.cell_id for cell in plan.cells} == {
+        name: f"idle-{name.replace('+', '.').replace('=', '.')}-guests15-boot1-rep1" for name in names
+    }
+    asked = {name: one.requested.ksm_knobs for name, one in plan.policies.items()}
+    assert [(asked[name]["pages_to_scan"], asked[name]["sleep_millisecs"]) for name in names] == [
+        (100, 10),
+        (100, 20),
+        (1000, 10),
+        (1000, 20),
+    ]
+    with pytest.raises(
+        DesignError, match=r"^ksm_knobs has pages_to_scan, which the policy ksm\+pages_to_scan=1 s"
+    ):
+        design(policies="ksm+pages_to_scan=1", ksm_knobs={"pages_to_scan": 2})
+
+
+def test_a_policy_too_long_for_the_name_of_a_directory_is_refused() -> None:
+    with pytest.raises(DesignError, match=r"^a cell is 'idle-ksm\.a0\.0.* 1 to 200 letters"):
+        planned(policies="ksm" + "".join(f"+a{number}=0" for number in range(60)))
 
 
 def test_a_run_can_measure_more_boots_than_the_runs_before_it() -> None:

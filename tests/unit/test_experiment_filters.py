@@ -47,6 +47,12 @@ def test_a_load_is_kept_where_its_files_say_so(load_: str, kept: bool) -> None:
     assert FILTERS["keeps_load"](load_, WORKLOADS) is kept
 
 
+def test_the_contents_of_a_load_are_those_of_each_of_its_workloads() -> None:
+    contents = FILTERS["load_contents"]
+    assert contents("random_fill", WORKLOADS) == {"random_fill": RANDOM}
+    assert contents("idle=5,constant_fill=1", WORKLOADS) == {"idle": [], "constant_fill": CONSTANT}
+
+
 def test_reports_are_of_the_load_that_came_with_the_checkpoint_else_of_the_one_made_now() -> None:
     reports = FILTERS["workload_reports"]
     domains = {"guest01": "ksm-testbed-guest01", "guest02": "ksm-testbed-guest02"}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from planned import play_action
 from playing import fake_systemd, play
 from plugin_files import ROOT
 
@@ -112,3 +114,15 @@ def test_a_service_is_refused_where_no_systemd_could_run_it(tmp_path: Path) -> N
         "policy ksm runs the service tuner.service, which needs systemd as PID 1, and this host has none"
         in said
     )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="who takes a lease is root")
+def test_a_service_that_the_host_cannot_run_is_refused_before_anything_is_changed(tmp_path: Path) -> None:
+    policies = {"ksm": policy("ksm", service="ksm-testbed-absent.service")}
+    seen = play_action(
+        tmp_path, {"check_host": {"policies": policies}}, "-e", f"lease_directory={tmp_path}/lease"
+    )
+    why = "is not installed" if Path("/run/systemd/system").is_dir() else "needs systemd as PID 1"
+    assert seen["failed"] is True
+    assert f"localhost: policy ksm runs the service ksm-testbed-absent.service, which {why}" in seen["msg"]
+    assert not (tmp_path / "lease").exists()

@@ -7,7 +7,7 @@ from planned import variables
 
 from analysis.plan.data_files import DataFileError
 from analysis.plan.design import Design
-from analysis.plan.policies import OFF, policy_names, read_policy
+from analysis.plan.policies import KEEP, OFF, THP_MODES, policy_names, read_policy
 
 
 def folder(tmp_path: Path, text: str, name: str = "mine") -> Path:
@@ -19,7 +19,9 @@ def test_the_policies_of_the_testbed_can_be_read() -> None:
     policies = {name: read_policy(name) for name in policy_names()}
     assert {"off", "ksm", "kernel-default", "advisor", "smart_scan"} <= set(policies)
     assert [name for name, policy in policies.items() if policy.run == 0] == [OFF]
-    assert all(policy.description and policy.thp_enabled == "keep" for policy in policies.values())
+    asked = {name: policy.thp_enabled for name, policy in policies.items() if policy.thp_enabled != KEEP}
+    assert asked == {f"thp_{mode}": mode for mode in THP_MODES if mode != KEEP}
+    assert [name for name, policy in policies.items() if policy.service] == ["ksmtuned"]
 
 
 def test_off_sets_nothing() -> None:
@@ -33,6 +35,18 @@ def test_the_policies_are_what_their_names_say() -> None:
     assert read_policy("advisor").knobs["advisor_mode"] == "scan-time"
     # The kernel answers EINVAL to pages_to_scan while its advisor sets it.
     assert "pages_to_scan" not in read_policy("advisor").knobs
+    for name, knob, value in (
+        ("use_zero_pages", "use_zero_pages", 1),
+        ("max_page_sharing_16", "max_page_sharing", 16),
+    ):
+        assert read_policy(name).knobs == {**read_policy("ksm").knobs, knob: value}
+        assert read_policy(name).needs == (knob,)
+    # /usr/sbin/ksmtuned of Debian's ksmtuned 4.20150326: KSM_NPAGES_MIN, KSM_NPAGES_MAX, KSM_SLEEP_MSEC
+    ksmtuned = [read_policy(f"ksmtuned_{name}").knobs for name in ("least", "most")]
+    assert [(knobs["pages_to_scan"], knobs["sleep_millisecs"]) for knobs in ksmtuned] == [
+        (64, 10),
+        (1250, 10),
+    ]
     # The kernel's documentation, admin-guide/mm/ksm.rst: 100 pages each 20 ms
     default = read_policy("kernel-default").knobs
     assert (default["pages_to_scan"], default["sleep_millisecs"]) == (100, 20)
@@ -58,6 +72,35 @@ def test_a_file_is_all_that_a_new_policy_takes(tmp_path: Path) -> None:
     assert policy_names(place) == ["ksmtuned"]
     policy = read_policy("ksmtuned", place)
     assert (policy.service, policy.thp_enabled, policy.run) == ("ksmtuned.service", "never", 1)
+
+
+def test_knobs_are_laid_over_a_policy_by_its_name_and_must_exist() -> None:
+    policy = read_policy("smart_scan+pages_to_scan=100+advisor_mode=none")
+    assert policy.name == "smart_scan+pages_to_scan=100+advisor_mode=none"
+    assert policy.knobs == {**read_policy("smart_scan").knobs, "pages_to_scan": 100}
+    assert policy.needs == ("advisor_mode", "pages_to_scan", "smart_scan")
+    assert policy.laid_over == {"advisor_mode", "pages_to_scan"}
+    assert policy.description.endswith("; with pages_to_scan=100 and advisor_mode=none")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ksm+", "has '': allowed after each + is"),
+        ("ksm+pages_to_scan", "has 'pages_to_scan': allowed after each + is"),
+        ("ksm+pages_to_scan=-1", "has 'pages_to_scan=-1': allowed"),
+        ("ksm+../run=1", "has '../run=1': allowed"),
+        ("ksm+run=0", "has 'run=0': allowed after each + is a file of /sys/kernel/mm/ksm, without run"),
+        ("ksm+a=1+a=2", "has 'a=2': allowed"),
+        ("off+pages_to_scan=1", "lays knobs over off, under which KSM does not run"),
+        ("kms+pages_to_scan=1", "policy 'kms' does not exist: there are"),
+    ],
+)
+def test_knobs_that_cannot_be_laid_over_a_policy_are_refused_in_one_sentence(name: str, said: str) -> None:
+    with pytest.raises(DataFileError) as refused:
+        read_policy(name)
+    assert said in str(refused.value)
+    assert str(refused.value).endswith(".")
 
 
 def test_a_policy_that_does_not_exist_names_those_that_do() -> None:

@@ -232,6 +232,18 @@ def test_refused_pooling_shows_each_repetition(results: Path, summarize: Any) ->
     )
 
 
+def test_guests_that_write_all_the_time_are_said_to(results: Path, summarize: Any) -> None:
+    def change(_cell: Cell, records: dict[str, dict[str, Any]]) -> None:
+        for number, verdict in enumerate(records["verify"]["observed"]["guests"].values()):
+            verdict["rewritten_pages_per_second"] = 198.0 + number
+
+    store(results, synthetic_plan(workloads="rewritten,constant_fill", guests=2), None)
+    assert "wrote to" not in flowing(summarize())
+    store(results, synthetic_plan(run_id="writing", workloads="rewritten", guests=2), change)
+    text = flowing(summarize("--run", "writing"))
+    assert "rewritten, ksm: each guest wrote to 198 to 199 pages a second while it was measured" in text
+
+
 def test_runs_by_another_convergence_rule_are_not_pooled(results: Path, summarize: Any) -> None:
     def change(_cell: Cell, records: Records) -> None:
         for record in records.values():

@@ -214,6 +214,11 @@ def test_check_mode_asks_no_guest_and_foresees_whether_something_changes(guests:
     assert guests.made[0].heard == []
 
 
+def test_a_verdict_has_the_rate_of_a_guest_that_writes_all_the_time() -> None:
+    answer = {"filled_bytes": 5, "digest": "d", "rewritten_pages_per_second": 199.5}
+    assert workload.verdict(answer, "d")["rewritten_pages_per_second"] == 199.5
+
+
 def test_each_guest_has_its_own_verdict(guests: Guests) -> None:
     for name in ("guest01", "guest02", "guest03"):
         guests.add(name)

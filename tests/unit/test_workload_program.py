@@ -255,6 +255,10 @@ ONE = {"content": "zero", "percent": 100}
         ),
         ({"segments": [{"content": "zero", "percent": 0}, ONE]}, "percent is 0, and must be a whole number"),
         ({"segments": [{"content": "zero"}]}, "percent is None, and must be"),
+        (
+            {"segments": [{**ONE, "rewrite_pages_per_second": 0}]},
+            "rewrite_pages_per_second is 0, and must be",
+        ),
     ],
 )
 def test_a_spec_that_cannot_be_filled_is_refused_in_one_sentence(guest: Guest, spec: Any, said: str) -> None:
@@ -318,6 +322,59 @@ def test_a_guest_that_holds_too_little_is_not_probed(guest: Guest) -> None:
     assert guest.refusal("probe", "1").endswith(f"this guest holds {least - MIB}")
     guest.start("random", size=least)
     assert set(guest.answer("probe", "1")) == PROBE_FIELDS
+
+
+REWRITTEN = {"content": "shared", "percent": 50, "rewrite_pages_per_second": 400}
+
+
+def test_what_is_rewritten_is_in_place_again_where_it_is_verified_and_is_not_before(guest: Guest) -> None:
+    spec = {
+        "bytes": 2 * MIB,
+        "seed": "run:guest01",
+        "segments": [REWRITTEN, {"content": "shared", "percent": 50}],
+    }
+    report = guest.answer("start", json.dumps(spec))
+    chunks = [stream("shared", number) for number in (0, 1)]
+    assert report["digest"] == digest_of(chunks)
+    page = pages_of(chunks[0])[200]
+    wait_until(lambda: not guest.find(page), "the page is turned")
+    wait_until(lambda: guest.find(page), "the page is turned back")
+    seen = guest.answer("verify")
+    assert seen["digest"] == report["digest"]
+    assert seen["rewritten_pages_per_second"] > 0
+    assert set(guest.answer("probe", "1")) == PROBE_FIELDS
+    assert guest.answer("diverge")["digest"] == guest.answer("verify")["digest"] != report["digest"]
+
+
+@pytest.fixture
+def rewriting() -> Any:
+    memory = mmap.mmap(-1, 2 * MIB)
+    return program.Rewriting(memory, range(256, 512), 10, program.seed_mark("run:guest01"))
+
+
+def turned(rewriting: Any) -> list[int]:
+    words = rewriting.words
+    return [
+        page
+        for page in range(len(words) * 8 // PAGE)
+        if any(words[page * PAGE // 8 : (page + 1) * PAGE // 8])
+    ]
+
+
+def test_half_of_the_rewritten_pages_are_turned_at_any_time_and_the_rate_is_what_was_asked_for(
+    rewriting: Any,
+) -> None:
+    rewriting.turn_window()
+    assert turned(rewriting) == list(range(256, 384))
+    # 10 pages a second: 2.5, of which two are written; 5 with the half that was left, of which four are
+    assert [rewriting.go_on(0.25), rewriting.go_on(0.25)] == [2, 2]
+    assert turned(rewriting) == list(range(258, 386))
+    assert sum(rewriting.go_on(0.1) for _ in range(2560)) == 2560
+    assert len(turned(rewriting)) == 128
+    marks = {rewriting.words[page * PAGE // 8] for page in turned(rewriting)}
+    assert len(marks) == 128
+    rewriting.turn_window()
+    assert turned(rewriting) == []
 
 
 @pytest.mark.parametrize("seconds", ["0", "0.99", "601", "-5", "nan", "inf", "six", ""])

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from planned import planned
 
 from analysis.plan.data_files import DataFileError
 from analysis.plan.workloads import foci, focus_of, in_order, read_workload, title, workload_names
@@ -24,8 +25,27 @@ def test_the_papers_foci_are_names_for_three_workloads() -> None:
 
 def test_what_a_guest_fills_is_in_its_file() -> None:
     assert not read_workload("idle").fills
-    assert read_workload("constant_fill").segments == (("constant", 100),)
-    assert read_workload("random_fill").segments == (("random", 100),)
+    assert read_workload("constant_fill").segments == (("constant", 100, 0),)
+    assert read_workload("random_fill").segments == (("random", 100, 0),)
+
+
+def test_the_patterns_of_content_are_what_their_names_say() -> None:
+    assert read_workload("zero_fill").segments == (("zero", 100, 0),)
+    assert read_workload("shared_fill").segments == (("shared", 100, 0),)
+    half, rewritten = read_workload("half_shared").segments, read_workload("rewritten").segments
+    assert half == (("shared", 50, 0), ("random", 50, 0))
+    assert rewritten == (("shared", 40, 0), ("shared", 10, 200), ("random", 50, 0))
+
+
+def test_a_plan_says_what_is_rewritten_and_nothing_of_it_elsewhere() -> None:
+    plan = planned(workloads="rewritten,half_shared")
+    stored = plan.to_json()["workloads"]
+    assert stored["rewritten"]["segments"][1] == {
+        "content": "shared",
+        "percent": 10,
+        "rewrite_pages_per_second": 200,
+    }
+    assert stored["half_shared"]["segments"][0] == {"content": "shared", "percent": 50}
 
 
 def test_a_file_is_all_that_a_new_workload_takes(tmp_path: Path) -> None:
@@ -36,7 +56,7 @@ def test_a_file_is_all_that_a_new_workload_takes(tmp_path: Path) -> None:
     place = folder(tmp_path, half=text)
     assert workload_names(place) == ["half"]
     workload = read_workload("half", place)
-    assert workload.segments == (("zero", 50), ("random", 50))
+    assert workload.segments == (("zero", 50, 0), ("random", 50, 0))
     assert (workload.fills, workload.checkpoint_loaded, workload.focus) == (True, True, None)
     assert foci(place) == {}
     assert workload.to_json() == {
@@ -65,6 +85,10 @@ def test_two_workloads_cannot_be_one_focus(tmp_path: Path) -> None:
         ("description: A\nsegments: [random]\n", "a segment is 'random'"),
         ("description: A\nsegments: [{content: random}]\n", "must have a content and a percent"),
         ("description: A\nsegments: [{content: random, percent: 100, size: 1}]\n", "must have a content and"),
+        (
+            "description: A\nsegments: [{content: zero, percent: 100, rewrite_pages_per_second: 0.5}]\n",
+            "rewrite_pages_per_second is 0.5, and must be a whole number from 1",
+        ),
         ("description: A\nsegments: [{content: random, percent: 60}]\n", "must add up to 100"),
         ("description: A\nfocus: 0\n", "focus is 0, and must be a whole number from 1"),
         ("description: A\nfocus: true\n", "focus is True"),

@@ -14,13 +14,17 @@ SPEC is one JSON object:
     bytes     memory to hold, a multiple of 1 MiB (0: hold nothing)
     seed      text, distinct in each guest; feeds the content `random`
     segments  [{"content": "zero" | "constant" | "random" | "shared", "percent": 1..100}, ...], in order,
-              100 in all; empty when bytes is 0
+              100 in all; empty when bytes is 0. With "rewrite_pages_per_second" pages of that segment are
+              written to so often, from the end of the fill on but for while a command is answered
 
 SECONDS is a number from 1 to 600, what the whole probe takes. It answers
     write_latency_p50_us, write_latency_p99_us  one write to one page; the clock's own cost is subtracted, the
                                                 interpreter's is not
     touch_mib_per_second                        one pass over distinct pages, writing a byte in each
     cpu_iterations_per_second                   CRC-32s of 64 KiB
+Rewriting keeps half of the segment's pages different from every other page: so many as are changed are
+turned back at the same time. verify finds them turned back, and answers rewritten_pages_per_second too.
+
 A probe writes to at most 16 MiB of the memory held, once to each page, and only the byte that is there:
 the content stays, a page that was merged gets a copy of its own, and KSM can merge it again.
 
@@ -43,6 +47,7 @@ import hashlib
 import json
 import mmap
 import os
+import select
 import signal
 import socket
 import struct
@@ -52,11 +57,12 @@ import zlib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # an import of typing costs CPU time in every emulated guest
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
 CHUNK_BYTES = 1 << 20
 PAGE_BYTES = mmap.PAGESIZE
+CHUNK_PAGES = CHUNK_BYTES // PAGE_BYTES
 USAGE = "usage: testbed-workload start SPEC | verify | probe SECONDS | diverge | stop"
 SOCKET_PATH = os.environ.get("TESTBED_WORKLOAD_SOCKET", "/run/testbed-workload.sock")
 CONSTANT_BYTE = b"\xa5"
@@ -66,6 +72,8 @@ PROBE_BYTES = 16 << 20
 PROBE_LEAST_PAGES = 512  # 128 latencies, so that the 99th percentile is not the greatest of them
 PROBE_ROUNDS = 16
 CPU_BLOCK_BYTES = 64 << 10
+REWRITE_SECONDS = 0.1  # between two bursts of writes
+MOST_REWRITES = 1_000_000  # pages a second
 DIVERGE_GROUP = 16  # pages of which the first is timed by itself; divides the pages of 1 MiB
 
 
@@ -104,10 +112,14 @@ def checked(text: str) -> dict[str, Any]:
         raise WorkloadError(f"segments is {segments!r}, and must be a list of content and percent")
     for segment in segments:
         content, percent = segment.get("content"), segment.get("percent")
+        rate = segment.get("rewrite_pages_per_second", 1)
         if content not in CONTENTS:
             raise WorkloadError(f"content is {content!r}, and must be one of {', '.join(CONTENTS)}")
         if type(percent) is not int or not 1 <= percent <= 100:
             raise WorkloadError(f"percent is {percent!r}, and must be a whole number from 1 to 100")
+        if type(rate) is not int or not 1 <= rate <= MOST_REWRITES:
+            raise WorkloadError(f"rewrite_pages_per_second is {rate!r}, and must be a whole number "
+                                f"from 1 to {MOST_REWRITES}")
     if (size or segments) and sum(segment["percent"] for segment in segments) != 100:
         raise WorkloadError("the segments' percents must add up to 100")
     return spec
@@ -171,6 +183,43 @@ def seed_mark(seed: str) -> int:
     return int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], sys.byteorder)
 
 
+class Rewriting:
+    """Pages that are written to all the time; half of them, a window that moves on, are turned.
+
+    A page is turned by a mask that no other page of any guest has, and turning it once more gives back what
+    was there.
+    """
+
+    def __init__(self, memory: mmap.mmap, pages: range, pages_per_second: int, mark: int) -> None:
+        self.words = memoryview(memory).cast("Q")
+        self.pages = pages
+        self.pages_per_second = pages_per_second
+        self.mark = mark
+        self.first = 0  # of the window
+        self.length = len(pages) // 2
+        self.due = 0.0  # pages to write to
+
+    def turn(self, number: int) -> None:
+        page = self.pages[number % len(self.pages)]
+        self.words[page * (PAGE_BYTES // 8)] ^= self.mark ^ (page + 1)
+
+    def turn_window(self) -> None:
+        """Turn the window: back where it was turned."""
+        for number in range(self.first, self.first + self.length):
+            self.turn(number)
+
+    def go_on(self, seconds: float) -> int:
+        """Write to as many pages as are due after so many seconds: the window moves on. Return how many."""
+        self.due += self.pages_per_second * seconds
+        steps = int(self.due) // 2
+        for _ in range(steps):
+            self.turn(self.first + self.length)
+            self.turn(self.first)
+            self.first = (self.first + 1) % len(self.pages)
+        self.due -= 2 * steps
+        return 2 * steps
+
+
 class Holder:
     """The memory held: filled chunk by chunk, locked, with one CRC-32 a chunk folded into a digest."""
 
@@ -181,6 +230,38 @@ class Holder:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self.memory = mmap.mmap(-1, self.size, flags=flags) if self.size else None
         self.probes = 0
+        self.rewritings: list[Rewriting] = []
+        for segment, (_content, first, last) in zip(spec["segments"], self.parts, strict=True):
+            if "rewrite_pages_per_second" in segment and last > first and self.memory is not None:
+                pages = range(first * CHUNK_PAGES, last * CHUNK_PAGES)
+                rate = segment["rewrite_pages_per_second"]
+                self.rewritings.append(Rewriting(self.memory, pages, rate, seed_mark(self.seed)))
+        self.rewritten = 0
+        self.rewriting_since = self.rewritten_until = 0.0
+
+    def begin_rewriting(self) -> None:
+        """Turn half of the pages that are to be rewritten; from now on rewrite() has to be called."""
+        for one in self.rewritings:
+            one.turn_window()
+        self.rewriting_since = self.rewritten_until = time.monotonic()
+
+    def rewrite(self) -> None:
+        """Write to what is due; after a pause of more than a second to what is due in one."""
+        now = time.monotonic()
+        seconds = min(now - self.rewritten_until, 1.0)
+        self.rewritten_until = now
+        self.rewritten += sum(one.go_on(seconds) for one in self.rewritings)
+
+    @contextlib.contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """For so long the memory is what was filled."""
+        for one in self.rewritings:
+            one.turn_window()
+        try:
+            yield
+        finally:
+            for one in self.rewritings:
+                one.turn_window()
 
     def fill(self) -> None:
         if self.memory is None:
@@ -208,7 +289,9 @@ class Holder:
         return f"crc32-sha256:{outer.hexdigest()}"
 
     def verify(self) -> dict[str, Any]:
-        return {"filled_bytes": self.size, "digest": self.digest()}
+        rate = self.rewritten / max(self.rewritten_until - self.rewriting_since, REWRITE_SECONDS)
+        rewritten = {"rewritten_pages_per_second": rate} if self.rewritings else {}
+        return {"filled_bytes": self.size, "digest": self.digest(), **rewritten}
 
     def probe(self, seconds: str) -> dict[str, Any]:
         """Return the latency of writes, the throughput of touching memory and that of the CPU.
@@ -311,7 +394,8 @@ def serve_one(client: socket.socket, holder: Holder) -> str:
         return ""
     command, *arguments = request
     try:
-        answer = ANSWERS[command](holder, *arguments)
+        with holder.at_rest():
+            answer = ANSWERS[command](holder, *arguments)
     except (WorkloadError, MemoryError) as error:
         answer = {"error": str(error) or f"no memory is left for {command}"}
     with contextlib.suppress(OSError):  # the client left before its answer: the memory is held on
@@ -327,6 +411,7 @@ def serve(spec: dict[str, Any], report: int) -> None:
         holder.fill()
         filled = time.monotonic()
         digest = holder.digest()
+        holder.begin_rewriting()
         server = socket.socket(socket.AF_UNIX)
         server.bind(SOCKET_PATH)
         os.chmod(SOCKET_PATH, 0o600)
@@ -340,7 +425,10 @@ def serve(spec: dict[str, Any], report: int) -> None:
         "fill_seconds": round(filled - began, 3), "digest_seconds": round(time.monotonic() - filled, 3),
     }).encode())
     os.close(report)
+    pause_seconds = REWRITE_SECONDS if holder.rewritings else None
     while True:
+        while not select.select([server], [], [], pause_seconds)[0]:
+            holder.rewrite()
         client, _ = server.accept()
         with client:
             if serve_one(client, holder) == "stop":

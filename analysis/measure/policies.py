@@ -1,0 +1,285 @@
+"""Policies side by side: what each saved from the same checkpoints, how soon, and what ksmd took for it."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isnan, nan
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+
+from analysis.measure.burndown import Burndown, burndown, first_at
+from analysis.measure.pooling import pooling_conflicts
+from analysis.measure.saving import Unknown, saving
+from analysis.measure.statistics import (
+    CHECKPOINT,
+    LEAST_BOOTS,
+    Difference,
+    Estimate,
+    beside_the_policy,
+    estimate,
+    paired,
+)
+from analysis.measure.table import KEY, TREATMENT, UNCONVERGED
+from analysis.plan.design import MIB
+from analysis.plan.policies import policy_order
+from analysis.plan.workloads import in_order
+from analysis.records.loading import COMPLETE, CellRecords, Run
+
+# What a policy is compared by; the registry of quantities says what each is.
+USE, CPU, CPU_SETTLED = "guests_use_mib_per_vm", "ksmd_cpu_seconds", "settled_ksmd_percent"
+GROSS, TO_BEST, LOST = "gross_mib_per_vm", "best_90_percent_seconds", "lost_mib_per_vm_seconds"
+OF_TABLE = ("freed_mib_per_vm", GROSS, CPU)
+COURSE = (*OF_TABLE, USE, "seconds_to_90_percent", TO_BEST, LOST, CPU_SETTLED)
+PERCENT = 90
+
+_PLACE = ("hypervisor", *(name for name in TREATMENT if name != "policy"))
+
+
+@dataclass(frozen=True)
+class Against:
+    """One policy less another, paired by boot: the mean of its repetitions less that of the other's."""
+
+    difference: Difference
+    n_boots: int
+
+    @property
+    def apart(self) -> bool:
+        """Whether the two can be told apart: boots enough, and 0 outside of the 95 % interval."""
+        half = self.difference.half_width
+        return self.n_boots >= LEAST_BOOTS and half is not None and abs(self.difference.mean) > half
+
+
+@dataclass(frozen=True)
+class Line:
+    """One policy in one place.
+
+    ``boots``: cells of each boot. ``unsettled``: cells whose saving had not settled when they ended.
+    ``unreached``: cells in which 90 % of the best policy's saving was never there. ``values``: quantity of
+    COURSE -> boot -> mean of its repetitions, NaN where a cell does not tell. ``settings``: what the policy
+    set, as asked for and as far as the kernel has it: knobs, thp_enabled and service.
+    """
+
+    policy: str
+    boots: tuple[int, ...]
+    unsettled: int
+    unreached: int
+    values: Mapping[str, Mapping[str, float]]
+    estimates: Mapping[str, Estimate | None]
+    settings: Mapping[str, Any]
+
+    @property
+    def cells(self) -> int:
+        """How many cells of it were measured."""
+        return sum(self.boots)
+
+    def less(self, other: "Line", name: str) -> Against | None:
+        """A quantity less the other's, over the boots that both have; None where one is not known."""
+        return against(self.values[name], other.values[name])
+
+
+@dataclass(frozen=True)
+class Place:
+    """Policies that were measured from the same checkpoints.
+
+    ``horizon_seconds``: the longest series of all its cells, over which what is lost is counted. ``most``:
+    the policy with the greatest mean gross saving, ``least``: that under which the guests use least; None
+    where no policy tells. ``left_out``: a sentence for each policy that cannot be compared, ``lines``
+    the others, maybe none.
+    """
+
+    hypervisor: str
+    workload: str
+    guests: int
+    guest_memory_bytes: int
+    horizon_seconds: float
+    most: str | None
+    least: str | None
+    lines: tuple[Line, ...]
+    left_out: tuple[str, ...]
+
+    def line(self, policy: str) -> Line:
+        """The line of a policy that is here."""
+        return next(line for line in self.lines if line.policy == policy)
+
+    def front(self, cost: str) -> frozenset[str]:
+        """Policies that no other one beats in both memory used and this cost, by their means."""
+        known = {
+            line.policy: (use.mean, spent.mean)
+            for line in self.lines
+            if (use := line.estimates[USE]) is not None and (spent := line.estimates[cost]) is not None
+        }
+        return frozenset(
+            policy
+            for policy, mine in known.items()
+            if not any(
+                other != mine and other[0] <= mine[0] and other[1] <= mine[1] for other in known.values()
+            )
+        )
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A measured cell: its row of the tidy table, its records, and how its saving grew."""
+
+    row: Mapping[Hashable, Any]
+    records: CellRecords
+    growth: Burndown
+
+    @property
+    def boot(self) -> str:
+        """Two checkpoints of one boot would not be the same start."""
+        return f"{self.row['boot_key']} {self.row['checkpoint']}"
+
+
+def against(mine: Mapping[str, float], theirs: Mapping[str, float]) -> Against | None:
+    """The differences by boot of what both have; None where there is none, or a value is not known."""
+    differences = [mine[boot] - theirs[boot] for boot in mine if boot in theirs]
+    if not differences or any(map(isnan, differences)):
+        return None
+    return Against(paired(differences), len(differences))
+
+
+def side_by_side(table: pd.DataFrame, runs: Sequence[Run]) -> list[Place]:
+    """Each place in which cells were restored from checkpoints, settled or not, by host and workload.
+
+    Args:
+        table: a tidy table of cells that belong together, see :func:`analysis.measure.pooling.largest_set`.
+        runs: those of the table.
+
+    Raises RecordError where a series after the on record cannot be used.
+    """
+    usable = table[table["status"].isin((COMPLETE, UNCONVERGED)) & (table["start_from"] == CHECKPOINT)]
+    records = {
+        (run.plan.run_id, cell.cell.hypervisor, cell.cell.cell_id): cell for run in runs for cell in run.cells
+    }
+    loads = in_order(usable["workload"])
+    places = [_place(rows, records) for _key, rows in usable.groupby(list(_PLACE), sort=True)]
+    return sorted(places, key=lambda one: (one.hypervisor, one.guests, loads.index(one.workload)))
+
+
+def lost_byte_seconds(seconds: Sequence[float], saved: Sequence[float], best: float, until: float) -> float:
+    """The area between the best saving and this one from 0 to ``until``, in bytes x seconds.
+
+    Between two samples the saving is taken as a straight line, before the first and after the last one as it
+    is there.
+    """
+    times, values = [0.0, *seconds, until], [saved[0], *saved, saved[-1]]
+    area = sum(
+        (values[at] + values[at + 1]) / 2 * (times[at + 1] - times[at]) for at in range(len(times) - 1)
+    )
+    return best * until - area
+
+
+def _place(rows: pd.DataFrame, records: Mapping[tuple[str, str, str], CellRecords]) -> Place:
+    kept, left_out = _comparable(rows)
+    cells: dict[str, list[_Cell]] = {policy: [] for policy in kept}
+    for row in rows[rows["policy"].isin(kept)].to_dict("records"):
+        found = records[str(row[KEY[0]]), str(row[KEY[1]]), str(row[KEY[2]])]
+        cells[str(row["policy"])].append(_Cell(row, found, burndown(found)))
+    horizon = max((cell.growth.seconds[-1] for mine in cells.values() for cell in mine), default=0.0)
+    most = _extreme({policy: [(c.boot, float(c.row[GROSS])) for c in mine] for policy, mine in cells.items()})
+    best = {} if most is None else _by_boot([(c.boot, float(c.growth.final_bytes)) for c in cells[most]])
+    lines = tuple(_line(policy, mine, best, horizon) for policy, mine in cells.items())
+    uses = {line.policy: seen.mean for line in lines if (seen := line.estimates[USE]) is not None}
+    first = rows.iloc[0]
+    return Place(
+        hypervisor=str(first["hypervisor"]),
+        workload=str(first["workload"]),
+        guests=int(first["guests"]),
+        guest_memory_bytes=int(first["guest_memory_bytes"]),
+        horizon_seconds=horizon,
+        most=most,
+        least=min(uses, key=uses.__getitem__, default=None),
+        lines=lines,
+        left_out=tuple(left_out),
+    )
+
+
+def _comparable(rows: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Policies that may stand side by side, and a sentence for each that may not.
+
+    The first one that can be pooled is what the others must be like, but for what they ask for themselves.
+    """
+    kept: list[str] = []
+    left_out = []
+    for policy in sorted(set(rows["policy"]), key=policy_order):
+        mine = rows[rows["policy"] == policy]
+        like = rows[rows["policy"].isin((policy, *kept[:1]))]
+        conflicts = pooling_conflicts(mine) or tuple(beside_the_policy(like))
+        if conflicts:
+            left_out.append(
+                f"{policy} is left out, for its cells were measured under different conditions: "
+                f"{'; '.join(conflicts)}."
+            )
+        else:
+            kept.append(policy)
+    return kept, left_out
+
+
+def _line(policy: str, cells: Sequence[_Cell], best: Mapping[str, float], horizon: float) -> Line:
+    measured = [(cell.boot, _values(cell, best.get(cell.boot), horizon)) for cell in cells]
+    boots: dict[str, list[dict[str, float]]] = {}
+    for boot, values in measured:
+        boots.setdefault(boot, []).append(values)
+    requested, read_back = cells[0].records.on.requested, cells[0].records.provenance.ksm_knobs
+    return Line(
+        policy=policy,
+        boots=tuple(map(len, boots.values())),
+        unsettled=sum(not cell.growth.settled for cell in cells),
+        unreached=sum(boot in best and isnan(values[TO_BEST]) for boot, values in measured),
+        values={
+            name: {boot: fmean(one[name] for one in mine) for boot, mine in boots.items()} for name in COURSE
+        },
+        estimates={
+            name: estimate([[one[name] for one in mine] for mine in boots.values()]) for name in COURSE
+        },
+        settings={
+            "knobs": {name: value for name, value in requested.ksm_knobs.items() if name in read_back},
+            "thp_enabled": requested.thp_enabled,
+            "service": requested.service,
+        },
+    )
+
+
+def _values(cell: _Cell, best: float | None, horizon: float) -> dict[str, float]:
+    """What one cell says, by COURSE; NaN for what it does not tell. ``best``: bytes saved in its boot."""
+    growth, unit = cell.growth, cell.records.cell.guests * MIB
+    own = growth.seconds_to[PERCENT]
+    to_best = None if best is None else first_at(growth.seconds, growth.saved_bytes, best * PERCENT / 100)
+    lost = nan
+    if best is not None:
+        lost = lost_byte_seconds(growth.seconds, growth.saved_bytes, best, horizon) / unit
+    used = saving(cell.records).guests_use
+    return {
+        **{name: float(cell.row[name]) for name in OF_TABLE},
+        USE: nan if isinstance(used, Unknown) else used / unit,
+        "seconds_to_90_percent": nan if own is None else own,
+        TO_BEST: nan if to_best is None else to_best,
+        LOST: lost,
+        CPU_SETTLED: _settled_percent(cell.records),
+    }
+
+
+def _settled_percent(records: CellRecords) -> float:
+    """ksmd's share of one CPU in the series after the on record, NaN where there is none."""
+    if records.after is None:
+        return nan
+    samples = records.after.observed.samples
+    took = samples.seconds[-1] - samples.seconds[0]
+    spent = samples.ksmd_cpu_seconds[-1] - samples.ksmd_cpu_seconds[0]
+    return 100 * spent / took if took else nan
+
+
+def _by_boot(values: Sequence[tuple[str, float]]) -> dict[str, float]:
+    boots: dict[str, list[float]] = {}
+    for boot, value in values:
+        boots.setdefault(boot, []).append(value)
+    return {boot: fmean(mine) for boot, mine in boots.items()}
+
+
+def _extreme(values: Mapping[str, Sequence[tuple[str, float]]]) -> str | None:
+    """The policy with the greatest mean of boots; None where none is known."""
+    means = {policy: fmean(_by_boot(mine).values()) for policy, mine in values.items()}
+    known = {policy: mean for policy, mean in means.items() if not isnan(mean)}
+    return max(known, key=known.__getitem__, default=None)

@@ -1,0 +1,170 @@
+"""Policies side by side as text and JSON."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from analysis.measure.policies import COURSE, CPU, CPU_SETTLED, TO_BEST, USE, Against, Line, Place
+from analysis.measure.pooling import LeftOut
+from analysis.measure.statistics import LEAST_BOOTS
+from analysis.plan.workloads import title
+from analysis.records.loading import Run
+from analysis.report.quantities import COMPARED_POLICIES, QUANTITIES, UNITS
+from analysis.report.summary import described, left_out_words, measured_on, replicates
+from analysis.report.tables import Grid, Part, heading, notes, table
+
+# What a policy is compared with the best one by
+_AGAINST = (USE, TO_BEST, CPU, CPU_SETTLED)
+
+
+def policy_parts(
+    places: Sequence[Place], runs: Sequence[Run], left_out: Sequence[LeftOut], problems: Sequence[str]
+) -> list[Part]:
+    """Two tables for each place, and what must be known beside them."""
+    parts: list[Part] = ["\n".join(measured_on(runs, boots=True))]
+    for place in places:
+        if place.lines:
+            parts += [heading(place_name(place)), _grid(place)]
+        if len(place.lines) > 1 and place.least is not None:
+            parts.append(_against_grid(place, place.line(place.least)))
+    return [*parts, notes([*warnings(places, left_out, problems), *_legend(places)])]
+
+
+def place_name(place: Place) -> str:
+    """Where policies stand side by side: host, guests and what these do."""
+    size = place.guest_memory_bytes >> 20
+    return f"{place.hypervisor}: {place.guests} guests of {size} MB, {title(place.workload)}"
+
+
+def warnings(places: Sequence[Place], left_out: Sequence[LeftOut], problems: Sequence[str]) -> list[str]:
+    """What is left out or in doubt, and why."""
+    lines = [f"! {problem}" for problem in problems]
+    for place in places:
+        lines += [f"! {place_name(place)}: {problem}" for problem in place.left_out]
+        unsettled = [f"{one.policy} ({one.unsettled} of {one.cells})" for one in place.lines if one.unsettled]
+        if unsettled:
+            lines.append(
+                f"! {place_name(place)}: had not settled when their time was over, so that they may still "
+                f"have been saving: {', '.join(unsettled)}."
+            )
+    few = sorted({one.policy for place in places for one in place.lines if len(one.boots) < LEAST_BOOTS})
+    if few:
+        lines.append(
+            f"Fewer than {LEAST_BOOTS} boots: {', '.join(few)}. Nothing follows from their intervals."
+        )
+    return lines + left_out_words(left_out)
+
+
+def _legend(places: Sequence[Place]) -> Iterator[str]:
+    for place in places:
+        if place.most is not None:
+            yield (
+                f"{place_name(place)}: the best is {place.most}, whose gross saving is greatest; lost "
+                f"on the way: over {place.horizon_seconds:.0f} s."
+            )
+    yield "Pareto: no other policy uses less memory for as little CPU of ksmd until settled, by the means."
+    yield f"{UNITS} `python -m analysis quantities` says what every column is and where it comes from."
+
+
+def _grid(place: Place) -> Grid:
+    quantities = [QUANTITIES[name] for name in COMPARED_POLICIES]
+    front = place.front(CPU)
+    rows = [
+        (
+            line.policy,
+            replicates(line.boots),
+            *(_shown(place, line, one.name) for one in quantities),
+            "yes" if line.policy in front else "",
+        )
+        for line in place.lines
+    ]
+    heads = ("policy", "boots", *(one.head for one in quantities), "Pareto")
+    return table(
+        heads,
+        rows,
+        title="Each policy from the same checkpoints, mean of the boots ± half of the 95 % interval",
+    )
+
+
+def _shown(place: Place, line: Line, name: str) -> str:
+    """An estimate; of a time that came in no or not in every cell, in how many it did not."""
+    if name != TO_BEST or not line.unreached:
+        return QUANTITIES[name].estimate(line.estimates[name])
+    never = f"> {place.horizon_seconds:.0f}"
+    return never if line.unreached == line.cells else f"{never} in {line.unreached} of {line.cells}"
+
+
+def _against_grid(place: Place, least: Line) -> Grid:
+    rows = []
+    for line in place.lines:
+        if line is least:
+            continue
+        found = {name: line.less(least, name) for name in _AGAINST}
+        use = found[USE]
+        rows.append(
+            (
+                f"{line.policy} - {least.policy}",
+                str(use.n_boots) if use else "-",
+                *(_signed(name, seen) for name, seen in found.items()),
+                _told_apart(use),
+            )
+        )
+    heads = ("policies", "boots", *(QUANTITIES[name].head for name in _AGAINST), "which is")
+    return table(
+        heads, rows, title=f"Against {least.policy}, under which the guests use least, paired by boot"
+    )
+
+
+def _signed(name: str, seen: Against | None) -> str:
+    return QUANTITIES[name].estimate(None if seen is None else seen.difference, sign=True)
+
+
+def _told_apart(seen: Against | None) -> str:
+    """What the paired difference of the memory used says, in words."""
+    if seen is None or seen.n_boots < LEAST_BOOTS:
+        return "too few boots"
+    if not seen.apart:
+        return "not told apart"
+    return "more" if seen.difference.mean > 0 else "less"
+
+
+def policy_json(
+    places: Sequence[Place], runs: Sequence[Run], left_out: Sequence[LeftOut], problems: Sequence[str]
+) -> str:
+    """The places as JSON: run_ids, quantities, places and notes.
+
+    Of each policy of a place its boots, unsettled and unreached cells, settings, estimates by quantity,
+    ``against``: paired differences from the policy ``least``, and whether it is on the Pareto front.
+    """
+    content = {
+        "schema_version": 1,
+        "run_ids": [run.plan.run_id for run in runs],
+        "quantities": described(COURSE),
+        "places": [_place(place) for place in places],
+        "notes": [*warnings(places, left_out, problems), UNITS],
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _place(place: Place) -> dict[str, Any]:
+    kept = ("hypervisor", "workload", "guests", "guest_memory_bytes", "horizon_seconds", "most", "least")
+    least = None if place.least is None else place.line(place.least)
+    return {
+        **{name: getattr(place, name) for name in kept},
+        "policies": [
+            {
+                **{n: getattr(line, n) for n in ("policy", "boots", "unsettled", "unreached", "settings")},
+                "estimates": {name: seen and asdict(seen) for name, seen in line.estimates.items()},
+                "against": {
+                    name: None if seen is None else {**asdict(seen), "apart": seen.apart}
+                    for name in _AGAINST
+                    if least is not None
+                    for seen in [line.less(least, name)]
+                },
+                "pareto": line.policy in place.front(CPU),
+            }
+            for line in place.lines
+        ],
+        "left_out": list(place.left_out),
+    }
