@@ -1,6 +1,6 @@
 """Forecasts beside what was measured afterwards, and capacity runs on their way to the limit.
 
-example: python -m analysis report --results results/reference --figures figures
+example: python -m analysis report --figures figures
 """
 
 import argparse
