@@ -7,7 +7,7 @@ from statistics import fmean
 from analysis.errors import UserError
 from analysis.measure.pooling import Row, condition_text
 from analysis.measure.saving import Unknown, known, used_available_bytes
-from analysis.measure.statistics import OFF_ON, wilson
+from analysis.measure.statistics import wilson
 from analysis.measure.table import PROVENANCE, tidy
 from analysis.model.calibration import scope_used_bytes
 from analysis.model.sharing import HOST
@@ -79,7 +79,6 @@ class Joined:
     guests: int
     run_id: str
     cell_id: str
-    arm_order: str
     measured: dict[str, Use]
     predicted: Use
     half_width: dict[str, float | None]
@@ -88,10 +87,9 @@ class Joined:
     def error(self, what: str, used: str = USED, naive: str | None = None) -> float | None:
         """Error of the forecast, or of a naive answer, relative to what was measured.
 
-        None where it says nothing: with KSM off after on, for huge pages that KSM split stay split, and of a
-        saving below LEAST_SAVED of the use.
+        None where it says nothing: of a saving below LEAST_SAVED of the use.
         """
-        if used not in self.measured or (what != ON_USE and self.arm_order != OFF_ON):
+        if used not in self.measured:
             return None
         seen = self.measured[used]
         if what == SAVED and seen.saved < LEAST_SAVED * seen.off:
@@ -345,7 +343,6 @@ def _joined(
         guests=predicted.guests,
         run_id=str(row["run_id"]),
         cell_id=str(row["cell_id"]),
-        arm_order=str(row["arm_order"]),
         measured=used,
         predicted=Use(predicted.used_off.mean_bytes, predicted.used_on.mean_bytes),
         half_width={

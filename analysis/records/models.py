@@ -142,7 +142,7 @@ class Start(Model):
     boot_seconds: Amount | None
     restore_seconds: Amount | None
     loaded: bool
-    arm_order: Literal["off-on", "on-off"]
+    arm_order: Literal["off-on"]
     confinement: Text | None = None
 
     @model_validator(mode="after")

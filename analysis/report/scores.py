@@ -170,11 +170,6 @@ def _joined_parts(scores: Scores) -> list[Part]:
             + "; ".join(f"{_NAIVE_HEADS[name]}: {says}" for name, says in NAIVE.items())
             + "."
         )
-        if any(one.error(OFF_USE) is None for one in scores.joined):
-            remarks.append(
-                "Where KSM was on first nothing is said of KSM off and of the saving: huge pages that it "
-                "split stay split."
-            )
     return [*parts, notes([*remarks, *_count_lines(scores)])]
 
 
@@ -308,7 +303,7 @@ def _summary(group: Group) -> list[str]:
             f"Used with KSM off ({off.cells} cells): mean error {100 * off.mean:.2f} %, worst "
             f"{100 * off.worst:+.2f} %; {_coverage(off.coverage)}."
         )
-    little = [one for one in group.joined if one.error(OFF_USE) is not None and one.error(SAVED) is None]
+    little = [one for one in group.joined if one.error(SAVED) is None]
     if little:
         lines.append(
             f"! {len(little)} cells saved less than {100 * LEAST_SAVED:.0f} % of what was used: the error "

@@ -99,7 +99,6 @@ def test_a_record_of_another_cell_or_kind_is_refused(results: Path) -> None:
             "sha256:other",
             "its records began from different starts",
         ),
-        ("merge", ("provenance", "start", "arm_order"), "on-off", "its records began from different starts"),
         (
             "off",
             ("requested", "guest_reserve_bytes"),

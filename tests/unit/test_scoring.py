@@ -20,7 +20,7 @@ from synthetic_capacity import (
 )
 
 from analysis.__main__ import main
-from analysis.measure.statistics import OFF_ON, wilson
+from analysis.measure.statistics import wilson
 from analysis.model.scoring import (
     AVAILABLE,
     BY_TIME,
@@ -235,20 +235,6 @@ def test_a_census_that_was_changed_is_refused(capsys: pytest.CaptureFixture[str]
     census = next((results / "n6").rglob("census.json"))
     census.write_text(census.read_text() + "\n")
     assert "has other records now (digests differ)" in refused(capsys, results)
-
-
-def test_off_measured_after_on_is_not_what_a_forecast_without_ksm_speaks_of(
-    capsys: pytest.CaptureFixture[str], results: Path, forecast: Path
-) -> None:
-    measure(results, prefix="turned", focus="1", start={"arm_order": "on-off"})
-    found = seen(capsys, results)
-    assert [(error(one, "used_off"), error(one, "saved")) for one in found["joined"]] == [(None, None)]
-    assert (scores(found)["used_off"], scores(found)["saved"]) == (None, None)
-    assert scores(found)["used_on"]["cells"] == 1
-    assert main(["report", "--results", str(results)]) == 0
-    text = capsys.readouterr().out
-    assert "Where KSM was on first nothing is said of KSM off and of the saving" in text
-    assert "Used with KSM off" not in text
 
 
 def test_cells_of_another_policy_or_start_are_not_what_was_predicted(
@@ -507,11 +493,11 @@ def test_nothing_to_report_says_what_to_run(capsys: pytest.CaptureFixture[str], 
     assert "holds no forecast and no capacity run: write one with" in capsys.readouterr().err
 
 
-def joined(wrong: float, naive: float, saved: float = 1000.0, arm_order: str = OFF_ON) -> Joined:
+def joined(wrong: float, naive: float, saved: float = 1000.0) -> Joined:
     """1000 used with the policy on, predicted within ± 20."""
     on, off = 1000.0, 1000.0 + saved
     return Joined(
-        NAMED, "f", "sharing", HOST, "ksm", "idle", 10, "r", "c", arm_order,
+        NAMED, "f", "sharing", HOST, "ksm", "idle", 10, "r", "c",
         {USED: Use(off, on), AVAILABLE: Use(off + 100, on + 200)}, Use(off, on * (1 + wrong)),
         {"used_off": None, "used_on": on * 0.02, "saved": on * 0.02},
         {"constant_saving": on * (1 + naive), "no_saving": off},
@@ -546,9 +532,9 @@ def test_the_other_definition_of_used_has_its_own_errors() -> None:
 
 
 def test_what_says_nothing_is_not_scored() -> None:
-    turned, little = joined(0.01, 0.1, arm_order="on-off"), joined(0.01, 0.1, saved=40)
-    assert (turned.error(SAVED), little.error(SAVED)) == (None, None)
-    assert score([turned, little], SAVED) is None
+    little = joined(0.01, 0.1, saved=40)
+    assert little.error(SAVED) is None
+    assert score([little], SAVED) is None
     assert joined(0.01, 0.1, saved=60).error(SAVED) == pytest.approx(-10 / 60)
 
 
