@@ -16,10 +16,6 @@ from analysis.plan.proof import covers
 from analysis.records.loading import COMPLETE, CellRecords, Run
 from analysis.records.models import ForecastRecord, Named, Predicted
 
-# How a forecast and what was measured belong together, the two never pooled
-NAMED = "named by the run"
-BY_TIME = "joined by time, before runs named their forecast"
-
 # What a cell is scored by: memory used with KSM off and with the policy on, and the difference of the two.
 OFF_USE, ON_USE, SAVED = "used_off", "used_on", "saved"
 SCORED = (OFF_USE, ON_USE, SAVED)
@@ -65,12 +61,11 @@ class Use:
 class Joined:
     """One held-out cell beside its prediction.
 
-    ``proof``: NAMED or BY_TIME. ``scope`` says of what the memory is: HOST, or ENVELOPE. ``measured`` is
+    ``scope`` says of what the memory is: HOST, or ENVELOPE. ``measured`` is
     keyed by USED and, of a host, AVAILABLE; ``half_width`` (bytes, None: no interval) by SCORED;
     ``naive_on``, the use with the policy on, by NAIVE.
     """
 
-    proof: str
     forecast_id: str
     model: str
     scope: str
@@ -159,9 +154,8 @@ class Errors:
 
 @dataclass(frozen=True)
 class Group:
-    """Joined cells of one kind: of one proof, model, policy and scope."""
+    """Joined cells of one kind: of one model, policy and scope."""
 
-    proof: str
     model: str
     policy: str
     scope: str
@@ -169,7 +163,7 @@ class Group:
 
     @property
     def name(self) -> str:
-        """The kind in words, the proof left out."""
+        """The kind in words."""
         return f"{self.model}, {self.policy}{'' if self.scope == HOST else f', {self.scope}'}"
 
     @property
@@ -224,8 +218,7 @@ def join(
             if isinstance(used, Unknown):
                 reason, detail = UNKNOWN_USE, used.reason
             else:
-                proof = BY_TIME if names is None else NAMED
-                joined.append(_joined(forecast, proof, predictions[load], row, used))
+                joined.append(_joined(forecast, predictions[load], row, used))
         if reason:
             refused.append(
                 Refused(forecast.forecast_id, *load, cell.run_id, cell.cell.cell_id, reason, detail)
@@ -241,8 +234,8 @@ def join(
 
 
 def is_named(forecast: ForecastRecord, names: Named) -> bool:
-    """Whether a run names a forecast; one made before runs named theirs is none that could."""
-    return names is None or forecast.digest in {one.digest for one in names}
+    """Whether a run names a forecast."""
+    return forecast.digest in {one.digest for one in names}
 
 
 def not_read(runs: Mapping[str, Named], forecasts: Iterable[ForecastRecord]) -> list[str]:
@@ -252,7 +245,7 @@ def not_read(runs: Mapping[str, Named], forecasts: Iterable[ForecastRecord]) -> 
         f"run {run_id} names the forecast {one.forecast_id} of {one.created_at} ({one.digest[:19]}...), "
         "which is not among those that can be used: what it predicted is not scored"
         for run_id, names in runs.items()
-        for one in names or ()
+        for one in names
         if one.digest not in digests
     ]
 
@@ -267,14 +260,11 @@ def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[s
 
 
 def groups(joined: Sequence[Joined]) -> list[Group]:
-    """The joined cells by kind, those that their run names first."""
-    found: dict[tuple[str, str, str, str], list[Joined]] = {}
+    """The joined cells by kind."""
+    found: dict[tuple[str, str, str], list[Joined]] = {}
     for one in joined:
-        found.setdefault((one.proof, one.model, one.policy, one.scope), []).append(one)
-    ordered = sorted(found.items(), key=lambda item: (item[0][0] != NAMED, item[0]))
-    return [
-        Group(proof, model, policy, scope, tuple(mine)) for (proof, model, policy, scope), mine in ordered
-    ]
+        found.setdefault((one.model, one.policy, one.scope), []).append(one)
+    return [Group(*kind, tuple(found[kind])) for kind in sorted(found)]
 
 
 def score(joined: Sequence[Joined], what: str, used: str = USED) -> Errors | None:
@@ -330,11 +320,8 @@ def _measured(cell: CellRecords, scope: str) -> dict[str, Use] | Unknown:
     return found
 
 
-def _joined(
-    forecast: ForecastRecord, proof: str, predicted: Predicted, row: Row, used: dict[str, Use]
-) -> Joined:
+def _joined(forecast: ForecastRecord, predicted: Predicted, row: Row, used: dict[str, Use]) -> Joined:
     return Joined(
-        proof=proof,
         forecast_id=forecast.forecast_id,
         model=forecast.model,
         scope=forecast.scope,

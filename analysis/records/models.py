@@ -479,8 +479,7 @@ class NamedForecast(Model):
     digest: Digest
 
 
-# None: of a run made before runs named theirs
-Named = tuple[NamedForecast, ...] | None
+Named = tuple[NamedForecast, ...]
 
 
 # --- census ---------------------------------------------------------------------------------------------
@@ -700,7 +699,7 @@ class PlannedWorkload(Model):
 class PlanRecord(Model):
     """plan.json: the design of a run, its policies and workloads by name, and the cells in their order.
 
-    ``forecasts``: those that the run is to prove; None for a run made before runs named theirs.
+    ``forecasts``: those that the run is to prove.
     """
 
     schema_version: Version
@@ -712,7 +711,7 @@ class PlanRecord(Model):
     design_digest: Digest
     policies: Annotated[dict[str, PlannedPolicy], Field(min_length=1)]
     workloads: Annotated[dict[str, PlannedWorkload], Field(min_length=1)]
-    forecasts: Named = None
+    forecasts: Named = ()
     cells: Annotated[tuple[Cell, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -866,7 +865,7 @@ class DivergenceObserved(Model):
 class CapacityPhase(Model):
     """What the records of a capacity run have in common; ``envelope_bytes``: None for the whole host.
 
-    ``forecasts``: those that the run is to prove; None for a run made before runs named theirs.
+    ``forecasts``: those that the run is to prove.
     """
 
     schema_version: Version
@@ -878,7 +877,7 @@ class CapacityPhase(Model):
     guests: Count
     guest_memory_bytes: Positive
     envelope_bytes: Positive | None
-    forecasts: Named = None
+    forecasts: Named = ()
     requested: CapacityRequested
     provenance: CapacityProvenance
     stop: Stop | None

@@ -88,7 +88,7 @@ def _counts(scores: Scores) -> dict[str, Any]:
     cells = [one for one in scores.refused if one.cell_id]
     return {
         "covered": len(scores.joined) + len(cells),
-        "scored": dict(Counter(one.proof for one in scores.joined)),
+        "scored": len(scores.joined),
         "not_scored": dict(Counter(one.reason for one in cells)),
         "predicted_without_a_cell": len(scores.refused) - len(cells),
         "named_and_not_read": len(scores.not_read),
@@ -120,7 +120,6 @@ def _group_json(group: Group) -> dict[str, Any]:
         }
 
     return {
-        "proof": group.proof,
         "model": group.model,
         "policy": group.policy,
         "scope": group.scope,
@@ -156,7 +155,7 @@ def _joined_parts(scores: Scores) -> list[Part]:
     parts: list[Part] = [heading("Forecasts against what was measured afterwards")]
     for group in groups(scores.joined):
         kind = f"{group.name}{', host memory' if group.scope == HOST else ''}"
-        parts.append(heading(f"By the model {kind}; {group.proof}"))
+        parts.append(heading(f"By the model {kind}"))
         parts.append(_use_grid(group))
         parts.append(_saving_grid(group))
         if AVAILABLE in group.joined[0].measured:
@@ -339,7 +338,7 @@ def _count_lines(scores: Scores) -> list[str]:
         f"The forecasts cover {_cells(counts['covered'])}, each forecast counted for itself: "
         + "; ".join(
             [
-                *(f"{n} scored, {proof}" for proof, n in counts["scored"].items()),
+                *([f"{counts['scored']} scored"] if counts["scored"] else []),
                 *(f"{n} not scored, {reason}" for reason, n in counts["not_scored"].items()),
             ]
             or ["none is measured"]
