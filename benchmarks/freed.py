@@ -1,6 +1,6 @@
 """How the measures of memory saved scatter within a boot and between boots, and when the two of freed part.
 
-    python benchmarks/freed.py results/reference results/reference/cells results/reference/cells-compacting
+    python benchmarks/freed.py results/reference/cells results/reference/cells-compacting
 
 Reads records, measures nothing. One block for each treatment that was measured more than once: of each
 measure the mean of the boots, the standard deviation between the boots and within them, MB/VM. Then each

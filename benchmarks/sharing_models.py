@@ -1,8 +1,9 @@
 """How well the contents of more guests are told from a census of few, by several models.
 
-Usage: python benchmarks/sharing_models.py [RESULTS]
+Usage: python benchmarks/sharing_models.py DIRECTORY ...
+Reads every census below these directories, which should be of guests alike.
 Between guests KSM can save what they hold less what is different of it, in MB/VM. Two comparisons:
-- from a census of 4 and 6 guests what other boots of 15 and 20 guests were found to hold;
+- from each census of 4 to 8 guests what the guests of 10 and more in other boots were found to hold;
 - a consistency check: each census of 15 and more thinned to 4 to 10 guests (the expectation over all choices
   of so many, which is exact), and the models asked for the whole of it. It is the same census, so that it
   tells of the curve alone and nothing of how boots differ.
@@ -17,12 +18,11 @@ from statistics import fmean
 from analysis.errors import UserError
 from analysis.measure.chances import fit_chances
 from analysis.measure.page_contents import from_record
-from analysis.records.models import CensusRecord
+from analysis.records.models import CensusRecord, SnapshotRecord
 from analysis.records.reading import read_record
 
 PAGES_A_MIB = 256
-# Records of version 1, whose guests compacted their memory in all runs alike.
-FEW, MANY = ("calibration-4", "calibration-6"), ("reference-15", "held-out-20b")
+FEW, MANY, LARGE = (4, 8), 10, 15
 THINNED = (4, 6, 8, 10)
 # held[j]: contents that exactly j of the guests hold.
 Held = Sequence[float]
@@ -99,18 +99,19 @@ def between(held: Held, distinct: float, guests: int) -> float:
     return (rarefied(held, 1) - distinct / guests) / PAGES_A_MIB
 
 
-def censuses(results: Path) -> list[tuple[str, str, Held]]:
-    """The folder below results, workload and ``held`` of each census of one workload."""
+def censuses(directories: Sequence[Path]) -> list[tuple[str, str, Held]]:
+    """The boot, workload and ``held`` of each census of one workload."""
     found: list[tuple[str, str, Held]] = []
-    for path in sorted(results.rglob("census.json")):
+    for path in sorted(path for directory in directories for path in directory.rglob("census.json")):
         try:
             record = read_record(path, CensusRecord)
         except UserError as error:
             print(f"! not used: {error}")
             continue
         if record.cell is not None and "=" not in record.cell.workload:
-            folder = path.relative_to(results).parts[0]
-            found.append((folder, record.cell.workload, from_record(record).held))
+            off = read_record(path.with_name("off.json"), SnapshotRecord)
+            boot = off.provenance.start.booted_at or f"{record.run_id} boot {record.cell.boot}"
+            found.append((boot, record.cell.workload, from_record(record).held))
     return found
 
 
@@ -120,35 +121,35 @@ def row(name: str, values: Sequence[float]) -> None:
 
 
 def summary(errors: dict[str, list[float]]) -> None:
-    """Mean and root mean square of each model's errors."""
+    """Mean and root mean square of each model's errors, where there are any."""
+    if not all(errors.values()):
+        print("no census to compare with")
+        return
     row("mean error", [fmean(errors[name]) for name in MODELS])
     row("root mean square", [math.sqrt(fmean(e * e for e in errors[name])) for name in MODELS])
 
 
 def main() -> None:
-    """Print both comparisons."""
-    results = Path(sys.argv[1] if len(sys.argv) > 1 else "results/reference")
-    found = censuses(results)
+    """Print both comparisons, of those that there are censuses for."""
+    found = censuses([Path(word) for word in sys.argv[1:]])
+    few = [one for one in found if FEW[0] <= len(one[2]) - 1 <= FEW[1]]
+    many = [one for one in found if len(one[2]) > MANY]
     heads = f"{'':34}" + "".join(f"{name:>13}" for name in MODELS)
     print(f"From another boot's census: error of what is saved between guests, MB/VM\n{heads}")
     errors: dict[str, list[float]] = {name: [] for name in MODELS}
-    for few in FEW:
-        for _few, workload, held in (one for one in found if one[0] == few):
-            for n in sorted(
-                {len(other) - 1 for folder, w, other in found if folder in MANY and w == workload}
-            ):
-                actual = fmean(
-                    between(other, sum(other), n)
-                    for folder, w, other in found
-                    if folder in MANY and w == workload and len(other) == n + 1
-                )
-                mine = {name: between(held, told(held, n), n) - actual for name, told in MODELS.items()}
-                row(f"{workload} {len(held) - 1} -> {n} ({actual:.2f})", [*mine.values()])
-                for name, error in mine.items():
-                    errors[name].append(error)
+    for boot, workload, held in few:
+        others = [other for its, w, other in many if its != boot and w == workload]
+        for n in sorted({len(other) - 1 for other in others}):
+            actual = fmean(between(other, sum(other), n) for other in others if len(other) == n + 1)
+            mine = {name: between(held, told(held, n), n) - actual for name, told in MODELS.items()}
+            row(f"{workload} {len(held) - 1} -> {n} ({actual:.2f})", [*mine.values()])
+            for name, error in mine.items():
+                errors[name].append(error)
     summary(errors)
-    large = [held for _folder, _workload, held in found if len(held) > 15]
-    print(f"\nThe same census thinned (a consistency check), {len(large)} censuses of 15 and 20\n{heads}")
+    large = [held for _boot, _workload, held in found if len(held) > LARGE]
+    print(
+        f"\nThe same census thinned (a consistency check), {len(large)} censuses of {LARGE} and more\n{heads}"
+    )
     for n in THINNED:
         small = [(thinned(held, n), held) for held in large]
         errors = {

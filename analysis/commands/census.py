@@ -3,7 +3,7 @@
 With neither FILE nor --run the guests that run now are counted (after a run with `-e keep_guests=true`): they
 are paused for some seconds, every page is hashed, and no content leaves the host's memory.
 
-example: python -m analysis census --results results/reference --run reference-15
+example: python -m analysis census --results results/reference/cells --run idle
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Where the saving of a run comes from: item by item, scan by scan, guest by guest, on every host.
 
-example: python -m analysis explain --results results/reference --run reference-15 --guests
+example: python -m analysis explain --results results/reference/cells --run idle --guests
 """
 
 import argparse

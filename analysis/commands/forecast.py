@@ -2,7 +2,7 @@
 
 With --out the forecast is written before the run that it predicts; `report` joins the two afterwards.
 
-example: python -m analysis forecast --results results/reference --guests 30 --figure forecast.png
+example: python -m analysis forecast --guests 30 --figure forecast.png
 """
 
 import argparse

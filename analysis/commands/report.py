@@ -1,6 +1,6 @@
 """Forecasts beside what was measured afterwards, and capacity runs on their way to the limit.
 
-example: python -m analysis report --results results/reference --figures figures
+example: python -m analysis report --figures figures
 """
 
 import argparse
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print every forecast beside what was measured afterwards, and the capacity runs.
 
-    A run that names forecasts is scored by these alone; one of before, by those that were written before it.
+    A run is scored by the forecasts that it names alone.
 
     Returns 1 when nothing could be joined and there is no capacity run. A file that cannot be used is named
     and left out. Raises UserError or OSError with a text for the user.
@@ -114,14 +114,14 @@ def _has_runs(results: Path) -> bool:
 
 def _draw(directory: Path, scores: "Scores") -> None:
     from analysis.model.capacity import relation, steps_table
-    from analysis.model.scoring import NAMED, groups
+    from analysis.model.scoring import groups
     from analysis.report import forecast_figures
     from analysis.report.figures import save
 
     directory.mkdir(parents=True, exist_ok=True)
     for group in groups(scores.joined):
-        apart = (group.model, group.policy, group.scope, *([] if group.proof == NAMED else ["by-time"]))
-        save(forecast_figures.validation_figure(group), directory / f"validation-{'-'.join(apart)}.png")
+        name = f"validation-{group.model}-{group.policy}-{group.scope}"
+        save(forecast_figures.validation_figure(group), directory / f"{name}.png")
     for judged in scores.capacity:
         run = judged.run
         name = f"{run.run_id}-{run.hypervisor}-{run.workload}"

@@ -55,10 +55,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise DesignError(f"--inventory is {str(arguments.inventory)!r}: there is no such file.")
     results = arguments.results.absolute()
     if arguments.resume:
-        from analysis.plan.runs import check_resumable, read_plan
+        from analysis.plan.runs import read_plan
 
         run_id = check_run_id(arguments.resume)
-        former = check_resumable(read_plan(results / run_id)).design.model_dump(mode="json")
+        former = read_plan(results / run_id).design.model_dump(mode="json")
         variables = {**_for_ansible({name: former[name] for name in VARIABLES}), **variables}
     else:
         run_id = new_run_id()

@@ -17,7 +17,7 @@ from analysis.measure.pooling import Row, pooling_conflicts
 from analysis.measure.saving import PER_VM
 from analysis.measure.table import PROVENANCE, QUANTITIES, REQUESTED, TREATMENT
 from analysis.plan.design import MIB
-from analysis.plan.policies import DEFAULT, policy_order
+from analysis.plan.policies import policy_order
 from analysis.plan.workloads import focus_of, in_order
 from analysis.records.loading import COMPLETE, CellRecords, Run
 
@@ -34,7 +34,6 @@ COMPARED = PER_VM
 
 _MEASURED = ("run_id", "cell_id", "boot", "repetition", "status", "problem", "freed_mib_per_vm")
 
-OFF_ON = "off-on"
 CHECKPOINT = "checkpoint"
 
 
@@ -109,7 +108,6 @@ class Summary:
     guest_memory_bytes: int
     start_from: str
     loaded: bool
-    arm_order: str
     planned: int
     measured: int
     boots: tuple[int, ...]
@@ -123,8 +121,6 @@ class Summary:
     @property
     def variant(self) -> str:
         """What was done to the guests' pages: the policy, and what else tells this line from another."""
-        if self.arm_order != OFF_ON:
-            return "KSM on first" if self.policy == DEFAULT else f"{self.policy}, on first"
         return f"{self.policy}, loaded" if self.loaded else self.policy
 
 
@@ -288,7 +284,6 @@ def _order(loads: Iterable[str]) -> Callable[[Summary], Any]:
         one.guest_memory_bytes,
         one.start_from,
         place[one.workload],
-        one.arm_order != OFF_ON,
         policy_order(one.policy),
         one.loaded,
     )
@@ -318,7 +313,6 @@ def _summary(rows: pd.DataFrame) -> Summary:
         guest_memory_bytes=guest_memory_bytes,
         start_from=str(first["start_from"]),
         loaded=bool(first["loaded"]),
-        arm_order=str(first["arm_order"]),
         planned=len(rows),
         measured=len(usable),
         boots=tuple(map(len, boots.values())),

@@ -24,7 +24,6 @@ TREATMENT = (
     "guest_memory_bytes",
     "start_from",
     "loaded",
-    "arm_order",
 )
 
 UNCONVERGED, DAMAGED = "unconverged", "damaged"
@@ -37,8 +36,8 @@ def tidy(runs: list[Run]) -> pd.DataFrame:
     """One row for each planned cell of the runs, in the order of their plans.
 
     Columns: the cell's identity; what its guests began from: ``start_from`` (checkpoint or boot; "" while no
-    cell of the run tells), ``checkpoint``, ``booted_at``, ``boot_seconds``, ``restore_seconds``, ``loaded``,
-    ``arm_order``; ``boot_key``, the physical boot, which is the replicate; ``status`` (complete, unconverged,
+    cell of the run tells), ``checkpoint``, ``booted_at``, ``boot_seconds``, ``restore_seconds``, ``loaded``;
+    ``boot_key``, the physical boot, which is the replicate; ``status`` (complete, unconverged,
     damaged, failed, invalid, missing) and ``problem``; the QUANTITIES, in MiB for each guest or of
     the whole host, or seconds; ``unknown``, why some of them are not known; ``parted_mib``, by how much the
     host's memory freed parts from the guests' (see :func:`analysis.measure.saving.parted`); ``converged`` as
@@ -100,7 +99,7 @@ def _start(run_id: str, records: CellRecords, cells: Sequence[tuple[str, CellRec
         }
     return {
         "start_from": start.origin,
-        **{name: getattr(start, name) for name in ("checkpoint", "booted_at", "loaded", "arm_order")},
+        **{name: getattr(start, name) for name in ("checkpoint", "booted_at", "loaded")},
         **{name: _number(getattr(start, name)) for name in ("boot_seconds", "restore_seconds")},
     }
 
@@ -111,18 +110,14 @@ def _start_of_the_like(
     """For a cell that was not measured: so it stands in the row in which it is missing."""
     cell = records.cell
     like = [
-        (other.cell.workload == cell.workload, start.arm_order == "off-on", start)
+        (other.cell.workload == cell.workload, start)
         for run, other in cells
         if (run, other.cell.hypervisor) == (run_id, cell.hypervisor) and (start := other.start) is not None
     ]
     if not like:
-        return {"start_from": "", "loaded": False, "arm_order": "off-on"}
-    same_workload, _first, start = max(like, key=lambda found: found[:2])
-    return {
-        "start_from": start.origin,
-        "loaded": start.loaded and same_workload,
-        "arm_order": start.arm_order,
-    }
+        return {"start_from": "", "loaded": False}
+    same_workload, start = max(like, key=lambda found: found[0])
+    return {"start_from": start.origin, "loaded": start.loaded and same_workload}
 
 
 def _saving(records: CellRecords) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from analysis.measure.saving import (
     saving,
     used_bytes,
 )
-from analysis.measure.statistics import OFF_ON
 from analysis.measure.table import PROVENANCE, tidy
 from analysis.model.capacity import conditions
 from analysis.model.sharing import CENSUS, ENVELOPE, HOST, SHARING, Sample, fitting, mean_of_known
@@ -220,7 +219,6 @@ def _sample(row: Row, records: CellRecords, predicted: Collection[tuple[str | No
     problems = (
         ((workload, guests) in predicted or (None, guests) in predicted, "it is what is predicted"),
         ("=" in workload, "it is a mix"),
-        (row["arm_order"] != OFF_ON, "KSM was on first, and what it split and freed stays so with KSM off"),
     )
     reason = next((reason for wrong, reason in problems if wrong), "")
     if reason:

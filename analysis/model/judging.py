@@ -11,7 +11,7 @@ from analysis.model.capacity import (
     divergence,
     used_bytes,
 )
-from analysis.model.scoring import BY_TIME, NAMED, NOT_NAMED, ScoringError, differences, is_named, not_read
+from analysis.model.scoring import NOT_NAMED, ScoringError, differences, is_named, not_read
 from analysis.model.sharing import ENVELOPE, HOST
 from analysis.plan.design import MIB
 from analysis.plan.mix import load_name
@@ -24,10 +24,9 @@ from analysis.records.models import DivergenceRecord, ForecastRecord, LoadForeca
 class CapacityJoin:
     """Predicted and actual limit of one arm: of off, or of the forecast's policy.
 
-    ``proof``: NAMED or BY_TIME. None: no limit below 9999; ``worst_error`` along the curve.
+    None: no limit below 9999; ``worst_error`` along the curve.
     """
 
-    proof: str
     forecast_id: str
     policy: str
     predicted: int | None
@@ -102,7 +101,6 @@ def join_capacity(forecast: ForecastRecord, run: CapacityRun) -> list[CapacityJo
         errors = [abs(need / used - 1) for need, used in pairs if need is not None and used > 0]
         joins.append(
             CapacityJoin(
-                proof=BY_TIME if run.first.forecasts is None else NAMED,
                 forecast_id=forecast.forecast_id,
                 policy=policy,
                 predicted=limits.off if off else limits.on,
@@ -121,14 +119,13 @@ def judge(run: CapacityRun, forecasts: Sequence[ForecastRecord]) -> JudgedRun:
     problems = {one.digest: capacity_problem(one, run) for one in forecasts}
     fitting = [one for one in forecasts if not problems[one.digest]]
     fitting.sort(key=lambda one: one.created_at)
-    # Of each policy the last one written before the run is the one that predicts it, unless the run says so.
+    # Where a run names several of a policy its curve is that of the last one.
     last = {one.policy: one for one in fitting}
     loads = {policy: load for policy, one in last.items() if (load := load_of(one, run)) is not None}
-    joining = list(last.values()) if run.first.forecasts is None else fitting
     return JudgedRun(
         run=run,
         loads=loads,
-        joins=tuple(join for one in joining for join in join_capacity(one, run)),
+        joins=tuple(join for one in fitting for join in join_capacity(one, run)),
         divergences=tuple(
             divergence(record, _safe_bytes(loads.get(record.policy), record.guests))
             for record in run.divergences

@@ -7,7 +7,7 @@ from statistics import fmean
 from analysis.errors import UserError
 from analysis.measure.pooling import Row, condition_text
 from analysis.measure.saving import Unknown, known, used_available_bytes
-from analysis.measure.statistics import OFF_ON, wilson
+from analysis.measure.statistics import wilson
 from analysis.measure.table import PROVENANCE, tidy
 from analysis.model.calibration import scope_used_bytes
 from analysis.model.sharing import HOST
@@ -15,10 +15,6 @@ from analysis.plan.mix import load_name
 from analysis.plan.proof import covers
 from analysis.records.loading import COMPLETE, CellRecords, Run
 from analysis.records.models import ForecastRecord, Named, Predicted
-
-# How a forecast and what was measured belong together, the two never pooled
-NAMED = "named by the run"
-BY_TIME = "joined by time, before runs named their forecast"
 
 # What a cell is scored by: memory used with KSM off and with the policy on, and the difference of the two.
 OFF_USE, ON_USE, SAVED = "used_off", "used_on", "saved"
@@ -65,12 +61,11 @@ class Use:
 class Joined:
     """One held-out cell beside its prediction.
 
-    ``proof``: NAMED or BY_TIME. ``scope`` says of what the memory is: HOST, or ENVELOPE. ``measured`` is
+    ``scope`` says of what the memory is: HOST, or ENVELOPE. ``measured`` is
     keyed by USED and, of a host, AVAILABLE; ``half_width`` (bytes, None: no interval) by SCORED;
     ``naive_on``, the use with the policy on, by NAIVE.
     """
 
-    proof: str
     forecast_id: str
     model: str
     scope: str
@@ -79,7 +74,6 @@ class Joined:
     guests: int
     run_id: str
     cell_id: str
-    arm_order: str
     measured: dict[str, Use]
     predicted: Use
     half_width: dict[str, float | None]
@@ -88,10 +82,9 @@ class Joined:
     def error(self, what: str, used: str = USED, naive: str | None = None) -> float | None:
         """Error of the forecast, or of a naive answer, relative to what was measured.
 
-        None where it says nothing: with KSM off after on, for huge pages that KSM split stay split, and of a
-        saving below LEAST_SAVED of the use.
+        None where it says nothing: of a saving below LEAST_SAVED of the use.
         """
-        if used not in self.measured or (what != ON_USE and self.arm_order != OFF_ON):
+        if used not in self.measured:
             return None
         seen = self.measured[used]
         if what == SAVED and seen.saved < LEAST_SAVED * seen.off:
@@ -161,9 +154,8 @@ class Errors:
 
 @dataclass(frozen=True)
 class Group:
-    """Joined cells of one kind: of one proof, model, policy and scope."""
+    """Joined cells of one kind: of one model, policy and scope."""
 
-    proof: str
     model: str
     policy: str
     scope: str
@@ -171,7 +163,7 @@ class Group:
 
     @property
     def name(self) -> str:
-        """The kind in words, the proof left out."""
+        """The kind in words."""
         return f"{self.model}, {self.policy}{'' if self.scope == HOST else f', {self.scope}'}"
 
     @property
@@ -226,8 +218,7 @@ def join(
             if isinstance(used, Unknown):
                 reason, detail = UNKNOWN_USE, used.reason
             else:
-                proof = BY_TIME if names is None else NAMED
-                joined.append(_joined(forecast, proof, predictions[load], row, used))
+                joined.append(_joined(forecast, predictions[load], row, used))
         if reason:
             refused.append(
                 Refused(forecast.forecast_id, *load, cell.run_id, cell.cell.cell_id, reason, detail)
@@ -243,8 +234,8 @@ def join(
 
 
 def is_named(forecast: ForecastRecord, names: Named) -> bool:
-    """Whether a run names a forecast; one made before runs named theirs is none that could."""
-    return names is None or forecast.digest in {one.digest for one in names}
+    """Whether a run names a forecast."""
+    return forecast.digest in {one.digest for one in names}
 
 
 def not_read(runs: Mapping[str, Named], forecasts: Iterable[ForecastRecord]) -> list[str]:
@@ -254,7 +245,7 @@ def not_read(runs: Mapping[str, Named], forecasts: Iterable[ForecastRecord]) -> 
         f"run {run_id} names the forecast {one.forecast_id} of {one.created_at} ({one.digest[:19]}...), "
         "which is not among those that can be used: what it predicted is not scored"
         for run_id, names in runs.items()
-        for one in names or ()
+        for one in names
         if one.digest not in digests
     ]
 
@@ -269,14 +260,11 @@ def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[s
 
 
 def groups(joined: Sequence[Joined]) -> list[Group]:
-    """The joined cells by kind, those that their run names first."""
-    found: dict[tuple[str, str, str, str], list[Joined]] = {}
+    """The joined cells by kind."""
+    found: dict[tuple[str, str, str], list[Joined]] = {}
     for one in joined:
-        found.setdefault((one.proof, one.model, one.policy, one.scope), []).append(one)
-    ordered = sorted(found.items(), key=lambda item: (item[0][0] != NAMED, item[0]))
-    return [
-        Group(proof, model, policy, scope, tuple(mine)) for (proof, model, policy, scope), mine in ordered
-    ]
+        found.setdefault((one.model, one.policy, one.scope), []).append(one)
+    return [Group(*kind, tuple(found[kind])) for kind in sorted(found)]
 
 
 def score(joined: Sequence[Joined], what: str, used: str = USED) -> Errors | None:
@@ -340,11 +328,8 @@ def _measured(cell: CellRecords, forecast: ForecastRecord) -> dict[str, Use] | U
     }
 
 
-def _joined(
-    forecast: ForecastRecord, proof: str, predicted: Predicted, row: Row, used: dict[str, Use]
-) -> Joined:
+def _joined(forecast: ForecastRecord, predicted: Predicted, row: Row, used: dict[str, Use]) -> Joined:
     return Joined(
-        proof=proof,
         forecast_id=forecast.forecast_id,
         model=forecast.model,
         scope=forecast.scope,
@@ -353,7 +338,6 @@ def _joined(
         guests=predicted.guests,
         run_id=str(row["run_id"]),
         cell_id=str(row["cell_id"]),
-        arm_order=str(row["arm_order"]),
         measured=used,
         predicted=Use(predicted.used_off.mean_bytes, predicted.used_on.mean_bytes),
         half_width={

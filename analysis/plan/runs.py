@@ -62,7 +62,7 @@ def make_plan(
 
 
 def read_plan(run_directory: Path) -> PlanRecord:
-    """Read plan.json of a run, of this version or of version 1.
+    """Read plan.json of a run.
 
     Raises RecordError when it is absent or is no such plan.
     """
@@ -85,7 +85,7 @@ def open_run(results: Path, plan: PlanRecord, *, write: bool = True) -> PlanReco
     run_directory = results / plan.run_id
     path = run_directory / PLAN_FILE
     if path.exists():
-        former = check_resumable(read_plan(run_directory))
+        former = read_plan(run_directory)
         differences = design_differences(former, plan)
         if differences:
             raise DesignError(
@@ -95,16 +95,6 @@ def open_run(results: Path, plan: PlanRecord, *, write: bool = True) -> PlanReco
         return former
     if write:
         write_record(path, plan.to_json(), PlanRecord)
-    return plan
-
-
-def check_resumable(plan: PlanRecord) -> PlanRecord:
-    """Return the plan of a run that can be gone on with. Raises DesignError."""
-    if plan.cell_order_seed is None:
-        raise DesignError(
-            f"run_id {plan.run_id} is of an earlier version, whose cells were not restored from a "
-            "checkpoint: it can be summarised but not gone on with, so give another run_id."
-        )
     return plan
 
 

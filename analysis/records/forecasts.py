@@ -52,8 +52,8 @@ def alteration(forecast: Forecast) -> str:
 
 
 def design_digest(content: Mapping[str, Any]) -> str:
-    """SHA-256 of the cells that a stored forecast predicts; those of version 1 name no policy."""
-    named = {name: content[name] for name in ("guest_memory_bytes", "policy") if name in content}
+    """SHA-256 of the cells that a stored forecast predicts."""
+    named = {name: content[name] for name in ("guest_memory_bytes", "policy")}
     return digest(
         [{"workload": one["workload"], "guests": one["guests"], **named} for one in content["predicted"]]
     )

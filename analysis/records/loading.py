@@ -188,7 +188,7 @@ def find_runs(results: Path) -> RunsFound:
         raise RecordError(
             f"{results} holds no results: run `make experiment FOCUS=3`, or "
             "`ansible-playbook playbooks/experiment.yml -e focus=3`; the published reference campaign "
-            f"is shown with `--results {RESULTS.name}/{REFERENCE}`."
+            f"is shown with `--results {RESULTS.name}/{REFERENCE}/cells --all`."
         )
     if not found:
         raise RecordError(f"{results} holds no run that can be read: {' '.join(problems)}")

@@ -4,6 +4,7 @@ Attributes have the names of the JSON; only ``from`` is called ``origin``. Sizes
 pages those of the host's ``page_size_bytes``; what a kernel may not tell is None.
 """
 
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
@@ -14,13 +15,14 @@ from analysis.plan.design import Cell
 from analysis.plan.mix import MixError, guest_workloads
 from analysis.plan.policies import OFF
 from analysis.plan.workloads import in_order
-from analysis.records.migration import without_rollup_header
 from plugins.module_utils import names
 
 # The kernel's counters have 64 bits: a greater number is damage, and would not fit in a float either.
 _MOST = (1 << 64) - 1
 
 _FLAGS = frozenset({"ksm_merge_any", "ksm_mergeable"})
+# "55d0c5a00000-7ffd0b3ff000 ---p 00000000 00:00 0 [rollup]"
+_ROLLUP_HEADER = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
 _TIME = r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}"
 
 
@@ -39,6 +41,13 @@ def _has(*names: str) -> tuple[AfterValidator, Any]:
         return table
 
     return AfterValidator(check), Field(json_schema_extra={"required": list(names)})
+
+
+def _without_header(table: Any) -> Any:
+    """A guest's smaps_rollup; its first line, the range of its addresses, was once stored as a counter."""
+    if not isinstance(table, dict) or not _ROLLUP_HEADER.match(str(next(iter(table), ""))):
+        return table
+    return dict(list(table.items())[1:])
 
 
 def _counted(stat: dict[str, Any]) -> dict[str, Any]:
@@ -133,7 +142,7 @@ class Start(Model):
     boot_seconds: Amount | None
     restore_seconds: Amount | None
     loaded: bool
-    arm_order: Literal["off-on", "on-off"]
+    arm_order: Literal["off-on"]
     confinement: Text | None = None
 
     @model_validator(mode="after")
@@ -265,7 +274,7 @@ class Guest(Model):
 
     pid: Positive
     cpu_seconds: Amount
-    smaps_rollup: Annotated[Counters, BeforeValidator(without_rollup_header), *_has("Rss_bytes", "Pss_bytes")]
+    smaps_rollup: Annotated[Counters, BeforeValidator(_without_header), *_has("Rss_bytes", "Pss_bytes")]
     page_tables_bytes: Count
     mergeable_bytes: Count
     ksm_stat: KsmStat | None
@@ -400,9 +409,9 @@ class VerifyObserved(Model):
 
 
 class FailedObserved(Model):
-    """Where a cell failed; the phases boot and workload are of version 1."""
+    """Where a cell failed."""
 
-    phase: Literal["restore", "load", "off", "merge", "on", "after", "census", "verify", "boot", "workload"]
+    phase: Literal["restore", "load", "off", "merge", "on", "after", "census", "verify"]
     task: str
     message: str
 
@@ -474,8 +483,7 @@ class NamedForecast(Model):
     digest: Digest
 
 
-# None: of a run made before runs named theirs
-Named = tuple[NamedForecast, ...] | None
+Named = tuple[NamedForecast, ...]
 
 
 # --- census ---------------------------------------------------------------------------------------------
@@ -696,20 +704,19 @@ class PlannedWorkload(Model):
 class PlanRecord(Model):
     """plan.json: the design of a run, its policies and workloads by name, and the cells in their order.
 
-    ``cell_order_seed``: None for a run of version 1, whose order was fixed. ``forecasts``: those that the run
-    is to prove; None for a run made before runs named theirs.
+    ``forecasts``: those that the run is to prove.
     """
 
     schema_version: Version
     kind: Literal["plan"]
     run_id: Text
     created_at: Moment
-    cell_order_seed: Count | None
+    cell_order_seed: Count
     design: PlannedVariables
     design_digest: Digest
     policies: Annotated[dict[str, PlannedPolicy], Field(min_length=1)]
     workloads: Annotated[dict[str, PlannedWorkload], Field(min_length=1)]
-    forecasts: Named = None
+    forecasts: Named = ()
     cells: Annotated[tuple[Cell, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -863,7 +870,7 @@ class DivergenceObserved(Model):
 class CapacityPhase(Model):
     """What the records of a capacity run have in common; ``envelope_bytes``: None for the whole host.
 
-    ``forecasts``: those that the run is to prove; None for a run made before runs named theirs.
+    ``forecasts``: those that the run is to prove.
     """
 
     schema_version: Version
@@ -875,7 +882,7 @@ class CapacityPhase(Model):
     guests: Count
     guest_memory_bytes: Positive
     envelope_bytes: Positive | None
-    forecasts: Named = None
+    forecasts: Named = ()
     requested: CapacityRequested
     provenance: CapacityProvenance
     stop: Stop | None

@@ -1,22 +1,14 @@
 """One stored file as an object of its model, whatever it holds: a problem is one sentence that names it."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from analysis.errors import UserError
 from analysis.plan.design import SCHEMA_VERSION
-from analysis.records import migration
-from analysis.records.models import (
-    CapacityFile,
-    CapacityPhase,
-    CensusRecord,
-    ForecastRecord,
-    PlanRecord,
-)
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -28,7 +20,7 @@ class RecordError(UserError):
 
 
 def read_record(path: Path, model: type[R]) -> R:
-    """A file of this version or an earlier one. Raises RecordError, which begins with the file's name."""
+    """A file of this version. Raises RecordError, which begins with the file's name."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -41,8 +33,8 @@ def parse_record(raw: bytes, model: type[R], name: str) -> R:
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
-        # Only what is no record of today pays for a second look.
-        return _second_look(raw, model, name, error)
+        # Only what is no record pays for a second look.
+        raise _problem(raw, name, error) from None
 
 
 def breach(error: ValidationError) -> str:
@@ -52,37 +44,21 @@ def breach(error: ValidationError) -> str:
     return f"{_short(f'${place}')}: {_short(first['msg'].removeprefix('Value error, '))}"
 
 
-def _second_look(raw: bytes, model: type[R], name: str, error: ValidationError) -> R:
+def _problem(raw: bytes, name: str, error: ValidationError) -> RecordError:
+    """What is wrong with a file that is no record of its model."""
     try:
         content = json.loads(raw)
     except (ValueError, RecursionError) as fault:
-        raise RecordError(f"{name} cannot be read: {_short(str(fault))}") from None
+        return RecordError(f"{name} cannot be read: {_short(str(fault))}")
     version = content.get("schema_version") if isinstance(content, Mapping) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise RecordError(
-            f"{name} is of schema version {version}, and this testbed knows up to {SCHEMA_VERSION}: "
-            "read it with the one that wrote it"
-        ) from None
-    if version == 1:
-        try:
-            return model.model_validate_json(json.dumps(_migration(model)(content)))
-        except ValidationError as fault:
-            error = fault
-        except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
-            raise RecordError(f"{name} is no file of schema version 1") from None
+    if type(version) is int and version != SCHEMA_VERSION:
+        return RecordError(
+            f"{name} is of schema version {_short(str(version))}, and this testbed knows {SCHEMA_VERSION} "
+            "alone: read it with the one that wrote it"
+        )
     if any(first["loc"] == ("kind",) for first in error.errors(include_url=False, include_context=False)):
-        raise RecordError(f"{name} holds a record of kind {_short(str(content.get('kind')))}") from None
-    raise RecordError(f"{name} breaks the schema at {breach(error)}") from None
-
-
-def _migration(model: type[BaseModel]) -> Callable[[Any], Any]:
-    by_model: tuple[tuple[type[BaseModel] | tuple[type[BaseModel], ...], Callable[[Any], Any]], ...] = (
-        (PlanRecord, migration.migrate_plan),
-        (CensusRecord, migration.migrate_census),
-        ((CapacityPhase, CapacityFile), migration.migrate_capacity),
-        (ForecastRecord, migration.migrate_forecast),
-    )
-    return next((old for kind, old in by_model if issubclass(model, kind)), migration.migrate_record)
+        return RecordError(f"{name} holds a record of kind {_short(str(content.get('kind')))}")
+    return RecordError(f"{name} breaks the schema at {breach(error)}")
 
 
 def _short(message: str) -> str:

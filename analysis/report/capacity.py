@@ -36,7 +36,6 @@ def capacity_parts(judged: JudgedRun) -> list[Part]:
         if not both.empty:
             parts.append(_costs(both))
         parts.append(_limits(run, judged.joins))
-        remarks += [f"Forecast {proof}." for proof in dict.fromkeys(one.proof for one in judged.joins)]
         remarks += _step_remarks(steps)
         remarks += [
             f"{_named(policy)}: {limit.reason}."

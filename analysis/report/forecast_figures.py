@@ -108,7 +108,7 @@ def validation_figure(group: Group) -> Figure:
         figure.legend(
             handles=_validation_keys(), loc="outside lower left", ncols=4, frameon=False, fontsize=9
         )
-        entitle(figure, f"Forecasts against what was measured: {group.name}; {group.proof}")
+        entitle(figure, f"Forecasts against what was measured: {group.name}")
     return figure
 
 

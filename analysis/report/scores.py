@@ -88,7 +88,7 @@ def _counts(scores: Scores) -> dict[str, Any]:
     cells = [one for one in scores.refused if one.cell_id]
     return {
         "covered": len(scores.joined) + len(cells),
-        "scored": dict(Counter(one.proof for one in scores.joined)),
+        "scored": len(scores.joined),
         "not_scored": dict(Counter(one.reason for one in cells)),
         "predicted_without_a_cell": len(scores.refused) - len(cells),
         "named_and_not_read": len(scores.not_read),
@@ -120,7 +120,6 @@ def _group_json(group: Group) -> dict[str, Any]:
         }
 
     return {
-        "proof": group.proof,
         "model": group.model,
         "policy": group.policy,
         "scope": group.scope,
@@ -156,7 +155,7 @@ def _joined_parts(scores: Scores) -> list[Part]:
     parts: list[Part] = [heading("Forecasts against what was measured afterwards")]
     for group in groups(scores.joined):
         kind = f"{group.name}{', host memory' if group.scope == HOST else ''}"
-        parts.append(heading(f"By the model {kind}; {group.proof}"))
+        parts.append(heading(f"By the model {kind}"))
         parts.append(_use_grid(group))
         parts.append(_saving_grid(group))
         if AVAILABLE in group.joined[0].measured:
@@ -170,11 +169,6 @@ def _joined_parts(scores: Scores) -> list[Part]:
             + "; ".join(f"{_NAIVE_HEADS[name]}: {says}" for name, says in NAIVE.items())
             + "."
         )
-        if any(one.error(OFF_USE) is None for one in scores.joined):
-            remarks.append(
-                "Where KSM was on first nothing is said of KSM off and of the saving: huge pages that it "
-                "split stay split."
-            )
     return [*parts, notes([*remarks, *_count_lines(scores)])]
 
 
@@ -308,7 +302,7 @@ def _summary(group: Group) -> list[str]:
             f"Used with KSM off ({off.cells} cells): mean error {100 * off.mean:.2f} %, worst "
             f"{100 * off.worst:+.2f} %; {_coverage(off.coverage)}."
         )
-    little = [one for one in group.joined if one.error(OFF_USE) is not None and one.error(SAVED) is None]
+    little = [one for one in group.joined if one.error(SAVED) is None]
     if little:
         lines.append(
             f"! {len(little)} cells saved less than {100 * LEAST_SAVED:.0f} % of what was used: the error "
@@ -344,7 +338,7 @@ def _count_lines(scores: Scores) -> list[str]:
         f"The forecasts cover {_cells(counts['covered'])}, each forecast counted for itself: "
         + "; ".join(
             [
-                *(f"{n} scored, {proof}" for proof, n in counts["scored"].items()),
+                *([f"{counts['scored']} scored"] if counts["scored"] else []),
                 *(f"{n} not scored, {reason}" for reason, n in counts["not_scored"].items()),
             ]
             or ["none is measured"]

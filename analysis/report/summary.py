@@ -13,7 +13,6 @@ from analysis.measure.pooling import LeftOut
 from analysis.measure.statistics import (
     COMPARED,
     LEAST_BOOTS,
-    OFF_ON,
     Measured,
     PolicyDifference,
     Summary,
@@ -289,11 +288,6 @@ def remarks(answer: Answer) -> list[str]:
             if summary.measured and not summary.not_pooled
         ]
     )
-    if any(summary.arm_order != OFF_ON for summary in summaries):
-        lines.append(
-            "KSM on first: what KSM split and freed stays so when it is switched off, so that these are no "
-            "repetitions of the others."
-        )
     if answer.others:
         lines.append(f"Other runs: {', '.join(answer.others)} (choose with --run RUN_ID or --all).")
     return lines

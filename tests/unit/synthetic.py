@@ -80,7 +80,7 @@ def began(records: dict[str, dict[str, Any]], **changes: Any) -> None:
         record["provenance"]["start"] = {**record["provenance"]["start"], **changes}
 
 
-# The start of a cell of version 1
+# Measured in the processes that booted, at a time that is not known
 BOOTED = {
     "from": "boot",
     "checkpoint": None,

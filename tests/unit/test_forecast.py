@@ -663,16 +663,6 @@ def test_boots_are_samples_of_their_own(capsys: pytest.CaptureFixture[str], resu
     assert two["half_width_bytes"] < one["half_width_bytes"]
 
 
-def test_guests_that_met_ksm_first_calibrate_nothing(
-    capsys: pytest.CaptureFixture[str], results: Path
-) -> None:
-    store_numbers(results, NUMBERS, start=BOOTED)
-    before = content(capsys, results, "--guests", "15")["predicted"]
-    store_numbers(results, (8,), start={**BOOTED, "arm_order": "on-off"}, noise=lambda _cell: 500.0)
-    assert content(capsys, results, "--guests", "15")["predicted"] == before
-    assert "KSM was on first" in run(capsys, results, "--guests", "15")
-
-
 def test_restored_and_booted_guests_are_not_fitted_together(
     capsys: pytest.CaptureFixture[str], results: Path
 ) -> None:

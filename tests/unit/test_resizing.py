@@ -11,7 +11,7 @@ from synthetic_capacity import TRUTH, Truth, store_numbers, used_mib
 
 from analysis.__main__ import main
 from analysis.model.resizing import resized
-from analysis.model.scoring import NAMED, USED
+from analysis.model.scoring import USED
 from analysis.model.sharing import HOST, SHARING, Model, Sample, SharingError, fit, naive, predict
 
 FILLS: dict[str, dict[str, float]] = {
@@ -110,5 +110,5 @@ def test_a_forecast_of_smaller_guests_is_scored_by_cells_of_them(
     )  # fmt: skip
     assert main(["report", "--results", str(results), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["counts"]["scored"] == {NAMED: 3}
+    assert found["counts"]["scored"] == 3
     assert abs(found["scores"][0]["all"][USED]["used_on"]["worst"]) < 1e-4

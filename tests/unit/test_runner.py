@@ -16,7 +16,6 @@ from analysis.__main__ import parser
 from analysis.commands.run import given_variables
 from analysis.commands.run import run as run_command
 from analysis.errors import UserError
-from analysis.plan.design import DesignError
 from analysis.plan.runs import open_run
 from analysis.progress.campaign import Campaign, Progress, drive
 
@@ -241,13 +240,6 @@ def test_a_resumed_campaign_has_the_variables_of_its_plan(
     # What the playbook is given is no other design: the run goes on in its own order.
     again = planned(**given)
     assert open_run(results, again) == plan
-
-
-def test_a_run_of_the_first_version_is_not_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from analysis.plan.design import PROJECT
-
-    with pytest.raises(DesignError, match=r"^run_id reference-15 is of an earlier version"):
-        resumed(monkeypatch, PROJECT / "results" / "reference", "reference-15")
 
 
 def test_resuming_what_is_no_run_is_refused(results: Path) -> None:

@@ -22,11 +22,9 @@ from synthetic_capacity import (
 )
 
 from analysis.__main__ import main
-from analysis.measure.statistics import OFF_ON, wilson
+from analysis.measure.statistics import wilson
 from analysis.model.scoring import (
     AVAILABLE,
-    BY_TIME,
-    NAMED,
     ON_USE,
     SAVED,
     USED,
@@ -64,8 +62,8 @@ def measure(results: Path, guests: int = 15, **keywords: Any) -> None:
 
 
 def scores(found: dict[str, Any], model: str = "sharing") -> dict[str, Any]:
-    """Those of the runs that name their forecasts, over all cells, by the definition of the forecast."""
-    (group,) = [one for one in found["scores"] if (one["model"], one["proof"]) == (model, NAMED)]
+    """Over all cells, by the definition of the forecast."""
+    (group,) = [one for one in found["scores"] if one["model"] == model]
     all_of_it: dict[str, Any] = group["all"][USED]
     return all_of_it
 
@@ -100,7 +98,7 @@ def test_a_sound_forecast_is_joined_and_has_no_error(
     assert scores(found)["saved"]["cells"] == 4
     assert found["counts"] == {
         "covered": 4,
-        "scored": {NAMED: 4},
+        "scored": 4,
         "not_scored": {},
         "predicted_without_a_cell": 0,
         "named_and_not_read": 0,
@@ -260,20 +258,6 @@ def test_a_census_that_was_changed_is_refused(capsys: pytest.CaptureFixture[str]
     assert "has other records now (digests differ)" in refused(capsys, results)
 
 
-def test_off_measured_after_on_is_not_what_a_forecast_without_ksm_speaks_of(
-    capsys: pytest.CaptureFixture[str], results: Path, forecast: Path
-) -> None:
-    measure(results, prefix="turned", focus="1", start={"arm_order": "on-off"})
-    found = seen(capsys, results)
-    assert [(error(one, "used_off"), error(one, "saved")) for one in found["joined"]] == [(None, None)]
-    assert (scores(found)["used_off"], scores(found)["saved"]) == (None, None)
-    assert scores(found)["used_on"]["cells"] == 1
-    assert main(["report", "--results", str(results)]) == 0
-    text = capsys.readouterr().out
-    assert "Where KSM was on first nothing is said of KSM off and of the saving" in text
-    assert "Used with KSM off" not in text
-
-
 def test_cells_of_another_policy_or_start_are_not_what_was_predicted(
     capsys: pytest.CaptureFixture[str], results: Path, forecast: Path
 ) -> None:
@@ -353,14 +337,6 @@ def test_lost_calibration_is_refused(
     assert "of run n4 is no longer there" in refused(capsys, results)
 
 
-def unnamed(results: Path, run_id: str) -> None:
-    """Let a run be one of before runs named their forecasts."""
-    path = results / run_id / "plan.json"
-    plan = json.loads(path.read_text())
-    del plan["forecasts"]
-    path.write_text(json.dumps(plan))
-
-
 def test_a_forecast_that_the_run_does_not_name_is_not_scored(
     capsys: pytest.CaptureFixture[str], results: Path, forecast: Path
 ) -> None:
@@ -376,33 +352,12 @@ def test_a_forecast_that_the_run_does_not_name_is_not_scored(
     assert main(["report", "--results", str(results)]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert (
-        "The forecasts cover 6 cells, each forecast counted for itself: 2 scored, named by the run; "
+        "The forecasts cover 6 cells, each forecast counted for itself: 2 scored; "
         "4 not scored, not named by the run." in said
     )
     assert (
         "! second: run n15, constant_fill-ksm-guests15-boot1-rep1, idle-ksm-guests15-boot1-rep1 not" in said
     )
-
-
-def test_runs_of_before_are_joined_by_time_and_never_pooled_with_those_that_name(
-    capsys: pytest.CaptureFixture[str], results: Path, forecast: Path
-) -> None:
-    measure(results, 10, noise=lambda _cell: 500.0)
-    unnamed(results, "n10")
-    measure(results)
-    found = seen(capsys, results)
-    assert found["counts"]["scored"] == {NAMED: 2, BY_TIME: 2}
-    assert [(one["proof"], one["all"][USED]["used_on"]["cells"]) for one in found["scores"]] == [
-        (NAMED, 2),
-        (BY_TIME, 2),
-    ]
-    assert abs(scores(found)["used_on"]["worst"]) < 1e-5
-    assert main(["report", "--results", str(results), "--figures", str(results / "figures")]) == 0
-    assert "ksm, host memory; joined by time, before runs named their forecast" in capsys.readouterr().out
-    assert sorted(path.name for path in (results / "figures").iterdir()) == [
-        "validation-sharing-ksm-host-by-time.png",
-        "validation-sharing-ksm-host.png",
-    ]
 
 
 def test_a_forecast_that_a_run_names_and_that_is_gone_is_told(
@@ -530,11 +485,11 @@ def test_nothing_to_report_says_what_to_run(capsys: pytest.CaptureFixture[str], 
     assert "holds no forecast and no capacity run: write one with" in capsys.readouterr().err
 
 
-def joined(wrong: float, naive: float, saved: float = 1000.0, arm_order: str = OFF_ON) -> Joined:
+def joined(wrong: float, naive: float, saved: float = 1000.0) -> Joined:
     """1000 used with the policy on, predicted within ± 20."""
     on, off = 1000.0, 1000.0 + saved
     return Joined(
-        NAMED, "f", "sharing", HOST, "ksm", "idle", 10, "r", "c", arm_order,
+        "f", "sharing", HOST, "ksm", "idle", 10, "r", "c",
         {USED: Use(off, on), AVAILABLE: Use(off + 100, on + 200)}, Use(off, on * (1 + wrong)),
         {"used_off": None, "used_on": on * 0.02, "saved": on * 0.02},
         {"constant_saving": on * (1 + naive), "no_saving": off},
@@ -569,9 +524,9 @@ def test_the_other_definition_of_used_has_its_own_errors() -> None:
 
 
 def test_what_says_nothing_is_not_scored() -> None:
-    turned, little = joined(0.01, 0.1, arm_order="on-off"), joined(0.01, 0.1, saved=40)
-    assert (turned.error(SAVED), little.error(SAVED)) == (None, None)
-    assert score([turned, little], SAVED) is None
+    little = joined(0.01, 0.1, saved=40)
+    assert little.error(SAVED) is None
+    assert score([little], SAVED) is None
     assert joined(0.01, 0.1, saved=60).error(SAVED) == pytest.approx(-10 / 60)
 
 
@@ -674,23 +629,14 @@ def test_a_capacity_run_is_judged_by_the_forecast_that_it_names(
     words = ["--fit", "--envelope-mib", "8192", "--out", str(later)]
     assert main(["forecast", "--results", str(results), *words]) == 0
     capsys.readouterr()
-    steps = capacity_steps(limit_forecast)
-    store_capacity(results, steps)
+    store_capacity(results, capacity_steps(limit_forecast))
     (found,) = seen(capsys, results)["capacity"]
-    assert [(one["forecast_id"], one["proof"]) for one in found["joins"]] == [("limit", NAMED)] * 2
+    assert [one["forecast_id"] for one in found["joins"]] == ["limit"] * 2
     assert found["refused"] == ["forecast later is not joined with run cap1: not named by the run"]
-    content = limit_forecast.read_bytes()
     limit_forecast.unlink()
     (found,) = seen(capsys, results)["capacity"]
     assert found["joins"] == []
     assert "run cap1 names the forecast limit of " in found["refused"][1]
-    # One of before has no such field: of two forecasts it is the one written last.
-    limit_forecast.write_bytes(content)
-    for one in steps:
-        del one["forecasts"]
-    store_capacity(results, steps)
-    (found,) = seen(capsys, results)["capacity"]
-    assert [(one["forecast_id"], one["proof"]) for one in found["joins"]] == [("later", BY_TIME)] * 2
 
 
 def test_a_forecast_of_a_policy_that_the_run_has_not_is_refused(

@@ -255,7 +255,6 @@ def test_equal_provenance_is_pooled_across_runs(results: Path) -> None:
 @pytest.mark.parametrize(
     ("start", "variant"),
     [
-        ({**BOOTED, "arm_order": "on-off"}, "KSM on first"),
         (BOOTED, "ksm"),
         ({"loaded": True}, "ksm, loaded"),
     ],

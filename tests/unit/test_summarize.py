@@ -124,20 +124,6 @@ def test_policies_are_rows_and_their_difference_is_paired(
     assert "advisor" in figure.read_text()
 
 
-def test_guests_of_version_1_that_met_ksm_first_are_a_row_that_says_so(results: Path, summarize: Any) -> None:
-    def change(cell: Cell, records: Records) -> None:
-        began(records, **BOOTED, arm_order="off-on" if cell.boot == 1 else "on-off")
-
-    store(results, synthetic_plan(boots=2), change, lambda cell: 100 * cell.boot)
-    text = summarize()
-    assert [cells[:4] + cells[6:7] for cells in rows(text, "1 idle")[:2]] == [
-        ["ksm", "1x1", "92.0", "92.0", "100.0"],
-        ["KSM on first", "1x1", "192.0", "192.0", "200.0"],
-    ]
-    assert "host1: 15 guests of 512 MB, measured as booted" in text
-    assert "these are no repetitions of the others" in flowing(text)
-
-
 def test_a_line_that_is_in_doubt_is_told_from_its_namesakes(results: Path, summarize: Any) -> None:
     def change(cell: Cell, records: Records) -> None:
         if cell.boot > 1:
