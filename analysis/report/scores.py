@@ -250,7 +250,8 @@ def _both_grid(group: Group) -> Grid:
     return table(
         heads,
         rows,
-        title="The same with free pages on per-CPU lists counted as used (MemTotal - MemAvailable)",
+        title="The same as the paper measured (MemTotal - MemAvailable): free pages on per-CPU lists and "
+        "whatever other programs held count as used",
     )
 
 
