@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
@@ -28,12 +29,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xxhash
+from ansible.module_utils.page_sampling import Keep, Look
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 HASH_BYTES = 8
 # Within the second-level cache, so that hashing finds there what reading left.
 BUFFER_BYTES = 1 << 20
 TASK_BYTES = 64 << 20
+TASK_PAGES = TASK_BYTES // PAGE_BYTES
 KIB = 1024
 PAGEMAP_PRESENT = 1 << 63
 PAGEMAP_SWAPPED = 1 << 62
@@ -98,8 +101,8 @@ class Layout:
 class Counted:
     """Pages of one process while it was paused.
 
-    ``hashes`` are those of all present anonymous pages, the zero page's mappings among them; ``flags`` those
-    of the frame that each is on, as /proc/kpageflags has them.
+    ``hashes`` are those of all present anonymous pages that were kept, the zero page's mappings among them;
+    ``flags`` those of the frame that each is on, as /proc/kpageflags has them.
     """
 
     hashes: Hashes
@@ -115,9 +118,13 @@ class Counted:
 
 @dataclass(frozen=True)
 class Reading:
-    """The hashes of all processes, those of the contents whose origin is known, and what reading cost."""
+    """The hashes of all processes, those of the contents whose origin is known, and what reading cost.
+
+    ``present_pages``: how many of each process were read, kept or not.
+    """
 
     counted: tuple[Counted, ...]
+    present_pages: tuple[int, ...]
     known: dict[str, int]
     bytes_read: int
     seconds: float
@@ -131,6 +138,15 @@ class _Task:
     start: int
     pages: int
     place: int
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What a task has found; the hashes and frames that it kept lie at its place."""
+
+    kept_pages: int
+    present_pages: int
+    swapped_pages: int
 
 
 def parse_smaps(text: str) -> Layout:
@@ -155,7 +171,13 @@ class Reader:
     """Worker processes and the memory that they share; made before the pause, so that the pause is short."""
 
     def __init__(
-        self, pids: Sequence[int], layouts: Sequence[Layout], *, processes: int, close: int | None
+        self,
+        pids: Sequence[int],
+        layouts: Sequence[Layout],
+        *,
+        processes: int,
+        close: int | None,
+        share: float = 1.0,
     ) -> None:
         """Start the workers.
 
@@ -164,6 +186,7 @@ class Reader:
             layouts: their mappings, in the same order.
             processes: number of workers.
             close: a descriptor that the workers must not keep open.
+            share: of its time each worker works, the rest it sleeps.
         """
         self._tasks = list(_tasks(pids, layouts))
         self._owners = len(pids)
@@ -178,7 +201,7 @@ class Reader:
             self.processes,
             mp_context=multiprocessing.get_context("fork"),
             initializer=_start_worker,
-            initargs=(self._hashes, self._frames, self._seed, os.getpid(), close),
+            initargs=(self._hashes, self._frames, self._seed, share, os.getpid(), close),
         )
         self._guarded(lambda: self._pool.submit(os.getpid).result())
 
@@ -190,23 +213,52 @@ class Reader:
         """End the workers."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def read(self, progress: Callable[[int], None]) -> Reading:
+    @property
+    def known(self) -> dict[str, int]:
+        """The hashes of the contents whose origin is known."""
+        return {
+            kind: xxhash.xxh3_64_intdigest(byte * PAGE_BYTES, self._seed)
+            for kind, byte in KNOWN_BYTES.items()
+        }
+
+    def look(self, one_in: int) -> list[Hashes]:
+        """Hash one page in so many, drawn at random and the same at each call, of each process.
+
+        Returns: for each process a hash for each page drawn, ABSENT where none is there. Raises CensusError.
+        """
+        looks: dict[int, Hashes] = {}
+
+        def gather() -> None:
+            futures = {self._pool.submit(_look_task, task, Look(one_in)): task.place for task in self._tasks}
+            for future in as_completed(futures):
+                looks[futures[future]] = future.result()
+
+        self._guarded(gather)
+        return [
+            np.concatenate(
+                [np.empty(0, np.uint64), *(looks[t.place] for t in self._tasks if t.owner == owner)]
+            )
+            for owner in range(self._owners)
+        ]
+
+    def read(self, progress: Callable[[int], None], keep: Keep | None = None) -> Reading:
         """Hash every present anonymous page and look what its frame is.
 
         Args:
             progress: called with the bytes read so far, now and then.
+            keep: which hashes are kept; None: all.
 
         Raises:
             CensusError: a process ended, or a worker did; or this is not root.
         """
         begin = time.monotonic()
-        done: dict[int, tuple[int, int]] = {}
+        done: dict[int, _Done] = {}
 
         def gather() -> None:
-            futures = {self._pool.submit(_hash_task, task): task.place for task in self._tasks}
+            futures = {self._pool.submit(_hash_task, task, keep): task.place for task in self._tasks}
             for future in as_completed(futures):
                 done[futures[future]] = future.result()
-                progress(sum(pages for pages, _ in done.values()) * PAGE_BYTES)
+                progress(sum(one.present_pages for one in done.values()) * PAGE_BYTES)
 
         self._guarded(gather)
         frames = [self._of(self._frames, owner, done) for owner in range(self._owners)]
@@ -218,22 +270,23 @@ class Reader:
                     hashes=self._of(self._hashes, owner, done),
                     frames=frames[owner],
                     flags=flags[owner],
-                    swapped_pages=sum(done[task.place][1] for task in self._tasks if task.owner == owner),
+                    swapped_pages=sum(done[t.place].swapped_pages for t in self._tasks if t.owner == owner),
                 )
                 for owner in range(self._owners)
             ),
-            known={
-                kind: xxhash.xxh3_64_intdigest(byte * PAGE_BYTES, self._seed)
-                for kind, byte in KNOWN_BYTES.items()
-            },
-            bytes_read=sum(pages for pages, _ in done.values()) * PAGE_BYTES,
+            present_pages=tuple(
+                sum(done[task.place].present_pages for task in self._tasks if task.owner == owner)
+                for owner in range(self._owners)
+            ),
+            known=self.known,
+            bytes_read=sum(one.present_pages for one in done.values()) * PAGE_BYTES,
             seconds=seconds,
             processes=self.processes,
         )
 
-    def _of(self, numbers: Frames, owner: int, done: dict[int, tuple[int, int]]) -> Frames:
+    def _of(self, numbers: Frames, owner: int, done: dict[int, _Done]) -> Frames:
         parts = [
-            numbers[task.place : task.place + done[task.place][0]]
+            numbers[task.place : task.place + done[task.place].kept_pages]
             for task in self._tasks
             if task.owner == owner
         ]
@@ -286,11 +339,16 @@ def _tasks(pids: Sequence[int], layouts: Sequence[Layout]) -> Iterator[_Task]:
 
 @dataclass(frozen=True)
 class _Worker:
-    """What one worker process keeps: its buffer, a view of each page in it, and where its numbers go."""
+    """What one worker process keeps: its buffer, a view of each page in it, and where its numbers go.
+
+    ``found``: the hashes of the task that it is at, of which it keeps all or some.
+    """
 
     hashes: Hashes
     frames: Frames
+    found: Hashes
     seed: int
+    share: float
     buffer: memoryview
     pages: tuple[memoryview, ...]
 
@@ -298,7 +356,9 @@ class _Worker:
 _worker: _Worker
 
 
-def _start_worker(hashes: Hashes, frames: Frames, seed: int, parent: int, close: int | None) -> None:
+def _start_worker(  # noqa: PLR0917 -- a pool's initializer takes no names
+    hashes: Hashes, frames: Frames, seed: int, share: float, parent: int, close: int | None
+) -> None:
     global _worker  # noqa: PLW0603 -- a worker process has one state, made once
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -311,50 +371,91 @@ def _start_worker(hashes: Hashes, frames: Frames, seed: int, parent: int, close:
         os.close(close)
     buffer = memoryview(mmap.mmap(-1, BUFFER_BYTES))
     pages = tuple(buffer[at : at + PAGE_BYTES] for at in range(0, BUFFER_BYTES, PAGE_BYTES))
-    _worker = _Worker(hashes, frames, seed, buffer, pages)
+    _worker = _Worker(hashes, frames, np.empty(TASK_PAGES, np.uint64), seed, share, buffer, pages)
 
 
-def _hash_task(task: _Task) -> tuple[int, int]:
-    """Hash the present anonymous pages of a range and note their frames; (their number, swapped pages)."""
+def _hash_task(task: _Task, keep: Keep | None) -> _Done:
+    """Hash the present anonymous pages of a range and note their frames."""
+    begin = time.process_time()
+    entries = _entries(task)
+    present = _present(entries)
+    found = _hash_pages(task, present)
+    frames = entries[present] & np.uint64(PAGEMAP_FRAME)
+    if keep is not None:
+        kept = keep.mask(found)
+        found, frames = found[kept], frames[kept]
+    _worker.hashes[task.place : task.place + len(found)] = found
+    _worker.frames[task.place : task.place + len(found)] = frames
+    _rest(begin)
+    return _Done(
+        len(found),
+        int(np.count_nonzero(present)),
+        int(np.count_nonzero(entries & np.uint64(PAGEMAP_SWAPPED))),
+    )
+
+
+def _look_task(task: _Task, look: Look) -> Hashes:
+    """Hash the pages of a range that are drawn; ABSENT for those that are not present."""
+    begin = time.process_time()
+    drawn = look.drawn(_worker.seed, task.place, task.pages)
+    present = _present(_entries(task))
+    numbers = look.numbers(drawn, present, _hash_pages(task, present & drawn))
+    _rest(begin)
+    return numbers
+
+
+def _rest(begin: float) -> None:
+    """Sleep for as long as is due after working since then (CPU seconds of this process)."""
+    if _worker.share < 1:
+        time.sleep((time.process_time() - begin) * (1 / _worker.share - 1))
+
+
+def _present(entries: Hashes) -> npt.NDArray[np.bool_]:
+    mask = np.uint64(PAGEMAP_PRESENT | PAGEMAP_FILE_OR_SHARED)
+    present: npt.NDArray[np.bool_] = (entries & mask) == np.uint64(PAGEMAP_PRESENT)
+    return present
+
+
+def _entries(task: _Task) -> Hashes:
+    """What /proc/PID/pagemap says of each page of a range."""
+    with _readable(task, "pagemap") as pagemap:
+        entries = os.pread(pagemap, task.pages * HASH_BYTES, task.start // PAGE_BYTES * HASH_BYTES)
+    numbers = np.frombuffer(entries, dtype=np.uint64)
+    if len(numbers) != task.pages:
+        raise CensusError(f"process {task.pid} ended or changed its memory while it was read")
+    return numbers
+
+
+@contextmanager
+def _readable(task: _Task, name: str) -> Iterator[int]:
     try:
-        pagemap = os.open(f"/proc/{task.pid}/pagemap", os.O_RDONLY)
+        descriptor = os.open(f"/proc/{task.pid}/{name}", os.O_RDONLY)
         try:
-            entries = os.pread(pagemap, task.pages * HASH_BYTES, task.start // PAGE_BYTES * HASH_BYTES)
+            yield descriptor
         finally:
-            os.close(pagemap)
-        flags = np.frombuffer(entries, dtype=np.uint64)
-        if len(flags) != task.pages:
-            raise CensusError(f"process {task.pid} ended or changed its memory while it was read")
-        swapped = np.count_nonzero(flags & np.uint64(PAGEMAP_SWAPPED))
-        mask = np.uint64(PAGEMAP_PRESENT | PAGEMAP_FILE_OR_SHARED)
-        present = (flags & mask) == np.uint64(PAGEMAP_PRESENT)
-        frames = flags[present] & np.uint64(PAGEMAP_FRAME)
-        _worker.frames[task.place : task.place + len(frames)] = frames
-        memory = os.open(f"/proc/{task.pid}/mem", os.O_RDONLY)
-        try:
-            return _hash_pages(memory, task, present), int(swapped)
-        finally:
-            os.close(memory)
+            os.close(descriptor)
     except OSError as error:
         # Pickled to the parent: an OSError of its own would lose its sentence.
         raise CensusError(f"the memory of process {task.pid} cannot be read: {error.strerror}") from None
 
 
-def _hash_pages(memory: int, task: _Task, present: npt.NDArray[np.bool_]) -> int:
-    edges = np.flatnonzero(np.diff(present, prepend=False, append=False))
-    place = task.place
-    filled = 0
-    for first, last in edges.reshape(-1, 2).tolist():
-        page = first
-        while page < last:
-            room = min(last - page, len(_worker.pages) - filled)
-            _read(memory, _worker.buffer[filled * PAGE_BYTES : (filled + room) * PAGE_BYTES], task, page)
-            page += room
-            filled += room
-            if filled == len(_worker.pages):
-                place = _hash_buffer(place, filled)
-                filled = 0
-    return _hash_buffer(place, filled) - task.place
+def _hash_pages(task: _Task, chosen: npt.NDArray[np.bool_]) -> Hashes:
+    """The hashes of the chosen pages of a range, in their order; good until the next call."""
+    edges = np.flatnonzero(np.diff(chosen, prepend=False, append=False))
+    hashed = filled = 0
+    with _readable(task, "mem") as memory:
+        for first, last in edges.reshape(-1, 2).tolist():
+            page = first
+            while page < last:
+                room = min(last - page, len(_worker.pages) - filled)
+                _read(memory, _worker.buffer[filled * PAGE_BYTES : (filled + room) * PAGE_BYTES], task, page)
+                page += room
+                filled += room
+                if filled == len(_worker.pages):
+                    hashed = _hash_buffer(hashed, filled)
+                    filled = 0
+        hashed = _hash_buffer(hashed, filled)
+    return _worker.found[:hashed]
 
 
 def _read(memory: int, into: memoryview, task: _Task, page: int) -> None:
@@ -367,22 +468,23 @@ def _read(memory: int, into: memoryview, task: _Task, page: int) -> None:
         address += length
 
 
-def _hash_buffer(place: int, pages: int) -> int:
-    """Hash the first pages of the buffer; the place after them.
+def _hash_buffer(hashed: int, pages: int) -> int:
+    """Hash the first pages of the buffer after so many of the task; the number with them.
 
     One C call for each page and no bytecode between: in python-xxhash a call costs some 80 ns besides the
     hashing, by ctypes 300 ns.
     """
     digests = b"".join(map(xxhash.xxh3_64_digest, _worker.pages[:pages], repeat(_worker.seed)))
-    _worker.hashes[place : place + pages] = np.frombuffer(digests, dtype=">u8")
-    return place + pages
+    _worker.found[hashed : hashed + pages] = np.frombuffer(digests, dtype=">u8")
+    return hashed + pages
 
 
 @dataclass(frozen=True)
 class Tally:
     """Equal pages counted; zero pages are in no number but ``zero_pages``.
 
-    ``zero_pages``, ``distinct_pages``: one for each process.
+    ``zero_pages``, ``distinct_pages``: one for each process; ``alone_pages``: distinct contents that no other
+    process has.
     ``contents``: (processes that hold it, copies in all, number of such contents), ascending.
     ``largest``: the contents with most copies, those first: (copies, processes that hold it, hash).
     ``shared``: distinct contents that two processes both hold; the diagonal is ``distinct_pages``.
@@ -390,6 +492,7 @@ class Tally:
 
     zero_pages: tuple[int, ...]
     distinct_pages: tuple[int, ...]
+    alone_pages: tuple[int, ...]
     contents: tuple[tuple[int, int, int], ...]
     largest: tuple[tuple[int, int, int], ...]
     shared: tuple[tuple[int, ...], ...]
@@ -406,7 +509,7 @@ def tally(hashes: Sequence[Hashes], zero_hash: int) -> Tally:
     distinct = [len(values) for values, _ in counted]
     if not sum(distinct):
         shared = tuple((0,) * len(hashes) for _ in hashes)
-        return Tally(zero_pages, tuple(distinct), (), (), shared)
+        return Tally(zero_pages, tuple(distinct), tuple(distinct), (), (), shared)
     values = np.concatenate([values for values, _ in counted])
     copies = np.concatenate([counts.astype(np.uint32) for _, counts in counted])
     del counted
@@ -422,6 +525,7 @@ def tally(hashes: Sequence[Hashes], zero_hash: int) -> Tally:
     return Tally(
         zero_pages=zero_pages,
         distinct_pages=tuple(distinct),
+        alone_pages=tuple(np.bincount(owners[starts[held_by == 1]], minlength=len(hashes)).tolist()),
         contents=tuple(
             (kind >> COPIES_BITS, kind & ((1 << COPIES_BITS) - 1), number)
             for kind, number in zip(kinds.tolist(), numbers.tolist(), strict=True)
@@ -485,3 +589,22 @@ def merged(counted: Sequence[Counted]) -> Merged:
     all_contents = np.concatenate([*contents, np.empty(0, np.uint64)])
     pairs = (all_frames * np.uint64(FRAME_FACTOR)) ^ all_contents
     return Merged(mapped_pages=len(pairs), frames=len(np.unique(pairs)))
+
+
+def merged_zero_pages(mapped: int, ksm_stat: dict[str, Any] | None) -> int:
+    """Of so many mappings of the kernel's zero page those that KSM made (use_zero_pages=1)."""
+    return min(mapped, int((ksm_stat or {}).get("ksm_zero_pages", 0)))
+
+
+def pages(mapped: int, ksm_stat: dict[str, Any] | None, present: int, zeros: int) -> dict[str, int]:
+    """Resident pages of a guest and zero pages among them.
+
+    A mapping of the kernel's zero page takes no memory: the guest read it and never wrote, or KSM put it
+    there. Only the latter was a page before.
+    """
+    zero_pages = max(0, zeros - mapped + merged_zero_pages(mapped, ksm_stat))
+    return {
+        "resident_pages": present - zeros + zero_pages,
+        "zero_pages": zero_pages,
+        "zero_mapped_pages": mapped,
+    }

@@ -257,8 +257,12 @@ def test_zero_pages_that_ksm_makes_without_counting_are_unknown(host: Host) -> N
     assert host.take()["observed"]["merged"]["zero_pages"] is None
 
 
-def test_a_guardian_does_what_was_promised_and_not_done() -> None:
-    due = load("plugins/modules/census.py").due
+def test_a_guardian_does_what_was_promised_and_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(FIXTURES)  # for its libvirt
+    monkeypatch.setenv("RUN_ROOT", str(tmp_path))
+    due = load("plugins/module_utils/guest_pause.py").due
     assert due(["run 1", "resume a", "resume b", "done resume a"]) == ["run 1", "resume b"]
     assert due(["run 1", "resume a", "done resume a", "done run 1"]) == []
 
@@ -419,7 +423,7 @@ def test_a_process_that_ended_is_one_sentence() -> None:
             reader.read(lambda _bytes: None)
 
 
-def die(_task: Any) -> None:
+def die(*_task: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
