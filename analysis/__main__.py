@@ -25,6 +25,7 @@ COMMANDS = {
     "explain": "where the saving comes from: item by item, scan by scan, guest by guest",
     "forecast": "memory of N guests, and how many fit",
     "report": "forecasts beside what was measured afterwards; capacity runs",
+    "survey": "hosts as they are: what KSM would save, what it saves, how many more machines fit",
     "census": "equal pages within and between the running guests, and the ideal saving",
     "quantities": "what each number is, its unit and its source",
     "schema": "the JSON Schema of every stored file",

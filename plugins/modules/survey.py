@@ -154,22 +154,33 @@ def running() -> Iterator[None]:
 
 
 def count(params: dict[str, Any], machines: list[dict[str, Any]], roots: Roots) -> dict[str, Any] | None:
-    """The census; None where no machine's memory can be merged."""
-    counted = [machine for machine in machines if machine["memory_kind"] == MERGEABLE]
-    if not counted:
-        return None
+    """The census; None where no machine's memory can be merged.
+
+    Machines that end while they are read are taken out of those given, and the others are read again.
+    """
     become_idle()
     progress = Progress(params["progress_path"], params["patience_seconds"])
     begin = time.monotonic()
-    census = take(
-        counted,
-        roots,
-        one_in=params["sample"],
-        cpu_percent=params["cpu_percent"],
-        progress=lambda total_bytes: ReadProgress(progress, total_bytes).read,
-        pause=paused(counted, params, roots) if params["pause"] else running(),
-    )
-    return {**census, "paused": params["pause"], "seconds": time.monotonic() - begin}
+    while counted := [machine for machine in machines if machine["memory_kind"] == MERGEABLE]:
+        try:
+            census = take(
+                counted,
+                roots,
+                one_in=params["sample"],
+                cpu_percent=params["cpu_percent"],
+                progress=lambda total_bytes: ReadProgress(progress, total_bytes).read,
+                pause=paused(counted, params, roots) if params["pause"] else running(),
+            )
+        except (CensusError, ProbeError):
+            ended = [m for m in counted if not (roots.proc / str(m["pid"]) / "stat").exists()]
+            if not ended:
+                raise
+            progress.say(f"{len(ended)} machines ended meanwhile; the others are read again")
+            for machine in ended:
+                machines.remove(machine)
+        else:
+            return {**census, "paused": params["pause"], "seconds": time.monotonic() - begin}
+    return None
 
 
 def main() -> None:
