@@ -24,8 +24,8 @@ Hashes = npt.NDArray[np.uint64]
 # What stands for a page that is not there; 1 in 2^64 contents has this hash.
 ABSENT = 0
 LOOK_ONE_IN = 64
-# A content that is seen so often by a look at one page in 64 has some 256 copies.
-MANY_LOOKS = 4
+# A content that a look at one page in 64 sees so often has some 128 copies, or is one of many with fewer.
+MANY_LOOKS = 2
 MOST_ALWAYS = 1024
 
 
