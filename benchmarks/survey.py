@@ -5,7 +5,7 @@
 3. Coverage: of 50 samples of one content in 16, drawn by hashes with a new seed each from the contents that
    recorded censuses counted (results/reference), how many have the whole census' ideal saving in their 95 %
    interval.
-Usage: python benchmarks/survey.py [MIB_EACH [PROCESSES [MACHINES]]]
+Usage: python -m benchmarks.survey [MIB_EACH [PROCESSES [MACHINES]]]
 """
 
 import os
@@ -18,7 +18,6 @@ from pathlib import Path
 
 import ansible.module_utils
 import numpy as np
-from census import MIB, OwnMemory, Synthetic
 
 from analysis.measure.page_contents import from_record
 from analysis.measure.survey import SurveyedPages
@@ -26,6 +25,7 @@ from analysis.plan.design import PROJECT
 from analysis.records.models import CensusRecord, ContentsTable
 from analysis.records.reading import read_record
 from analysis.records.survey import CountedMachine, Stratum, SurveyCensus
+from benchmarks.census import MIB, OwnMemory, Synthetic
 
 ansible.module_utils.__path__.append(str(Path(__file__).parents[1] / "plugins/module_utils"))
 

@@ -4,7 +4,7 @@ Attributes have the names of the JSON; only ``from`` is called ``origin``. Sizes
 pages those of the host's ``page_size_bytes``; what a kernel may not tell is None.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -1049,7 +1049,7 @@ RECORDS: dict[str, type[Model]] = {
 }
 
 
-def json_schemas() -> dict[str, dict[str, Any]]:
+def json_schemas(records: Mapping[str, type[Model]] = RECORDS) -> dict[str, dict[str, Any]]:
     """The JSON Schema of each kind of file, whose version is that of the schema."""
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return {kind: {**dialect, **model.model_json_schema()} for kind, model in RECORDS.items()}
+    return {kind: {**dialect, **model.model_json_schema()} for kind, model in records.items()}

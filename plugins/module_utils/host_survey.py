@@ -58,6 +58,7 @@ def survey(roots: Roots) -> dict[str, Any]:
 
 def _ksmd_cpu_seconds(roots: Roots) -> float | None:
     try:
-        return parse_stat(read_required(find_ksmd(roots))).cpu_seconds
+        stat = parse_stat(read_required(find_ksmd(roots)))
     except ProbeError:
         return None  # a container does not show the host's threads
+    return float(stat.cpu_seconds)

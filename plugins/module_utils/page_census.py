@@ -399,7 +399,7 @@ def _look_task(task: _Task, look: Look) -> Hashes:
     begin = time.process_time()
     drawn = look.drawn(_worker.seed, task.place, task.pages)
     present = _present(_entries(task))
-    numbers = look.numbers(drawn, present, _hash_pages(task, present & drawn))
+    numbers: Hashes = look.numbers(drawn, present, _hash_pages(task, present & drawn))
     _rest(begin)
     return numbers
 
