@@ -252,7 +252,7 @@ def _interval(total: Total) -> str:
 
 def _saving(seen: Survey) -> Grid:
     values = seen.totals
-    interval = any(total.half_width_pages for total in values.values())
+    interval = any(values[name].half_width_pages for name in SURVEY if name in values)
     rows = [
         (
             QUANTITIES[name].label,

@@ -50,7 +50,8 @@ def survey(roots: Roots) -> dict[str, Any]:
         "psi": pressure(roots),
         "per_cpu_free_pages": per_cpu_free_pages(roots),
         "machines": found,
-        "other_mergeable": other_mergeable([machine["pid"] for machine in found], roots),
+        # A machine that has been started meanwhile is none of the others.
+        "other_mergeable": other_mergeable([pid for pid, _words in virtual_machines.find(roots)], roots),
         "tuners": tuners(roots),
     }
     return {**observed, "seconds": time.monotonic() - begin}

@@ -97,7 +97,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible.module_utils.host_survey import survey
-from ansible.module_utils.ksm_probe import ProbeError, Roots, provenance
+from ansible.module_utils.ksm_probe import ProbeError, Roots, provenance, read_optional
 from ansible.module_utils.progress import PATIENCE_SECONDS, Progress, ProgressError
 from ansible.module_utils.stopping import ReadProgress, Stopped, stop_signals_raise
 from ansible.module_utils.virtual_machines import MERGEABLE
@@ -172,7 +172,8 @@ def count(params: dict[str, Any], machines: list[dict[str, Any]], roots: Roots) 
                 pause=paused(counted, params, roots) if params["pause"] else running(),
             )
         except (CensusError, ProbeError):
-            ended = [m for m in counted if not (roots.proc / str(m["pid"]) / "stat").exists()]
+            # Nobody may have waited yet for one that has ended: then its files are there, and empty.
+            ended = [m for m in counted if not read_optional(roots.proc / str(m["pid"]) / "cmdline")]
             if not ended:
                 raise
             progress.say(f"{len(ended)} machines ended meanwhile; the others are read again")
