@@ -7,6 +7,7 @@ from typing import Any
 
 from analysis.measure.room import Room, free_bytes, gross_bytes, own_bytes, rooms
 from analysis.measure.saving import RMAP_ITEM_BYTES
+from analysis.measure.scanning import page_seconds, published
 from analysis.measure.survey import SurveyedPages, Total
 from analysis.plan.design import MIB
 from analysis.records.survey import SurveyRecord, VirtualMachine
@@ -347,20 +348,29 @@ def _census_notes(seen: Survey) -> list[str]:
 
 
 def _cost(seen: Survey) -> list[str]:
-    """What KSM has cost on this host since its boot, and takes for itself."""
-    observed, ksm = seen.record.observed, seen.record.observed.ksm
-    if ksm is None:
+    """What ksmd takes for these machines, by what it took on this host, else in the published campaign."""
+    observed = seen.record.observed
+    if observed.ksm is None:
         return []
-    if not ksm.pages_scanned or not observed.ksmd_cpu_seconds:
-        return [
-            "What KSM would cost in CPU is not known from this host, where ksmd has not run since the boot "
-            "or does not tell."
-        ]
-    each = observed.ksmd_cpu_seconds / ksm.pages_scanned * 1e6
     own = own_bytes(observed.machines) / MIB
+    pages = seen.pages.resident_pages if seen.pages else None
+    each = page_seconds(observed.ksm, observed.ksmd_cpu_seconds)
+    if each is not None:
+        scan = "" if pages is None else f", so {each * pages:.1f} s for a scan of all that was counted"
+        return [
+            f"On this host ksmd has taken {each * 1e6:.1f} µs of CPU for each page scanned since the boot"
+            f"{scan}; KSM's own memory for these machines is {own:.0f} MiB now."
+        ]
+    unknown = "What ksmd would take here is not known: it has not run since the boot, or that is not told."
+    known = published()
+    if known is None or pages is None:
+        return [unknown]
+    least, most = known.settling_seconds(pages)
     return [
-        f"On this host ksmd has taken {each:.1f} µs of CPU for each page scanned since the boot; KSM's own "
-        f"memory for these machines is {own:.0f} MiB now."
+        f"{unknown} In this testbed's published campaign ({known.cpu_model}) it took "
+        f"{known.least_seconds * 1e6:.1f} to {known.most_seconds * 1e6:.1f} µs of CPU for a page and "
+        f"{known.least_scans} to {known.most_scans} scans until settled, by what the guests held: for as "
+        f"many pages as here {least:.0f} to {most:.0f} s."
     ]
 
 

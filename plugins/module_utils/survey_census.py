@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 from ansible.module_utils.ksm_probe import Roots, read_required
-from ansible.module_utils.page_census import Hashes, Layout, Reader, Reading, pages, parse_smaps, tally
+from ansible.module_utils.page_census import Hashes, Layout, Reader, Reading, parse_smaps
 from ansible.module_utils.page_sampling import LOOK_ONE_IN, Keep, keep_of, moved
+from ansible.module_utils.page_tally import pages, tally
 
 IDLE_NICE = 19
 

@@ -111,16 +111,18 @@ except ImportError:
     MISSING.append("libvirt")
 try:
     from ansible.module_utils.page_census import (
-        LARGEST_CONTENTS,
         CensusError,
         Layout,
         Reader,
         Reading,
+        parse_smaps,
+    )
+    from ansible.module_utils.page_tally import (
+        LARGEST_CONTENTS,
         Tally,
         merged,
         merged_zero_pages,
         pages,
-        parse_smaps,
         tally,
     )
 except ImportError as error:

@@ -36,7 +36,7 @@ RECORDED_SYS = ROOT / "tests/fixtures/host/linux-6.18/sys"
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 ansible.module_utils.__path__.append(str(ROOT / "plugins/module_utils"))
 
-from ansible.module_utils import page_census  # noqa: E402
+from ansible.module_utils import page_census, page_tally  # noqa: E402
 from ansible.module_utils.page_census import (  # noqa: E402
     KPF_KSM,
     KPF_ZERO_PAGE,
@@ -46,10 +46,9 @@ from ansible.module_utils.page_census import (  # noqa: E402
     Layout,
     Reader,
     frame_flags,
-    merged,
     parse_smaps,
-    tally,
 )
+from ansible.module_utils.page_tally import merged, tally  # noqa: E402
 
 
 class Host:
@@ -470,7 +469,7 @@ def brute(guests: Sequence[Sequence[int]]) -> tuple[list[int], list[tuple[int, i
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_tally_against_brute_force(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_census, "MATRIX_ROWS", 7)
+    monkeypatch.setattr(page_tally, "MATRIX_ROWS", 7)
     random = np.random.default_rng(seed)
     guests = [random.integers(0, 60, random.integers(0, 90)).tolist() for _ in range(random.integers(1, 7))]
     salted = [

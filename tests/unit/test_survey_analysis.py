@@ -15,6 +15,7 @@ from synthetic_survey import MIB, machine, survey_record
 from analysis.__main__ import main
 from analysis.measure.page_contents import from_record
 from analysis.measure.room import rooms
+from analysis.measure.scanning import published
 from analysis.measure.survey import SurveyedPages
 from analysis.records.models import CensusRecord
 from analysis.records.survey import SurveyRecord
@@ -169,13 +170,30 @@ def test_one_screen_has_the_answer_its_parts_and_what_cannot_be_merged(
     assert "! huge: its pages are of hugetlbfs, which KSM never merges." in text
     assert "! 1 other processes offer KSM 8 MiB" in text
     assert "most a and b 2; least a and b 2." in text
-    assert "What KSM would cost in CPU is not known from this host" in text
+    assert "What ksmd would take here is not known" in text
     assert len(text) < 4000
 
 
 def test_ksmd_s_cost_is_what_this_host_has_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # 4 s for 2 million pages; 120 pages were counted.
     store(tmp_path, survey_record(THREE, ksm={"pages_scanned": 2_000_000}))
-    assert "ksmd has taken 2.0 µs of CPU for each page scanned" in shown(tmp_path, capsys)
+    text = shown(tmp_path, capsys)
+    assert "ksmd has taken 2.0 µs of CPU for each page scanned since the boot, so 0.0 s for a scan" in text
+    assert "published campaign" not in text
+
+
+def test_where_ksmd_never_ran_its_cost_is_that_of_the_published_campaign_and_named_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = published()
+    assert known is not None and 0 < known.least_seconds < known.most_seconds < 1e-4
+    assert known.settling_seconds(1000) == (
+        1000 * known.least_seconds * known.least_scans,
+        1000 * known.most_seconds * known.most_scans,
+    )
+    store(tmp_path, survey_record(THREE))
+    assert f"published campaign ({known.cpu_model}) it took" in shown(tmp_path, capsys)
+    assert published(tmp_path) is None
 
 
 def test_hosts_are_compared_and_the_one_with_most_to_gain_comes_first(

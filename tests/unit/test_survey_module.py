@@ -106,6 +106,22 @@ def test_machines_that_nobody_can_pause_are_named(host: Host) -> None:
     )
 
 
+def test_pause_stops_all_machines_and_lets_them_run_again(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.start("one", "40*1", libvirt=True)
+    host.start("two", "40*1", libvirt=True)
+    # A stand-in for libvirt; pausing is real (SIGSTOP).
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests/fixtures/census"))
+    monkeypatch.setenv("RUN_ROOT", host.roots["run_root"])
+    observed = host.survey(census=True, pause=True)["observed"]
+    assert observed["census"]["paused"] is True and observed["census"]["bytes_read"] == 80 * 4096
+    assert [machine["libvirt"] for machine in observed["machines"]] == [True, True]
+    events = (host.tree / "run/events.log").read_text().splitlines()
+    assert sorted(events[:2]) == ["suspend one", "suspend two"]
+    assert sorted(events[2:]) == ["resume one", "resume two"]
+
+
 @pytest.mark.parametrize(("name", "value"), [("sample", 0), ("cpu_percent", 0)])
 def test_what_is_no_number_from_1_is_refused(host: Host, name: str, value: int) -> None:
     assert host.survey(**{name: value})["msg"] == f"{name} is 0: allowed is a whole number from 1"
