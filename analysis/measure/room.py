@@ -55,7 +55,8 @@ def rooms(record: SurveyRecord, pages: SurveyedPages | None) -> dict[int, Room]:
     page = record.provenance.page_size_bytes
     free, gross = free_bytes(record), gross_bytes(record) or 0.0
     machines = [machine for machine in record.observed.machines if machine.memory_kind != "hugetlbfs"]
-    on_bytes = _on_bytes(machines, pages, page) if pages else {}
+    # What KSM cannot merge needs the same with it.
+    on_bytes = {m.pid: _off_bytes(m) for m in machines} | _on_bytes(machines, pages, page) if pages else {}
     free_on = free
     if pages:
         own_more = max(0.0, pages.resident_pages * RMAP_ITEM_BYTES - own_bytes(machines))

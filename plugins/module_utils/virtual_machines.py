@@ -37,6 +37,8 @@ UNITS = {"": MIB, "B": 1, "K": KIB, "M": MIB, "G": 1 << 30, "T": 1 << 40}
 MERGEABLE, HUGETLBFS, SHARED, UNMARKED = "mergeable", "hugetlbfs", "shared", "unmarked"
 # A mapping is of the first kind whose flag it has (VmFlags); registers of devices are no memory.
 KINDS = (("mg", MERGEABLE), ("ht", HUGETLBFS), ("sh", SHARED))
+HUGETLB = ("Private_Hugetlb", "Shared_Hugetlb")
+NOTHING = "0 kB"
 NO_MEMORY = frozenset({"io", "pf"})
 
 
@@ -72,23 +74,25 @@ def mappings(smaps: str) -> list[Mapping]:
         for block in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", smaps, flags=re.MULTILINE)[1:]:
             header, *lines = block.splitlines()
             fields = dict(line.split(":", 1) for line in lines)
-            sizes = {
-                name: int(value.split()[0]) * KIB for name, value in fields.items() if value.endswith(" kB")
-            }
             words = header.split(maxsplit=5)
             found.append(
                 Mapping(
                     path=words[5] if len(words) > 5 else "",
-                    size_bytes=sizes["Size"],
-                    rss_bytes=sizes["Rss"],
-                    pss_bytes=sizes["Pss"],
-                    anonymous_bytes=sizes["Anonymous"],
-                    hugetlb_bytes=sizes.get("Private_Hugetlb", 0) + sizes.get("Shared_Hugetlb", 0),
-                    swap_bytes=sizes.get("Swap", 0),
+                    size_bytes=_bytes(fields["Size"]),
+                    rss_bytes=_bytes(fields["Rss"]),
+                    pss_bytes=_bytes(fields["Pss"]),
+                    anonymous_bytes=_bytes(fields["Anonymous"]),
+                    hugetlb_bytes=sum(_bytes(fields.get(name, NOTHING)) for name in HUGETLB),
+                    swap_bytes=_bytes(fields.get("Swap", NOTHING)),
                     flags=frozenset(fields["VmFlags"].split()) if "VmFlags" in fields else None,
                 )
             )
     return found
+
+
+def _bytes(value: str) -> int:
+    """A value of smaps, such as "    124 kB"."""
+    return int(value.removesuffix(" kB")) * KIB
 
 
 def find(roots: Roots) -> Iterator[tuple[int, list[str]]]:

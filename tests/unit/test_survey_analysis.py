@@ -128,6 +128,16 @@ def test_room_for_more_machines_is_worked_out_by_hand() -> None:
     assert room.safe == (10 * MIB - 2 * (MIB // 2 + 256 * 64)) // (MIB + MIB // 2 + 256 * 64) == 5
 
 
+def test_what_ksm_cannot_merge_needs_the_same_with_it_and_hugetlbfs_none_of_this_memory() -> None:
+    fixed = machine("fixed", 8, memory_kind="unmarked", why_not_mergeable="QEMU did not offer it")
+    huge = machine("huge", 9, memory_kind="hugetlbfs", why_not_mergeable="its pages are of hugetlbfs")
+    record = record_of(survey_record({"a": [1] * 129, "b": [1]}, more=[fixed, huge]))
+    room = rooms(record, Survey(record).pages)
+    # 129 of 130 equal pages go, half of a MiB: ten of 1 MiB fit all the same.
+    assert (room[1008].off_bytes, room[1008].on_bytes, room[1008].on) == (MIB, MIB, 10)
+    assert 1009 not in room
+
+
 def test_without_a_census_what_more_need_with_ksm_is_not_known() -> None:
     record = record_of(survey_record({"a": [1]}, census=False))
     room = rooms(record, None)[1000]
