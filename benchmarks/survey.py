@@ -46,7 +46,7 @@ def censuses(each_bytes: int, number: int) -> None:
     try:
         for one_in in (1, ONE_IN):
             own = OwnMemory(set(layouts))
-            taken = survey_census.take(
+            taken, _sketches = survey_census.take(
                 machines,
                 Roots(),
                 one_in=one_in,

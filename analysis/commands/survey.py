@@ -27,15 +27,28 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises UserError or OSError with a text for the user.
     """
+    from analysis.records.placement import FILE, PlacementRecord
     from analysis.records.reading import RecordError, read_record
     from analysis.records.survey import SurveyRecord
     from analysis.report.quantities import MACHINE, SURVEY
     from analysis.report.summary import described
-    from analysis.report.survey import hosts_part, survey_content, survey_parts
+    from analysis.report.survey import (
+        hosts_part,
+        placement_content,
+        placement_parts,
+        survey_content,
+        survey_parts,
+    )
     from analysis.report.tables import Part, show
 
-    records, problems = [], []
-    for path in _stored(arguments.results, arguments.run, arguments.hypervisor):
+    records, placements, problems = [], [], []
+    paths = _stored(arguments.results, arguments.run, arguments.hypervisor)
+    for path in sorted({path.parent.with_name(FILE) for path in paths}):
+        try:
+            placements += [read_record(path, PlacementRecord)] if path.exists() else []
+        except RecordError as error:
+            problems.append(f"! {error}")
+    for path in paths:
         try:
             records.append(read_record(path, SurveyRecord))
         except RecordError as error:
@@ -45,11 +58,14 @@ def run(arguments: argparse.Namespace) -> int:
             "schema_version": 1,
             "quantities": described((*SURVEY, *MACHINE)),
             "surveys": [survey_content(record) for record in records],
+            "moves": [move for placement in placements for move in placement_content(placement, records)],
             "problems": problems,
         }
         print(json.dumps(content, indent=2, ensure_ascii=False))
         return int(bool(problems))
     parts: list[Part] = [hosts_part(records)] if len(records) > 1 else []
+    for placement in placements:
+        parts += placement_parts(placement, records)
     for record in records:
         parts += survey_parts(record)
     if parts:

@@ -5,6 +5,7 @@ Arguments:
     directory: the record's folder on the controller, absolute; created with mode 0700.
     testbed_version: of this project.
     census, sample, cpu_percent, pause: as in the module survey.
+    compare: of a census, keep a sketch for the action survey_placement (default false).
     timeout_seconds: the longest time for all.
     proc_root, sys_root, run_root: the host's trees, for tests.
 
@@ -21,6 +22,7 @@ from analysis.plan.design import SCHEMA_VERSION, check_hypervisors, check_run_id
 from analysis.plan.variables import plain_data
 from analysis.progress.module import run_with_progress
 from analysis.records.action import prepare, record_path, refusals, store
+from analysis.records.sketches import common_seed, keep_sketch
 from analysis.records.survey import FILE, KIND, SurveyRecord
 
 ACTION = "survey_record"
@@ -52,6 +54,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         seen = self._survey(args, variables)
         if seen.get("failed") or seen.get("unreachable"):
             return {**result, **seen}
+        if seen["sketch"]:
+            keep_sketch(hypervisor, seen["sketch"])
         record = {
             "schema_version": SCHEMA_VERSION,
             "kind": KIND,
@@ -70,6 +74,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         """The module's result; only a census takes long enough for a progress file on the host."""
         asked = {name: args[name] for name in (*CENSUS, *ROOTS)}
         if args["census"]:
+            asked["seed"] = common_seed() if args["compare"] else ""
             return run_with_progress(
                 self, "survey", asked, variables, args["timeout_seconds"], args["run_root"]
             )
@@ -88,6 +93,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "sample": {"type": "int", "default": 1},
                 "cpu_percent": {"type": "int", "default": 100},
                 "pause": {"type": "bool", "default": False},
+                "compare": {"type": "bool", "default": False},
                 "timeout_seconds": {"type": "float", "default": 3600.0},
                 **{name: {"type": "str", "default": f"/{name.removesuffix('_root')}"} for name in ROOTS},
             },

@@ -173,6 +173,7 @@ class Reader:
         processes: int,
         close: int | None,
         share: float = 1.0,
+        seed: int | None = None,
     ) -> None:
         """Start the workers.
 
@@ -182,6 +183,7 @@ class Reader:
             processes: number of workers.
             close: a descriptor that the workers must not keep open.
             share: of its time each worker works, the rest it sleeps.
+            seed: of the hashes; None: one that nobody else knows.
         """
         self._tasks = list(_tasks(pids, layouts))
         self._owners = len(pids)
@@ -191,7 +193,7 @@ class Reader:
         self._hashes, self._frames = (
             np.frombuffer(mmap.mmap(-1, max(1, pages) * HASH_BYTES), dtype=np.uint64) for _ in range(2)
         )
-        self._seed = secrets.randbits(64)
+        self._seed = secrets.randbits(64) if seed is None else seed
         self._pool = ProcessPoolExecutor(
             self.processes,
             mp_context=multiprocessing.get_context("fork"),

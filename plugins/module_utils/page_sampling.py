@@ -27,6 +27,7 @@ LOOK_ONE_IN = 64
 # A content that a look at one page in 64 sees so often has some 128 copies, or is one of many with fewer.
 MANY_LOOKS = 2
 MOST_ALWAYS = 1024
+SKETCH_ONE_IN = 256
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,18 @@ def keep_of(looks: Sequence[Hashes], zero_hash: int, one_in: int) -> Keep:
     often = np.flatnonzero(times >= MANY_LOOKS)
     often = often[np.argsort(-times[often], kind="stable")][:MOST_ALWAYS]
     return Keep(one_in, np.unique(np.append(contents[often], np.uint64(zero_hash))))
+
+
+def sketch_one_in(one_in: int) -> int:
+    """Of so many contents a sketch has one: about 256, and each is one that a sample of one_in has kept."""
+    return one_in * max(1, SKETCH_ONE_IN // one_in)
+
+
+def sketch(hashes: Hashes, zero_hash: int, one_in: int) -> Hashes:
+    """Of these pages the different contents, but zero, that a sketch of any host would have."""
+    mine = np.unique(hashes)
+    kept: Hashes = mine[(mine % np.uint64(one_in) == 0) & (mine != np.uint64(zero_hash))]
+    return kept
 
 
 @dataclass(frozen=True)

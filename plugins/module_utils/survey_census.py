@@ -6,20 +6,31 @@ twice (page_sampling). Hashes and seed end with the process.
 
 from __future__ import annotations
 
+import base64
 import math
 import os
 import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ansible.module_utils.ksm_probe import Roots, read_required
 from ansible.module_utils.page_census import Hashes, Layout, Reader, Reading, parse_smaps
-from ansible.module_utils.page_sampling import LOOK_ONE_IN, Keep, keep_of, moved
+from ansible.module_utils.page_sampling import LOOK_ONE_IN, Keep, keep_of, moved, sketch, sketch_one_in
 from ansible.module_utils.page_tally import pages, tally
 
 IDLE_NICE = 19
+
+
+class Taken(NamedTuple):
+    """``census``: of a survey's record (analysis/records/survey.py). ``sketch``: None without a given seed.
+
+    Else for each machine by its process one in ``one_in`` of its contents: hashes, little-endian, in base64.
+    """
+
+    census: dict[str, Any]
+    sketch: dict[str, Any] | None
 
 
 def become_idle() -> None:
@@ -43,7 +54,8 @@ def take(
     cpu_percent: int,
     progress: Callable[[int], Callable[[int], None]],
     pause: AbstractContextManager[Any],
-) -> dict[str, Any]:
+    seed: int | None = None,
+) -> Taken:
     """Count the pages of machines, each as host_survey tells of it.
 
     Args:
@@ -53,8 +65,7 @@ def take(
         cpu_percent: of one CPU, at most; more than 100 is more than one process.
         progress: makes of the bytes there are at most what is called with those read so far.
         pause: entered before the first page is read, left after the last one.
-
-    Returns: `census` of a survey's record (analysis/records/survey.py).
+        seed: of the hashes, for sketches of several hosts that are to be compared; None: nobody's.
 
     Raises: CensusError, ProbeError where a machine ended or changed its memory meanwhile.
     """
@@ -63,14 +74,14 @@ def take(
     layouts = [layout_of(pid, roots) for pid in pids]
     total_bytes = sum(layout.mergeable_bytes for layout in layouts)
     share = cpu_percent / 100 / processes
-    with Reader(pids, layouts, processes=processes, close=None, share=share) as reader, pause:
+    with Reader(pids, layouts, processes=processes, close=None, share=share, seed=seed) as reader, pause:
         first = reader.look(LOOK_ONE_IN)
         keep = keep_of(first, reader.known["zero"], one_in)
         reading = reader.read(progress(total_bytes), keep)
         second = reader.look(LOOK_ONE_IN)
     stats = [machine["ksm_stat"] for machine in machines]
     changed = moved(first, second)
-    return {
+    census = {
         "one_in": one_in,
         "cpu_percent": cpu_percent,
         "machines": [
@@ -96,6 +107,14 @@ def take(
         "read_seconds": reading.seconds,
         "processes": reading.processes,
     }
+    return Taken(census, None if seed is None else _sketch(pids, reading, sketch_one_in(one_in)))
+
+
+def _sketch(pids: Sequence[int], reading: Reading, one_in: int) -> dict[str, Any]:
+    zero_hash = reading.known["zero"]
+    hashes = [sketch(counted.hashes, zero_hash, one_in).astype("<u8") for counted in reading.counted]
+    texts = [base64.b64encode(mine.tobytes()).decode("ascii") for mine in hashes]
+    return {"one_in": one_in, "machines": dict(zip(pids, texts, strict=True))}
 
 
 def strata(reading: Reading, keep: Keep) -> list[dict[str, Any]]:

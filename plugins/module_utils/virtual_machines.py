@@ -92,7 +92,7 @@ def mappings(smaps: str) -> list[Mapping]:
 
 def _bytes(value: str) -> int:
     """A value of smaps, such as "    124 kB"."""
-    return int(value.removesuffix(" kB")) * KIB
+    return int(value.removesuffix(" kB")) * int(KIB)
 
 
 def find(roots: Roots) -> Iterator[tuple[int, list[str]]]:

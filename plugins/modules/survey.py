@@ -35,6 +35,14 @@ options:
     description: The libvirt connection, for O(pause).
     type: str
     default: qemu:///system
+  seed:
+    description:
+      - Of the hashes, up to 16 hexadecimal digits that all hosts of a survey are given, so that what they
+        hold can be compared; the result then has a sketch, hashes of one in some 256 contents. Whoever asks
+        forgets both.
+      - Empty is a seed that is forgotten on the host.
+    type: str
+    default: ""
   progress_path:
     description: File that takes a line for each step; whoever waits makes it and sets its access time.
     type: path
@@ -78,6 +86,12 @@ provenance:
   description: Kernel, CPU, distribution, QEMU, libvirt, THP and KSM settings as read.
   type: dict
   returned: success
+sketch:
+  description:
+    - With O(census) and O(seed) of each machine in C(machines) by its process one in C(one_in) of its
+      contents, as hashes of 64 bits, little-endian, in base64; else null.
+  type: dict
+  returned: success
 recorded_at:
   description: The host's UTC time before it was read.
   type: str
@@ -88,6 +102,7 @@ monotonic_seconds:
   returned: success
 """
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,7 +120,7 @@ from ansible.module_utils.virtual_machines import MERGEABLE
 MISSING = {}
 try:
     from ansible.module_utils.page_census import CensusError
-    from ansible.module_utils.survey_census import become_idle, take
+    from ansible.module_utils.survey_census import Taken, become_idle, take
 except ImportError as error:
     MISSING["census"] = str(error.name)
 
@@ -153,8 +168,8 @@ def running() -> Iterator[None]:
     yield
 
 
-def count(params: dict[str, Any], machines: list[dict[str, Any]], roots: Roots) -> dict[str, Any] | None:
-    """The census; None where no machine's memory can be merged.
+def count(params: dict[str, Any], machines: list[dict[str, Any]], roots: Roots) -> Taken | None:
+    """The census and its sketch; None where no machine's memory can be merged.
 
     Machines that end while they are read are taken out of those given, and the others are read again.
     """
@@ -163,13 +178,14 @@ def count(params: dict[str, Any], machines: list[dict[str, Any]], roots: Roots) 
     begin = time.monotonic()
     while counted := [machine for machine in machines if machine["memory_kind"] == MERGEABLE]:
         try:
-            census = take(
+            taken = take(
                 counted,
                 roots,
                 one_in=params["sample"],
                 cpu_percent=params["cpu_percent"],
                 progress=lambda total_bytes: ReadProgress(progress, total_bytes).read,
                 pause=paused(counted, params, roots) if params["pause"] else running(),
+                seed=int(params["seed"], 16) if params["seed"] else None,
             )
         except (CensusError, ProbeError):
             # Nobody may have waited yet for one that has ended: then its files are there, and empty.
@@ -180,7 +196,8 @@ def count(params: dict[str, Any], machines: list[dict[str, Any]], roots: Roots) 
             for machine in ended:
                 machines.remove(machine)
         else:
-            return {**census, "paused": params["pause"], "seconds": time.monotonic() - begin}
+            times = {"paused": params["pause"], "seconds": time.monotonic() - begin}
+            return taken._replace(census={**taken.census, **times})
     return None
 
 
@@ -192,6 +209,7 @@ def main() -> None:
             "sample": {"type": "int", "default": 1},
             "cpu_percent": {"type": "int", "default": 100},
             "pause": {"type": "bool", "default": False},
+            "seed": {"type": "str", "default": "", "no_log": True},
             "uri": {"type": "str", "default": "qemu:///system"},
             "progress_path": {"type": "path", "default": ""},
             "patience_seconds": {"type": "float", "default": PATIENCE_SECONDS},
@@ -205,6 +223,8 @@ def main() -> None:
     for name in ("sample", "cpu_percent"):
         if params[name] < 1:
             module.fail_json(msg=f"{name} is {params[name]}: allowed is a whole number from 1")
+    if not re.fullmatch("[0-9a-f]{0,16}", params["seed"]):
+        module.fail_json(msg="seed is something else than up to 16 hexadecimal digits")
     for part, packages in PACKAGES.items():
         if params["census"] and params[part] and part in MISSING:
             module.fail_json(
@@ -219,13 +239,15 @@ def main() -> None:
         host = provenance(roots)
         recorded_at, monotonic_seconds = datetime.now(UTC), time.monotonic()
         observed = survey(roots)
-        observed["census"] = count(params, observed["machines"], roots) if params["census"] else None
+        taken = count(params, observed["machines"], roots) if params["census"] else None
+        observed["census"] = taken and taken.census
     except (ProbeError, ProgressError, CensusError, GuestError) as error:
         module.fail_json(msg=str(error))
     except Stopped as error:
         module.fail_json(msg=f"stopped by {error}; every machine runs")
     module.exit_json(
         changed=False,
+        sketch=taken and taken.sketch,
         observed=observed,
         provenance=host,
         recorded_at=recorded_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
