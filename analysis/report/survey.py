@@ -1,5 +1,6 @@
 """A survey in one screen: what KSM would save on a host as it is, what it saves, and how many more fit."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -353,7 +354,9 @@ def _shared(seen: Survey) -> list[Part]:
         (name, *(f"{pages * unit:.0f}" for pages in row[: place + 1]), *[""] * (len(names) - place - 1))
         for place, (name, row) in enumerate(zip(names, seen.pages.shared_pages(), strict=True))
     ]
-    return [sentence, table(("MiB", *names), rows)]
+    # Columns are as wide as what the names differ by.
+    common = os.path.commonprefix(names)  # noqa: RUF071 -- of names, not of paths
+    return [sentence, table(("MiB", *(name.removeprefix(common) or name for name in names)), rows)]
 
 
 def _notes(seen: Survey) -> list[str]:

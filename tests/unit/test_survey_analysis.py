@@ -184,6 +184,21 @@ def test_one_screen_has_the_answer_its_parts_and_what_cannot_be_merged(
     assert len(text) < 4000
 
 
+def test_a_few_machines_have_a_table_of_what_each_two_hold_by_what_their_names_differ_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # 512 pages of 4 KiB in common, 256 and 256
+    mib = {
+        "web-one": range(1, 1025),
+        "web-two": range(513, 1537),
+        "web-3": [*range(769, 1025), *range(9000, 9768)],
+    }
+    store(tmp_path, survey_record({name: list(contents) for name, contents in mib.items()}))
+    text = shown(tmp_path, capsys)
+    assert "MiB one two 3" in text
+    assert "web-one 4 web-two 2 4 web-3 1 1 4" in text
+
+
 def test_ksmd_s_cost_is_what_this_host_has_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # 4 s for 2 million pages; 120 pages were counted.
     store(tmp_path, survey_record(THREE, ksm={"pages_scanned": 2_000_000}))
