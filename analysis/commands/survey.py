@@ -30,15 +30,10 @@ def run(arguments: argparse.Namespace) -> int:
     from analysis.records.placement import FILE, PlacementRecord
     from analysis.records.reading import RecordError, read_record
     from analysis.records.survey import SurveyRecord
+    from analysis.report.placement import placement_content, placement_parts
     from analysis.report.quantities import MACHINE, SURVEY
     from analysis.report.summary import described
-    from analysis.report.survey import (
-        hosts_part,
-        placement_content,
-        placement_parts,
-        survey_content,
-        survey_parts,
-    )
+    from analysis.report.survey import hosts_part, survey_content, survey_parts
     from analysis.report.tables import Part, show
 
     records, placements, problems = [], [], []

@@ -6,20 +6,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from analysis.measure.placement import Move, moves
 from analysis.measure.room import Room, free_bytes, gross_bytes, own_bytes, rooms
 from analysis.measure.saving import RMAP_ITEM_BYTES
 from analysis.measure.scanning import page_seconds, published
 from analysis.measure.survey import SurveyedPages, Total
 from analysis.plan.design import MIB
-from analysis.records.placement import PlacementRecord
 from analysis.records.survey import SurveyRecord, VirtualMachine
 from analysis.report.quantities import MACHINE, QUANTITIES, SURVEY
 from analysis.report.tables import Grid, Part, heading, notes, table
 
 _MATRIX_MACHINES = 8
 _PAIRS = 3
-_MOVES = 5
 _HOUR, _DAY = 3600, 86400
 # The kernel's own where its knob is not there to be read
 _MAX_PAGE_SHARING = 256
@@ -134,7 +131,7 @@ def survey_parts(record: SurveyRecord) -> list[Part]:
         f"{_duration(record.observed.uptime_seconds)}. {_ksm(record)}",
         _answer(seen),
         *([_saving(seen)] if seen.pages else []),
-        _machines(seen),
+        *([_machines(seen)] if record.observed.machines else []),
         *_shared(seen),
         notes(_notes(seen)),
     ]
@@ -172,49 +169,6 @@ def _left(seen: Survey) -> float:
         return -1.0
     now = values["surveyed_gross_mib"].pages if "surveyed_gross_mib" in values else 0.0
     return values["surveyed_ideal_mib"].pages - now
-
-
-def placement_parts(record: PlacementRecord, surveys: Sequence[SurveyRecord]) -> list[Part]:
-    """Which machines would share more on another host, of those hosts that are shown."""
-    rows = [
-        (name, move.hypervisor, move.to, *(f"{mib:.0f}" for mib in amounts))
-        for name, move, amounts in _moves(record, surveys)[:_MOVES]
-    ]
-    if not rows:
-        return ["No machine would surely share more on another of these hosts than where it is."]
-    heads = ("machine", "on", "to", "shares there\nMiB", "here\nMiB", "to gain\nMiB", "±, 95 %")
-    return [table(heads, rows, names=3, title="Machines that would share more on another host")]
-
-
-def placement_content(record: PlacementRecord, surveys: Sequence[SurveyRecord]) -> list[dict[str, Any]]:
-    """The same for JSON, all of them."""
-    names = ("there_mib", "here_mib", "gain_mib", "half_width_mib")
-    return [
-        {
-            "machine": name,
-            "pid": move.pid,
-            "hypervisor": move.hypervisor,
-            "to": move.to,
-            **dict(zip(names, amounts, strict=True)),
-        }
-        for name, move, amounts in _moves(record, surveys)
-    ]
-
-
-def _moves(
-    record: PlacementRecord, surveys: Sequence[SurveyRecord]
-) -> list[tuple[str, Move, tuple[float, ...]]]:
-    """Name and move of machines in these surveys, and there, here, gain and half of its interval in MiB."""
-    seen = {one.hypervisor: Survey(one) for one in surveys if one.run_id == record.run_id}
-    found = []
-    for move in moves(record):
-        survey = seen.get(move.hypervisor)
-        if survey is None or move.pid not in survey.names:
-            continue
-        unit = survey.record.provenance.page_size_bytes / MIB
-        pages = (move.there_pages, move.here_pages, move.gain_pages, move.half_width_pages)
-        found.append((survey.names[move.pid], move, tuple(amount * unit for amount in pages)))
-    return found
 
 
 def survey_content(record: SurveyRecord) -> dict[str, Any]:

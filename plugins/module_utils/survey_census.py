@@ -11,7 +11,7 @@ import math
 import os
 import subprocess
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,9 +36,10 @@ class Taken(NamedTuple):
 def become_idle() -> None:
     """Take CPU time that nobody wants, and disk time too, should a page have been swapped out meanwhile."""
     os.nice(IDLE_NICE)
-    subprocess.run(
-        ["ionice", "-c", "3", "-p", str(os.getpid())], check=False, stderr=subprocess.DEVNULL, timeout=10
-    )
+    with suppress(OSError, subprocess.SubprocessError):  # a host without util-linux
+        subprocess.run(
+            ["ionice", "-c", "3", "-p", str(os.getpid())], capture_output=True, check=False, timeout=10
+        )
 
 
 def layout_of(pid: int, roots: Roots) -> Layout:
