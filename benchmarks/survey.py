@@ -102,6 +102,7 @@ def sample(record: CensusRecord, random: np.random.Generator) -> SurveyedPages:
                     pid=guest.pid,
                     resident_pages=guest.resident_pages,
                     zero_pages=guest.zero_pages,
+                    zero_huge_pages=0,
                     zero_mapped_pages=0,
                     swapped_pages=0,
                 )

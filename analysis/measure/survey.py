@@ -75,6 +75,11 @@ class SurveyedPages:
         """Zero pages of all machines, all of which were counted."""
         return sum(machine.zero_pages for machine in self.census.machines)
 
+    @cached_property
+    def zero_huge_pages(self) -> int:
+        """Those of them that are parts of transparent huge pages."""
+        return sum(machine.zero_huge_pages for machine in self.census.machines)
+
     def saving(self) -> Saving:
         """The ideal saving of the host as it is; one zero page is kept unless KSM uses the kernel's own."""
         kept_zeros = 1 if self.zero_pages and not self.use_zero_pages else 0

@@ -64,11 +64,15 @@ class VirtualMachine(Model):
 
 
 class CountedMachine(Model):
-    """Pages of one machine, all of them read: zero pages are in no table of contents."""
+    """Pages of one machine, all of them read: zero pages are in no table of contents.
+
+    ``zero_huge_pages``: those of the zero pages that are parts of transparent huge pages.
+    """
 
     pid: Positive
     resident_pages: Count
     zero_pages: Count
+    zero_huge_pages: Count
     zero_mapped_pages: Count
     swapped_pages: Count
 

@@ -329,6 +329,15 @@ _ALL = (
         "surveyed_zero_mib", "zero pages", "MiB", 0, _SURVEY, "Pages of zeros that could go: all but one."
     ),
     Quantity(
+        "surveyed_zero_huge_mib",
+        "zero pages of huge pages",
+        "MiB",
+        0,
+        f"{_SURVEY}; their frames in /proc/kpageflags (Documentation/admin-guide/mm/pagemap.rst)",
+        "Those of the zero pages that lie in huge pages. KSM splits a huge page to merge in it, and where "
+        "the kernel then frees its zero pages, they are saved and in no counter of KSM.",
+    ),
+    Quantity(
         "surveyed_within_mib",
         "duplicates within a machine",
         "MiB",
@@ -639,6 +648,7 @@ CENSUS = (
 )
 SURVEY = (
     "surveyed_zero_mib",
+    "surveyed_zero_huge_mib",
     "surveyed_within_mib",
     "surveyed_between_mib",
     "surveyed_limited_mib",

@@ -45,6 +45,7 @@ PAGEMAP_FRAME = (1 << 55) - 1
 KPAGEFLAGS = "/proc/kpageflags"
 FLAGS_BYTES = 8
 KPF_KSM = 1 << 21
+KPF_THP = 1 << 22
 KPF_ZERO_PAGE = 1 << 24
 # Frames whose flags are read at once: half a MiB of them
 FRAMES_AT_ONCE = 1 << 16
@@ -109,6 +110,11 @@ class Counted:
     def zero_mapped_pages(self) -> int:
         """Mappings of the kernel's zero page, which take no memory."""
         return int(np.count_nonzero(self.flags & np.uint64(KPF_ZERO_PAGE)))
+
+    def huge_pages(self, content: int) -> int:
+        """Pages with this hash that are parts of transparent huge pages, but the kernel's own zero page."""
+        parts = (self.flags & np.uint64(KPF_THP | KPF_ZERO_PAGE)) == np.uint64(KPF_THP)
+        return int(np.count_nonzero(parts & (self.hashes == np.uint64(content))))
 
 
 @dataclass(frozen=True)

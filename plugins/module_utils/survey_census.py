@@ -89,6 +89,7 @@ def take(
             {
                 "pid": pid,
                 "swapped_pages": counted.swapped_pages,
+                "zero_huge_pages": counted.huge_pages(reading.known["zero"]),
                 **pages(
                     counted.zero_mapped_pages,
                     stat,

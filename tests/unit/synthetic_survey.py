@@ -85,6 +85,7 @@ def survey_record(
                 "pid": 1000 + place,
                 "resident_pages": len(mine),
                 "zero_pages": list(mine).count(0),
+                "zero_huge_pages": 0,
                 "zero_mapped_pages": 0,
                 "swapped_pages": 0,
             }

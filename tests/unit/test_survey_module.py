@@ -17,6 +17,7 @@ from analysis.records.survey import SurveyObserved
 
 ansible.module_utils.__path__.append(str(ROOT / "plugins/module_utils"))
 
+from ansible.module_utils.page_census import KPF_THP, KPF_ZERO_PAGE, Counted  # noqa: E402
 from ansible.module_utils.page_sampling import ABSENT, Keep, keep_of, moved  # noqa: E402
 
 
@@ -71,7 +72,13 @@ def test_a_census_of_running_machines_has_exactly_these_numbers(host: Host) -> N
     census = observed["census"]
     order = [names[machine["pid"]] for machine in census["machines"]]
     seen = {names[machine.pop("pid")]: machine for machine in census["machines"]}
-    assert seen["one"] == {"resident_pages": 51, "zero_pages": 5, "zero_mapped_pages": 4, "swapped_pages": 0}
+    assert seen["one"] == {
+        "resident_pages": 51,
+        "zero_pages": 5,
+        "zero_huge_pages": 0,
+        "zero_mapped_pages": 4,
+        "swapped_pages": 0,
+    }
     assert (seen["two"]["resident_pages"], seen["two"]["zero_pages"]) == (44, 2)
     (table,) = census["strata"]
     # Alone: 40 + 30 + 40. In two, two copies: 100, 101. In three: 7 in 5 copies, 8 in 13.
@@ -143,6 +150,14 @@ def test_a_machine_that_ended_is_left_out_of_the_census(host: Host) -> None:
     observed = host.survey(census=True)["observed"]
     assert [machine["name"] for machine in observed["machines"]] == ["two", "three"]
     assert len(observed["census"]["machines"]) == 2
+
+
+def test_zero_pages_of_huge_pages_are_those_on_their_frames_but_the_kernel_s_own() -> None:
+    flags = numbers(KPF_THP, KPF_THP | KPF_ZERO_PAGE, 0, KPF_THP, KPF_THP)
+    counted = Counted(
+        hashes=numbers(7, 7, 7, 7, 8), frames=numbers(1, 2, 3, 4, 5), flags=flags, swapped_pages=0
+    )
+    assert counted.huge_pages(7) == 2
 
 
 def numbers(*values: int) -> "np.ndarray[Any, Any]":
