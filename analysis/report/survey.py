@@ -280,7 +280,8 @@ def _machines(seen: Survey) -> Grid:
         "merged\nMiB",
         *(QUANTITIES[name].label.replace(", ", "\n") for name in MACHINE),
     )
-    return table(heads, [_machine(seen, machine) for machine in seen.record.observed.machines], names=2)
+    by_name = sorted(seen.record.observed.machines, key=lambda machine: seen.names[machine.pid])
+    return table(heads, [_machine(seen, machine) for machine in by_name], names=2)
 
 
 def _machine(seen: Survey, machine: VirtualMachine) -> tuple[str, ...]:
