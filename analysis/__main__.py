@@ -31,6 +31,7 @@ COMMANDS = {
     "recommend": "which policy for a goal, and what it loses against the best",
     "forecast": "memory of N guests, and how many fit",
     "report": "forecasts beside what was measured afterwards; capacity runs",
+    "survey": "hosts as they are: what KSM would save, what it saves, how many more machines fit",
     "census": "equal pages within and between the running guests, and the ideal saving",
     "quantities": "what each number is, its unit and its source",
     "schema": "the JSON Schema of every stored file",

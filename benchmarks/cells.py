@@ -40,8 +40,7 @@ def phases(log: str) -> dict[str, dict[str, float]]:
             continue
         starts = [(at, what) for at, what in seen if what in PHASES] + [(seen[-1][0], "end")]
         found[cell] = {
-            what: (after - at).total_seconds()
-            for (at, what), (after, _) in itertools.pairwise(starts)
+            what: (after - at).total_seconds() for (at, what), (after, _) in itertools.pairwise(starts)
         }
         found[cell]["wall"] = (starts[-1][0] - starts[0][0]).total_seconds()
     return found

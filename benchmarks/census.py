@@ -21,7 +21,7 @@ import xxhash
 
 ansible.module_utils.__path__.append(str(Path(__file__).parents[1] / "plugins/module_utils"))
 
-from ansible.module_utils import page_census  # noqa: E402 -- found in the role by the line above
+from ansible.module_utils import page_census, page_tally  # noqa: E402 -- found in the role by the line above
 
 MIB = 1 << 20
 ROUNDS = 3
@@ -155,7 +155,7 @@ def main() -> None:
                     reading = reader.read(lambda _bytes: None)
                 best = max(best, reading.bytes_read / reading.seconds / 1e9)
             begin = time.perf_counter()
-            equal = page_census.tally([counted.hashes for counted in reading.counted], reading.known["zero"])
+            equal = page_tally.tally([counted.hashes for counted in reading.counted], reading.known["zero"])
             seconds = time.perf_counter() - begin
             highest = own.stop()
             pages = each_bytes // page_census.PAGE_BYTES

@@ -53,7 +53,7 @@ Z_95 = 1.959963984540054
 # Holds one page for each entry of `held`: the content that seed and number make, or, for 0, one of its own.
 # Says "ready"; for the line "measure" it writes to each page and prints the nanoseconds; ends with its input.
 # A content is never page-aligned but in the page itself, so none that was freed can merge with it.
-TENANT = r'''
+TENANT = r"""
 import ctypes, hashlib, json, mmap, os, random, sys, time
 asked = json.loads(sys.argv[1])
 size, count = mmap.PAGESIZE, len(asked["held"])
@@ -78,7 +78,7 @@ for line in sys.stdin:
             memory[at] = byte
             took[page] = clock() - began
         print(json.dumps(took), flush=True)
-'''
+"""
 
 
 class BenchError(Exception):

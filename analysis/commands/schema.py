@@ -17,9 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the schemas by kind, or write a file for each. Raises OSError."""
-    from analysis.records.models import json_schemas
+    from analysis.records import placement, survey
+    from analysis.records.models import RECORDS, json_schemas
 
-    schemas = json_schemas()
+    schemas = json_schemas(
+        {**RECORDS, survey.KIND: survey.SurveyRecord, placement.KIND: placement.PlacementRecord}
+    )
     if arguments.out is None:
         print(json.dumps(schemas, indent=2))
         return 0

@@ -5,7 +5,7 @@ pages those of the host's ``page_size_bytes``; what a kernel may not tell is Non
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -1072,7 +1072,7 @@ RECORDS: dict[str, type[Model]] = {
 }
 
 
-def json_schemas() -> dict[str, dict[str, Any]]:
+def json_schemas(records: Mapping[str, type[Model]] = RECORDS) -> dict[str, dict[str, Any]]:
     """The JSON Schema of each kind of file, whose version is that of the schema."""
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return {kind: {**dialect, **model.model_json_schema()} for kind, model in RECORDS.items()}
+    return {kind: {**dialect, **model.model_json_schema()} for kind, model in records.items()}

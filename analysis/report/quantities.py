@@ -84,6 +84,9 @@ _PSS = f"/proc/PID/smaps_rollup of each guest's QEMU: Pss ({PROC_RST})"
 _CENSUS = "page census: every page of the paused guests is hashed"
 _BURNDOWN = "samples of /sys/kernel/mm/ksm while KSM merges"
 
+_SURVEY = "survey: every page that KSM may merge is hashed while the machines run; all contents, or a sample"
+_ROOM = "analysis/measure/room.py, from a survey"
+
 _FORECAST = "the model of analysis/model/sharing.py, fitted to measured cells"
 _PROBE = "the probe in each guest (capacity runs)"
 
@@ -358,6 +361,131 @@ _ALL = (
         "What B has more than A, over A.",
     ),
     Quantity(
+        "surveyed_resident_mib",
+        "resident",
+        "MiB",
+        0,
+        _SURVEY,
+        "Resident memory of all machines that KSM may merge.",
+    ),
+    Quantity(
+        "surveyed_zero_mib", "zero pages", "MiB", 0, _SURVEY, "Pages of zeros that could go: all but one."
+    ),
+    Quantity(
+        "surveyed_zero_huge_mib",
+        "zero pages of huge pages",
+        "MiB",
+        0,
+        f"{_SURVEY}; their frames in /proc/kpageflags (Documentation/admin-guide/mm/pagemap.rst)",
+        "Those of the zero pages that lie in huge pages. KSM splits a huge page to merge in it, and where "
+        "the kernel then frees its zero pages, they are saved and in no counter of KSM.",
+    ),
+    Quantity(
+        "surveyed_within_mib",
+        "duplicates within a machine",
+        "MiB",
+        0,
+        _SURVEY,
+        "Pages that a machine holds more than once, zero pages apart.",
+    ),
+    Quantity(
+        "surveyed_between_mib",
+        "duplicates between machines",
+        "MiB",
+        0,
+        _SURVEY,
+        "What several machines hold, one copy each, less the one that stays.",
+    ),
+    Quantity(
+        "surveyed_limited_mib",
+        "kept by max_page_sharing",
+        "MiB",
+        0,
+        f"{_SURVEY}; max_page_sharing ({KSM_RST})",
+        "Duplicates that stay, since one page serves at most max_page_sharing copies; negative.",
+    ),
+    Quantity(
+        "surveyed_ideal_mib",
+        "ideal saving",
+        "MiB",
+        0,
+        _SURVEY,
+        "What a perfect KSM would save on the host as it is: the four parts above together.",
+    ),
+    Quantity(
+        "surveyed_gross_mib",
+        "saved by KSM now",
+        "MiB",
+        0,
+        f"/sys/kernel/mm/ksm: (pages_sharing + ksm_zero_pages) x page size ({KSM_RST})",
+        "What KSM's counters say is merged away on the host at the survey, other processes' pages included.",
+    ),
+    Quantity(
+        "surveyed_own_mib",
+        "KSM's own memory",
+        "MiB",
+        0,
+        f"resident pages that KSM may merge x 64 B, one rmap_item each ({KSM_RST})",
+        "What KSM would take for itself to look after all of these pages.",
+    ),
+    Quantity(
+        "surveyed_moved_mib",
+        "moved",
+        "MiB",
+        0,
+        "survey: one page in 64, drawn at random, is hashed before and after",
+        "Pages that became others while all were read; the ideal saving errs by no more.",
+    ),
+    Quantity(
+        "machine_alone_mib",
+        "its own",
+        "MiB",
+        0,
+        _SURVEY,
+        "Contents of a machine that no other machine has, once each.",
+    ),
+    Quantity(
+        "machine_off_mib",
+        "one more, KSM off",
+        "MiB",
+        0,
+        _ROOM,
+        "What one more machine like it needs without KSM: anonymous memory and page tables of its process.",
+    ),
+    Quantity(
+        "machine_on_mib",
+        "one more, KSM",
+        "MiB",
+        0,
+        _ROOM,
+        "What one more machine like it needs with a perfect KSM: its own contents once, what lies "
+        "outside of its guest's memory, and KSM's own memory.",
+    ),
+    Quantity(
+        "more_off_guests",
+        "more, KSM off",
+        "machines",
+        0,
+        _ROOM,
+        "How many more machines like it fit without KSM.",
+    ),
+    Quantity(
+        "more_on_guests",
+        "more, KSM",
+        "machines",
+        0,
+        _ROOM,
+        "How many more machines like it are expected to fit once a perfect KSM has merged all.",
+    ),
+    Quantity(
+        "more_safe_guests",
+        "more, safe",
+        "machines",
+        0,
+        _ROOM,
+        "How many more fit when no page is shared and all memory of every machine, old or new, is in use.",
+    ),
+    Quantity(
         "error_percent",
         "error",
         "%",
@@ -571,4 +699,22 @@ CENSUS = (
     "saved_mib_per_vm",
     "gross_then_mib_per_vm",
     "efficiency_percent",
+)
+SURVEY = (
+    "surveyed_zero_mib",
+    "surveyed_zero_huge_mib",
+    "surveyed_within_mib",
+    "surveyed_between_mib",
+    "surveyed_limited_mib",
+    "surveyed_ideal_mib",
+    "surveyed_gross_mib",
+    "surveyed_own_mib",
+)
+MACHINE = (
+    "machine_alone_mib",
+    "machine_off_mib",
+    "machine_on_mib",
+    "more_off_guests",
+    "more_on_guests",
+    "more_safe_guests",
 )

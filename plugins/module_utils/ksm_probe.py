@@ -172,7 +172,9 @@ def selected(text: str) -> str:
 
 
 def knob_files(roots: Roots) -> list[Path]:
-    """The file of each knob of KSM; `run` and the counters are not knobs."""
+    """The file of each knob of KSM, none on a kernel without it; `run` and the counters are not knobs."""
+    if not roots.ksm.is_dir():
+        return []
     counters = {*KSM_REQUIRED, *KSM_OPTIONAL}
     return [
         path

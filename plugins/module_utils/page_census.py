@@ -1,4 +1,4 @@
-"""Hash the resident pages of paused processes and count equal hashes; contents are not kept.
+"""Hash the resident pages of processes; contents are not kept.
 
 Pages are read through /proc/PID/mem. process_vm_readv would be faster, and change what it measures: it pins
 pages (FOLL_PIN), and a page that is pinned for reading and not its owner's alone is copied first (mm/gup.c,
@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
@@ -28,12 +29,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xxhash
+from ansible.module_utils.page_sampling import Keep, Look
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 HASH_BYTES = 8
 # Within the second-level cache, so that hashing finds there what reading left.
 BUFFER_BYTES = 1 << 20
 TASK_BYTES = 64 << 20
+TASK_PAGES = TASK_BYTES // PAGE_BYTES
 KIB = 1024
 PAGEMAP_PRESENT = 1 << 63
 PAGEMAP_SWAPPED = 1 << 62
@@ -42,12 +45,11 @@ PAGEMAP_FRAME = (1 << 55) - 1
 KPAGEFLAGS = "/proc/kpageflags"
 FLAGS_BYTES = 8
 KPF_KSM = 1 << 21
+KPF_THP = 1 << 22
 KPF_ZERO_PAGE = 1 << 24
 # Frames whose flags are read at once: half a MiB of them
 FRAMES_AT_ONCE = 1 << 16
 PR_SET_PDEATHSIG = 1
-MATRIX_ROWS = 1 << 16
-COPIES_BITS = 40
 # Pages of one byte each whose origin is known
 KNOWN_BYTES = {
     "zero": b"\0",
@@ -56,9 +58,6 @@ KNOWN_BYTES = {
     # What a Linux guest writes over what it frees of its own start (POISON_FREE_INITMEM, linux/poison.h)
     "kernel_init": b"\xcc",
 }
-LARGEST_CONTENTS = 10
-# Odd, so that frames times it stay distinct: one number for a frame and what it holds.
-FRAME_FACTOR = 0x9E3779B97F4A7C15
 
 Hashes = npt.NDArray[np.uint64]
 Frames = npt.NDArray[np.uint64]
@@ -98,8 +97,8 @@ class Layout:
 class Counted:
     """Pages of one process while it was paused.
 
-    ``hashes`` are those of all present anonymous pages, the zero page's mappings among them; ``flags`` those
-    of the frame that each is on, as /proc/kpageflags has them.
+    ``hashes`` are those of all present anonymous pages that were kept, the zero page's mappings among them;
+    ``flags`` those of the frame that each is on, as /proc/kpageflags has them.
     """
 
     hashes: Hashes
@@ -112,12 +111,21 @@ class Counted:
         """Mappings of the kernel's zero page, which take no memory."""
         return int(np.count_nonzero(self.flags & np.uint64(KPF_ZERO_PAGE)))
 
+    def huge_pages(self, content: int) -> int:
+        """Pages with this hash that are parts of transparent huge pages, but the kernel's own zero page."""
+        parts = (self.flags & np.uint64(KPF_THP | KPF_ZERO_PAGE)) == np.uint64(KPF_THP)
+        return int(np.count_nonzero(parts & (self.hashes == np.uint64(content))))
+
 
 @dataclass(frozen=True)
 class Reading:
-    """The hashes of all processes, those of the contents whose origin is known, and what reading cost."""
+    """The hashes of all processes, those of the contents whose origin is known, and what reading cost.
+
+    ``present_pages``: how many of each process were read, kept or not.
+    """
 
     counted: tuple[Counted, ...]
+    present_pages: tuple[int, ...]
     known: dict[str, int]
     bytes_read: int
     seconds: float
@@ -131,6 +139,15 @@ class _Task:
     start: int
     pages: int
     place: int
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What a task has found; the hashes and frames that it kept lie at its place."""
+
+    kept_pages: int
+    present_pages: int
+    swapped_pages: int
 
 
 def parse_smaps(text: str) -> Layout:
@@ -155,7 +172,14 @@ class Reader:
     """Worker processes and the memory that they share; made before the pause, so that the pause is short."""
 
     def __init__(
-        self, pids: Sequence[int], layouts: Sequence[Layout], *, processes: int, close: int | None
+        self,
+        pids: Sequence[int],
+        layouts: Sequence[Layout],
+        *,
+        processes: int,
+        close: int | None,
+        share: float = 1.0,
+        seed: int | None = None,
     ) -> None:
         """Start the workers.
 
@@ -164,6 +188,8 @@ class Reader:
             layouts: their mappings, in the same order.
             processes: number of workers.
             close: a descriptor that the workers must not keep open.
+            share: of its time each worker works, the rest it sleeps.
+            seed: of the hashes; None: one that nobody else knows.
         """
         self._tasks = list(_tasks(pids, layouts))
         self._owners = len(pids)
@@ -173,12 +199,12 @@ class Reader:
         self._hashes, self._frames = (
             np.frombuffer(mmap.mmap(-1, max(1, pages) * HASH_BYTES), dtype=np.uint64) for _ in range(2)
         )
-        self._seed = secrets.randbits(64)
+        self._seed = secrets.randbits(64) if seed is None else seed
         self._pool = ProcessPoolExecutor(
             self.processes,
             mp_context=multiprocessing.get_context("fork"),
             initializer=_start_worker,
-            initargs=(self._hashes, self._frames, self._seed, os.getpid(), close),
+            initargs=(self._hashes, self._frames, self._seed, share, os.getpid(), close),
         )
         self._guarded(lambda: self._pool.submit(os.getpid).result())
 
@@ -190,23 +216,52 @@ class Reader:
         """End the workers."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def read(self, progress: Callable[[int], None]) -> Reading:
+    @property
+    def known(self) -> dict[str, int]:
+        """The hashes of the contents whose origin is known."""
+        return {
+            kind: xxhash.xxh3_64_intdigest(byte * PAGE_BYTES, self._seed)
+            for kind, byte in KNOWN_BYTES.items()
+        }
+
+    def look(self, one_in: int) -> list[Hashes]:
+        """Hash one page in so many, drawn at random and the same at each call, of each process.
+
+        Returns: for each process a hash for each page drawn, ABSENT where none is there. Raises CensusError.
+        """
+        looks: dict[int, Hashes] = {}
+
+        def gather() -> None:
+            futures = {self._pool.submit(_look_task, task, Look(one_in)): task.place for task in self._tasks}
+            for future in as_completed(futures):
+                looks[futures[future]] = future.result()
+
+        self._guarded(gather)
+        return [
+            np.concatenate(
+                [np.empty(0, np.uint64), *(looks[t.place] for t in self._tasks if t.owner == owner)]
+            )
+            for owner in range(self._owners)
+        ]
+
+    def read(self, progress: Callable[[int], None], keep: Keep | None = None) -> Reading:
         """Hash every present anonymous page and look what its frame is.
 
         Args:
             progress: called with the bytes read so far, now and then.
+            keep: which hashes are kept; None: all.
 
         Raises:
             CensusError: a process ended, or a worker did; or this is not root.
         """
         begin = time.monotonic()
-        done: dict[int, tuple[int, int]] = {}
+        done: dict[int, _Done] = {}
 
         def gather() -> None:
-            futures = {self._pool.submit(_hash_task, task): task.place for task in self._tasks}
+            futures = {self._pool.submit(_hash_task, task, keep): task.place for task in self._tasks}
             for future in as_completed(futures):
                 done[futures[future]] = future.result()
-                progress(sum(pages for pages, _ in done.values()) * PAGE_BYTES)
+                progress(sum(one.present_pages for one in done.values()) * PAGE_BYTES)
 
         self._guarded(gather)
         frames = [self._of(self._frames, owner, done) for owner in range(self._owners)]
@@ -218,22 +273,23 @@ class Reader:
                     hashes=self._of(self._hashes, owner, done),
                     frames=frames[owner],
                     flags=flags[owner],
-                    swapped_pages=sum(done[task.place][1] for task in self._tasks if task.owner == owner),
+                    swapped_pages=sum(done[t.place].swapped_pages for t in self._tasks if t.owner == owner),
                 )
                 for owner in range(self._owners)
             ),
-            known={
-                kind: xxhash.xxh3_64_intdigest(byte * PAGE_BYTES, self._seed)
-                for kind, byte in KNOWN_BYTES.items()
-            },
-            bytes_read=sum(pages for pages, _ in done.values()) * PAGE_BYTES,
+            present_pages=tuple(
+                sum(done[task.place].present_pages for task in self._tasks if task.owner == owner)
+                for owner in range(self._owners)
+            ),
+            known=self.known,
+            bytes_read=sum(one.present_pages for one in done.values()) * PAGE_BYTES,
             seconds=seconds,
             processes=self.processes,
         )
 
-    def _of(self, numbers: Frames, owner: int, done: dict[int, tuple[int, int]]) -> Frames:
+    def _of(self, numbers: Frames, owner: int, done: dict[int, _Done]) -> Frames:
         parts = [
-            numbers[task.place : task.place + done[task.place][0]]
+            numbers[task.place : task.place + done[task.place].kept_pages]
             for task in self._tasks
             if task.owner == owner
         ]
@@ -286,11 +342,16 @@ def _tasks(pids: Sequence[int], layouts: Sequence[Layout]) -> Iterator[_Task]:
 
 @dataclass(frozen=True)
 class _Worker:
-    """What one worker process keeps: its buffer, a view of each page in it, and where its numbers go."""
+    """What one worker process keeps: its buffer, a view of each page in it, and where its numbers go.
+
+    ``found``: the hashes of the task that it is at, of which it keeps all or some.
+    """
 
     hashes: Hashes
     frames: Frames
+    found: Hashes
     seed: int
+    share: float
     buffer: memoryview
     pages: tuple[memoryview, ...]
 
@@ -298,7 +359,9 @@ class _Worker:
 _worker: _Worker
 
 
-def _start_worker(hashes: Hashes, frames: Frames, seed: int, parent: int, close: int | None) -> None:
+def _start_worker(  # noqa: PLR0917 -- a pool's initializer takes no names
+    hashes: Hashes, frames: Frames, seed: int, share: float, parent: int, close: int | None
+) -> None:
     global _worker  # noqa: PLW0603 -- a worker process has one state, made once
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -311,50 +374,91 @@ def _start_worker(hashes: Hashes, frames: Frames, seed: int, parent: int, close:
         os.close(close)
     buffer = memoryview(mmap.mmap(-1, BUFFER_BYTES))
     pages = tuple(buffer[at : at + PAGE_BYTES] for at in range(0, BUFFER_BYTES, PAGE_BYTES))
-    _worker = _Worker(hashes, frames, seed, buffer, pages)
+    _worker = _Worker(hashes, frames, np.empty(TASK_PAGES, np.uint64), seed, share, buffer, pages)
 
 
-def _hash_task(task: _Task) -> tuple[int, int]:
-    """Hash the present anonymous pages of a range and note their frames; (their number, swapped pages)."""
+def _hash_task(task: _Task, keep: Keep | None) -> _Done:
+    """Hash the present anonymous pages of a range and note their frames."""
+    begin = time.process_time()
+    entries = _entries(task)
+    present = _present(entries)
+    found = _hash_pages(task, present)
+    frames = entries[present] & np.uint64(PAGEMAP_FRAME)
+    if keep is not None:
+        kept = keep.mask(found)
+        found, frames = found[kept], frames[kept]
+    _worker.hashes[task.place : task.place + len(found)] = found
+    _worker.frames[task.place : task.place + len(found)] = frames
+    _rest(begin)
+    return _Done(
+        len(found),
+        int(np.count_nonzero(present)),
+        int(np.count_nonzero(entries & np.uint64(PAGEMAP_SWAPPED))),
+    )
+
+
+def _look_task(task: _Task, look: Look) -> Hashes:
+    """Hash the pages of a range that are drawn; ABSENT for those that are not present."""
+    begin = time.process_time()
+    drawn = look.drawn(_worker.seed, task.place, task.pages)
+    present = _present(_entries(task))
+    numbers: Hashes = look.numbers(drawn, present, _hash_pages(task, present & drawn))
+    _rest(begin)
+    return numbers
+
+
+def _rest(begin: float) -> None:
+    """Sleep for as long as is due after working since then (CPU seconds of this process)."""
+    if _worker.share < 1:
+        time.sleep((time.process_time() - begin) * (1 / _worker.share - 1))
+
+
+def _present(entries: Hashes) -> npt.NDArray[np.bool_]:
+    mask = np.uint64(PAGEMAP_PRESENT | PAGEMAP_FILE_OR_SHARED)
+    present: npt.NDArray[np.bool_] = (entries & mask) == np.uint64(PAGEMAP_PRESENT)
+    return present
+
+
+def _entries(task: _Task) -> Hashes:
+    """What /proc/PID/pagemap says of each page of a range."""
+    with _readable(task, "pagemap") as pagemap:
+        entries = os.pread(pagemap, task.pages * HASH_BYTES, task.start // PAGE_BYTES * HASH_BYTES)
+    numbers = np.frombuffer(entries, dtype=np.uint64)
+    if len(numbers) != task.pages:
+        raise CensusError(f"process {task.pid} ended or changed its memory while it was read")
+    return numbers
+
+
+@contextmanager
+def _readable(task: _Task, name: str) -> Iterator[int]:
     try:
-        pagemap = os.open(f"/proc/{task.pid}/pagemap", os.O_RDONLY)
+        descriptor = os.open(f"/proc/{task.pid}/{name}", os.O_RDONLY)
         try:
-            entries = os.pread(pagemap, task.pages * HASH_BYTES, task.start // PAGE_BYTES * HASH_BYTES)
+            yield descriptor
         finally:
-            os.close(pagemap)
-        flags = np.frombuffer(entries, dtype=np.uint64)
-        if len(flags) != task.pages:
-            raise CensusError(f"process {task.pid} ended or changed its memory while it was read")
-        swapped = np.count_nonzero(flags & np.uint64(PAGEMAP_SWAPPED))
-        mask = np.uint64(PAGEMAP_PRESENT | PAGEMAP_FILE_OR_SHARED)
-        present = (flags & mask) == np.uint64(PAGEMAP_PRESENT)
-        frames = flags[present] & np.uint64(PAGEMAP_FRAME)
-        _worker.frames[task.place : task.place + len(frames)] = frames
-        memory = os.open(f"/proc/{task.pid}/mem", os.O_RDONLY)
-        try:
-            return _hash_pages(memory, task, present), int(swapped)
-        finally:
-            os.close(memory)
+            os.close(descriptor)
     except OSError as error:
         # Pickled to the parent: an OSError of its own would lose its sentence.
         raise CensusError(f"the memory of process {task.pid} cannot be read: {error.strerror}") from None
 
 
-def _hash_pages(memory: int, task: _Task, present: npt.NDArray[np.bool_]) -> int:
-    edges = np.flatnonzero(np.diff(present, prepend=False, append=False))
-    place = task.place
-    filled = 0
-    for first, last in edges.reshape(-1, 2).tolist():
-        page = first
-        while page < last:
-            room = min(last - page, len(_worker.pages) - filled)
-            _read(memory, _worker.buffer[filled * PAGE_BYTES : (filled + room) * PAGE_BYTES], task, page)
-            page += room
-            filled += room
-            if filled == len(_worker.pages):
-                place = _hash_buffer(place, filled)
-                filled = 0
-    return _hash_buffer(place, filled) - task.place
+def _hash_pages(task: _Task, chosen: npt.NDArray[np.bool_]) -> Hashes:
+    """The hashes of the chosen pages of a range, in their order; good until the next call."""
+    edges = np.flatnonzero(np.diff(chosen, prepend=False, append=False))
+    hashed = filled = 0
+    with _readable(task, "mem") as memory:
+        for first, last in edges.reshape(-1, 2).tolist():
+            page = first
+            while page < last:
+                room = min(last - page, len(_worker.pages) - filled)
+                _read(memory, _worker.buffer[filled * PAGE_BYTES : (filled + room) * PAGE_BYTES], task, page)
+                page += room
+                filled += room
+                if filled == len(_worker.pages):
+                    hashed = _hash_buffer(hashed, filled)
+                    filled = 0
+        hashed = _hash_buffer(hashed, filled)
+    return _worker.found[:hashed]
 
 
 def _read(memory: int, into: memoryview, task: _Task, page: int) -> None:
@@ -367,121 +471,12 @@ def _read(memory: int, into: memoryview, task: _Task, page: int) -> None:
         address += length
 
 
-def _hash_buffer(place: int, pages: int) -> int:
-    """Hash the first pages of the buffer; the place after them.
+def _hash_buffer(hashed: int, pages: int) -> int:
+    """Hash the first pages of the buffer after so many of the task; the number with them.
 
     One C call for each page and no bytecode between: in python-xxhash a call costs some 80 ns besides the
     hashing, by ctypes 300 ns.
     """
     digests = b"".join(map(xxhash.xxh3_64_digest, _worker.pages[:pages], repeat(_worker.seed)))
-    _worker.hashes[place : place + pages] = np.frombuffer(digests, dtype=">u8")
-    return place + pages
-
-
-@dataclass(frozen=True)
-class Tally:
-    """Equal pages counted; zero pages are in no number but ``zero_pages``.
-
-    ``zero_pages``, ``distinct_pages``: one for each process.
-    ``contents``: (processes that hold it, copies in all, number of such contents), ascending.
-    ``largest``: the contents with most copies, those first: (copies, processes that hold it, hash).
-    ``shared``: distinct contents that two processes both hold; the diagonal is ``distinct_pages``.
-    """
-
-    zero_pages: tuple[int, ...]
-    distinct_pages: tuple[int, ...]
-    contents: tuple[tuple[int, int, int], ...]
-    largest: tuple[tuple[int, int, int], ...]
-    shared: tuple[tuple[int, ...], ...]
-
-
-def tally(hashes: Sequence[Hashes], zero_hash: int) -> Tally:
-    """Count equal hashes within and between processes.
-
-    Two different pages among p have equal hashes with a probability of p^2 / 2^65: 1e-7 for two million.
-    """
-    zero = np.uint64(zero_hash)
-    zero_pages = tuple(int(np.count_nonzero(mine == zero)) for mine in hashes)
-    counted = [np.unique(mine[mine != zero], return_counts=True) for mine in hashes]
-    distinct = [len(values) for values, _ in counted]
-    if not sum(distinct):
-        shared = tuple((0,) * len(hashes) for _ in hashes)
-        return Tally(zero_pages, tuple(distinct), (), (), shared)
-    values = np.concatenate([values for values, _ in counted])
-    copies = np.concatenate([counts.astype(np.uint32) for _, counts in counted])
-    del counted
-    owners = np.repeat(np.arange(len(hashes), dtype=np.uint16), distinct)
-    order = np.argsort(values, kind="stable")
-    values, copies, owners = values[order], copies[order], owners[order]
-    starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
-    held_by = np.diff(starts, append=len(values))
-    copied = np.add.reduceat(copies, starts, dtype=np.int64)
-    largest = np.argsort(-copied, kind="stable")[:LARGEST_CONTENTS]
-    # One number for each pair of (held by, copies): sorting rows would take several times as long.
-    kinds, numbers = np.unique((held_by << COPIES_BITS) + copied, return_counts=True)
-    return Tally(
-        zero_pages=zero_pages,
-        distinct_pages=tuple(distinct),
-        contents=tuple(
-            (kind >> COPIES_BITS, kind & ((1 << COPIES_BITS) - 1), number)
-            for kind, number in zip(kinds.tolist(), numbers.tolist(), strict=True)
-        ),
-        largest=tuple(
-            zip(
-                copied[largest].tolist(),
-                held_by[largest].tolist(),
-                values[starts[largest]].tolist(),
-                strict=True,
-            )
-        ),
-        shared=_shared(owners, held_by, starts, distinct),
-    )
-
-
-def _shared(
-    owners: npt.NDArray[np.uint16],
-    held_by: npt.NDArray[np.int64],
-    starts: npt.NDArray[np.int64],
-    distinct: Sequence[int],
-) -> tuple[tuple[int, ...], ...]:
-    matrix = np.zeros((len(distinct), len(distinct)), dtype=np.int64)
-    several = np.flatnonzero(held_by > 1)
-    for first in range(0, len(several), MATRIX_ROWS):
-        rows = several[first : first + MATRIX_ROWS]
-        # float32 counts exactly up to 2^24, and a block has 2^16 rows; BLAS multiplies no integers.
-        held = np.zeros((len(rows), len(distinct)), dtype=np.float32)
-        lengths = held_by[rows]
-        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        held[np.repeat(np.arange(len(rows)), lengths), owners[np.repeat(starts[rows], lengths) + within]] = 1
-        matrix += np.rint(held.T @ held).astype(np.int64)
-    np.fill_diagonal(matrix, distinct)
-    return tuple(tuple(row) for row in matrix.tolist())
-
-
-@dataclass(frozen=True)
-class Merged:
-    """What KSM has merged in the pages that were read: so many mappings of so many frames of its own.
-
-    ``mapped_pages`` - ``frames`` is what is saved by it. It never exceeds what equal contents could save: a
-    content's n copies, m of them on its f frames, save m - f, at most n - 1; and since a frame serves at most
-    max_page_sharing mappings, at most n - ceil(n / max_page_sharing).
-    """
-
-    mapped_pages: int
-    frames: int
-
-
-def merged(counted: Sequence[Counted]) -> Merged:
-    """What KSM has merged, by the flags of the frames; mappings of the kernel's zero page are none of it.
-
-    A frame is counted once for each content that was read on it, which is one while nothing moves frames.
-    """
-    frames, contents = [], []
-    for one in counted:
-        ours = (one.flags & np.uint64(KPF_KSM)) != 0
-        frames.append(one.frames[ours])
-        contents.append(one.hashes[ours])
-    all_frames = np.concatenate([*frames, np.empty(0, np.uint64)])
-    all_contents = np.concatenate([*contents, np.empty(0, np.uint64)])
-    pairs = (all_frames * np.uint64(FRAME_FACTOR)) ^ all_contents
-    return Merged(mapped_pages=len(pairs), frames=len(np.unique(pairs)))
+    _worker.found[hashed : hashed + pages] = np.frombuffer(digests, dtype=">u8")
+    return hashed + pages

@@ -160,11 +160,24 @@ def build(params: dict[str, Any], folder: Path, say: Callable[[str], None]) -> d
     root, raw = folder / "root", folder / "disk.raw"
     mirror = mirror_of_host(params["suite"])
     say(f"building a Debian {params['suite']} image from {mirror}")
-    run(["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory",
-         f"--include={','.join(params['packages'])}", '--aptopt=Apt::Install-Recommends "false"',
-         "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
-         "--dpkgopt=path-exclude=/usr/share/locale/*", f"--customize-hook={hook}",
-         params["suite"], str(root), mirror])
+    run(
+        [
+            "mmdebstrap",
+            "--quiet",
+            "--mode=root",
+            "--variant=minbase",
+            "--format=directory",
+            f"--include={','.join(params['packages'])}",
+            '--aptopt=Apt::Install-Recommends "false"',
+            "--dpkgopt=path-exclude=/usr/share/doc/*",
+            "--dpkgopt=path-exclude=/usr/share/man/*",
+            "--dpkgopt=path-exclude=/usr/share/locale/*",
+            f"--customize-hook={hook}",
+            params["suite"],
+            str(root),
+            mirror,
+        ]
+    )
     say("writing the image's disk")
     for name, pattern in (("vmlinuz", "vmlinuz-*"), ("initrd", "initrd.img-*")):
         found = sorted((root / "boot").glob(pattern))
@@ -262,8 +275,13 @@ def make(params: dict[str, Any], folder: Path, say: Callable[[str], None]) -> di
         boot = (build if params["source"] == "build" else fetch)(params, working, say)
         say("taking the image's digest")
         disk = working / "disk.qcow2"
-        image = {"disk": disk.name, **boot, "source": params["source"], "disk_bytes": disk.stat().st_size,
-                 "digest": digest_of(disk, "sha256")}
+        image = {
+            "disk": disk.name,
+            **boot,
+            "source": params["source"],
+            "disk_bytes": disk.stat().st_size,
+            "digest": digest_of(disk, "sha256"),
+        }
         (working / "image.json").write_text(json.dumps(image, indent=1) + "\n")
         working.chmod(0o711)
         remove_own(folder, folder)

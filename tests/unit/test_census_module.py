@@ -36,7 +36,7 @@ RECORDED_SYS = ROOT / "tests/fixtures/host/linux-6.18/sys"
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 ansible.module_utils.__path__.append(str(ROOT / "plugins/module_utils"))
 
-from ansible.module_utils import page_census  # noqa: E402
+from ansible.module_utils import page_census, page_tally  # noqa: E402
 from ansible.module_utils.page_census import (  # noqa: E402
     KPF_KSM,
     KPF_ZERO_PAGE,
@@ -46,10 +46,9 @@ from ansible.module_utils.page_census import (  # noqa: E402
     Layout,
     Reader,
     frame_flags,
-    merged,
     parse_smaps,
-    tally,
 )
+from ansible.module_utils.page_tally import merged, tally  # noqa: E402
 
 
 class Host:
@@ -257,8 +256,12 @@ def test_zero_pages_that_ksm_makes_without_counting_are_unknown(host: Host) -> N
     assert host.take()["observed"]["merged"]["zero_pages"] is None
 
 
-def test_a_guardian_does_what_was_promised_and_not_done() -> None:
-    due = load("plugins/modules/census.py").due
+def test_a_guardian_does_what_was_promised_and_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(FIXTURES)  # for its libvirt
+    monkeypatch.setenv("RUN_ROOT", str(tmp_path))
+    due = load("plugins/module_utils/guest_pause.py").due
     assert due(["run 1", "resume a", "resume b", "done resume a"]) == ["run 1", "resume b"]
     assert due(["run 1", "resume a", "done resume a", "done run 1"]) == []
 
@@ -419,7 +422,7 @@ def test_a_process_that_ended_is_one_sentence() -> None:
             reader.read(lambda _bytes: None)
 
 
-def die(_task: Any) -> None:
+def die(*_task: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -466,7 +469,7 @@ def brute(guests: Sequence[Sequence[int]]) -> tuple[list[int], list[tuple[int, i
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_tally_against_brute_force(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_census, "MATRIX_ROWS", 7)
+    monkeypatch.setattr(page_tally, "MATRIX_ROWS", 7)
     random = np.random.default_rng(seed)
     guests = [random.integers(0, 60, random.integers(0, 90)).tolist() for _ in range(random.integers(1, 7))]
     salted = [

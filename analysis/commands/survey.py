@@ -1,0 +1,91 @@
+"""What KSM would save on hosts as they are, what it saves now, and how many more machines fit.
+
+Shows what `ansible-playbook playbooks/survey.yml -i HOSTS -e census=true` has read.
+
+example: python -m analysis survey --json
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from analysis.commands.options import add_hypervisor, add_json, add_results, add_run
+from analysis.plan.design import check_run_id
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this command."""
+    add_results(parser)
+    add_run(parser, "the newest survey")
+    add_hypervisor(parser)
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show surveys; 1 where a part of what was asked for cannot be read.
+
+    Raises UserError or OSError with a text for the user.
+    """
+    from analysis.records.placement import FILE, PlacementRecord
+    from analysis.records.reading import RecordError, read_record
+    from analysis.records.survey import SurveyRecord
+    from analysis.report.placement import placement_content, placement_parts
+    from analysis.report.quantities import MACHINE, SURVEY
+    from analysis.report.summary import described
+    from analysis.report.survey import hosts_part, survey_content, survey_parts
+    from analysis.report.tables import Part, show
+
+    records, placements, problems = [], [], []
+    paths = _stored(arguments.results, arguments.run, arguments.hypervisor)
+    for path in sorted({path.parent.with_name(FILE) for path in paths}):
+        try:
+            placements += [read_record(path, PlacementRecord)] if path.exists() else []
+        except RecordError as error:
+            problems.append(f"! {error}")
+    for path in paths:
+        try:
+            records.append(read_record(path, SurveyRecord))
+        except RecordError as error:
+            problems.append(f"! {path.parent.name}: {error}")
+    if arguments.json:
+        content = {
+            "schema_version": 1,
+            "quantities": described((*SURVEY, *MACHINE)),
+            "surveys": [survey_content(record) for record in records],
+            "moves": [move for placement in placements for move in placement_content(placement, records)],
+            "problems": problems,
+        }
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+        return int(bool(problems))
+    parts: list[Part] = [hosts_part(records)] if len(records) > 1 else []
+    for placement in placements:
+        parts += placement_parts(placement, records)
+    for record in records:
+        parts += survey_parts(record)
+    if parts:
+        show(*parts)
+    if problems:
+        print("\n".join(problems), file=sys.stderr)
+    return int(bool(problems))
+
+
+def _stored(results: Path, run_ids: list[str] | None, hypervisor: str | None) -> list[Path]:
+    """The files asked for, without ids those of the run that was written last. Raises RecordError."""
+    from analysis.records.reading import RecordError
+    from analysis.records.survey import FILE
+
+    paths = sorted(results.glob(f"*/{FILE}")) + sorted(results.glob(f"*/*/{FILE}"))
+    if run_ids:
+        wanted = {check_run_id(run_id) for run_id in run_ids}
+        paths = [path for path in paths if wanted & set(path.parts)]
+    elif paths:
+        newest = max(paths, key=lambda path: path.stat().st_mtime).parent.parent
+        paths = [path for path in paths if path.parent.parent == newest]
+    if hypervisor is not None:
+        paths = [path for path in paths if path.parent.name == hypervisor]
+    if not paths:
+        raise RecordError(
+            f"there is no such survey in {results}: ansible-playbook playbooks/survey.yml -i HOSTS takes one."
+        )
+    return paths
