@@ -125,5 +125,7 @@ def test_daemons_that_do_not_start_are_named_and_one_that_runs_is_left_alone(
     monkeypatch.setattr(daemon, "running", {"virtlogd": True, "libvirtd": False}.__getitem__)
     with pytest.raises(daemon.DaemonError, match=r"^libvirtd -d failed: no memory$"):
         daemon.start(systemd=False)
-    with pytest.raises(daemon.DaemonError, match=r"^systemctl is not installed; run the kvm_host role first$"):
+    with pytest.raises(
+        daemon.DaemonError, match=r"^systemctl is not installed; run the kvm_host role first$"
+    ):
         daemon.start(systemd=True)
