@@ -238,8 +238,8 @@ def _follow(
                 Display().display(f"    [{host}] it does not answer, and is asked again for {patience:g} s")
             if now > min(deadline, silent_since + patience):
                 raise AnsibleConnectionFailure(
-                    f"{host} has not answered for {now - silent_since:.0f} s ({error}): where it lives it puts "
-                    f"itself right, {patience:g} s after it was last heard of"
+                    f"{host} has not answered for {now - silent_since:.0f} s ({error}): where it lives it "
+                    f"puts itself right, {patience:g} s after it was last heard of"
                 ) from None
             time.sleep(LOOKS * LOOK_SECONDS)
 

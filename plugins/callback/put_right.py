@@ -27,14 +27,16 @@ name: put_right
 type: notification
 short_description: Restore KSM and remove the guests after an interrupted experiment or capacity run
 description:
-  - A play that was interrupted leaves its C(always) sections undone. When a measuring play has begun and
-    the run ends without its statistics, C(teardown.yml) beside its playbook is run with the same inventory.
+  - A play that was interrupted leaves its C(always) sections undone. When a measuring play has come to its
+    action put_right, before which it changes nothing, and the run ends without its statistics,
+    C(teardown.yml) beside its playbook is run with the same inventory.
   - While a measuring play runs, SIGTERM and SIGHUP do what Ctrl-C does; the first of them counts, and what
     comes after it disturbs nothing.
   - The cell that was being measured on each host is recorded as failed, with its phase and task.
 """
 
 TEARDOWN = "teardown.yml"
+ACTION = "put_right"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A worker that was told to end tells its module on the host to do so: analysis.progress.module.
 WORKER_SECONDS = 40
@@ -52,6 +54,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         """Be ready for an end that comes without the statistics."""
         super().__init__()
         self.main_process = os.getpid()
+        self.measuring = False
         self.owed = False
         self.teardown = Path(TEARDOWN)
         self.run_directory: Path | None = None
@@ -69,10 +72,10 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         self.teardown = Path(playbook._basedir).resolve() / TEARDOWN
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
-        """From a measuring play on something may have to be put right."""
-        if self.owed or play.get_name() not in MEASURING_PLAYS or context.CLIARGS.get("check"):
+        """In a measuring play every end but its own is an interruption."""
+        if self.measuring or play.get_name() not in MEASURING_PLAYS or context.CLIARGS.get("check"):
             return
-        self.owed = True
+        self.measuring = True
         self.ansible_interrupts = signal.getsignal(signal.SIGINT)
         for number in SIGNALS:
             # What is ignored from the start, as SIGHUP under nohup, stays so.
@@ -92,6 +95,10 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         finally:
             # Ansible's handler is for once: the next Ctrl-C would end this process at once.
             _ignore_signals()
+
+    def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
+        """From its first putting right on the run changes its hosts."""
+        self.owed = self.owed or (self.measuring and task.action == ACTION)
 
     def v2_runner_on_start(self, host: Any, task: Any) -> None:
         """Keep where the host is."""
