@@ -12,7 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -124,8 +124,14 @@ def fill(folder: Path, spare_bytes: int = 0) -> Path:
     """A file that takes all that is free in the folder but this."""
     filler = folder / "filler"
     seen = os.statvfs(folder)
-    with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, seen.f_bfree * seen.f_frsize - spare_bytes)
+    rest = max(spare_bytes, 4 * MIB)
+    with filler.open("wb", buffering=0) as file:
+        os.posix_fallocate(file.fileno(), 0, seen.f_bfree * seen.f_frsize - rest)
+        file.seek(0, os.SEEK_END)
+        # To the last block, of which a file system may need some for itself
+        with suppress(OSError):
+            while not spare_bytes:
+                file.write(bytes(MIB))
     return filler
 
 
@@ -171,7 +177,8 @@ def own_disk(tmp_path: Path) -> Iterator[Path]:
         (place / "images").mkdir(mode=0o711)
         with mounted("--bind", images, place / "images"):
             yield place
-            playbook(name="teardown.yml")
+            # Its run, too, where the test failed and it goes on
+            playbook(name="teardown.yml", lease_end=True)
 
 
 def test_the_disk_of_checkpoints_and_guests_fills_up(results: Path, before: State, own_disk: Path) -> None:
