@@ -17,7 +17,5 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the module's result."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        result.update(
-            run_with_progress(self, "guest_image", self._task.args, task_vars or {}, LIMIT_SECONDS)
-        )
+        result.update(run_with_progress(self, "guest_image", self._task.args, task_vars or {}, LIMIT_SECONDS))
         return result

@@ -228,9 +228,7 @@ def assemble(args: dict[str, Any], measured: dict[str, Any], seen: dict[str, Any
     """The record of the contract from its parts."""
     memory = args["cell"].get("guest_memory_bytes")
     return {
-        **head(
-            args["phase"], args["run_id"], measured, args["provenance"], memory, given=GIVEN_OF_CELLS
-        ),
+        **head(args["phase"], args["run_id"], measured, args["provenance"], memory, given=GIVEN_OF_CELLS),
         "monotonic_seconds": measured["monotonic_seconds"],
         "cell": args["cell"],
         "requested": args["requested"],
