@@ -1,6 +1,7 @@
 """What goes wrong on or around a host while a run measures there: it is as it was, and nothing is lost.
 
-Run by `make faults`, some ten minutes. A run that fails says why in its cell, and the next one is fine.
+Run by `make faults`, some ten minutes; what takes seconds by `make test`, too. A run that fails says why in
+its cell, and the next one is fine.
 """
 
 from __future__ import annotations
@@ -219,6 +220,7 @@ def test_the_disk_of_checkpoints_and_guests_fills_up(results: Path, before: Stat
 # Memory
 
 
+@pytest.mark.system
 def test_guests_that_the_host_has_no_memory_for_are_refused_before_anything_is_changed(
     results: Path, before: State
 ) -> None:
@@ -248,6 +250,7 @@ def with_another(folder: Path, **variables: object) -> list[str]:
     return ["-i", str(ROOT / "inventory/hosts.yml"), "-i", str(inventory)]
 
 
+@pytest.mark.system
 def test_a_hypervisor_that_is_away_from_the_start_ends_the_run_before_any_is_changed(
     results: Path, before: State, tmp_path: Path
 ) -> None:
