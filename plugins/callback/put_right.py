@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -32,7 +33,8 @@ description:
     C(teardown.yml) beside its playbook is run with the same inventory.
   - While a measuring play runs, SIGTERM and SIGHUP do what Ctrl-C does; the first of them counts, and what
     comes after it disturbs nothing.
-  - The cell that was being measured on each host is recorded as failed, with its phase and task.
+  - The cell that was being measured on each host is recorded as failed, with its phase and task; so is that
+    of a host that does not answer any more, for which Ansible runs no C(rescue) section either.
 """
 
 TEARDOWN = "teardown.yml"
@@ -109,6 +111,21 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         if result.task.action == "plan":
             self.run_directory = Path(result.result["run_directory"])
 
+    def v2_runner_on_unreachable(self, result: Any) -> None:
+        """Record the end of the host's cell, if it was in one; the host puts itself right by its lease."""
+        host = result.host.get_name()
+        place = self.places.interrupted().get(host)
+        if place and self.measuring:
+            self._record({host: place}, f"{host} does not answer: {result.result.get('msg')}")
+
+    def _record(self, places: Mapping[str, tuple[str, str, str]], *message: str) -> None:
+        """Mark the cells at these places as failed."""
+        if self.run_directory and (self.run_directory / PLAN_FILE).exists():
+            try:
+                record_interruption(self.run_directory, places, *message)
+            except (UserError, OSError) as error:
+                _tell(f"The interruption is in no record: {error}")
+
     def v2_playbook_on_stats(self, _stats: Any) -> None:
         """The play came to its end, its always sections with it."""
         self.owed = False
@@ -121,11 +138,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         _tell("\nInterrupted: restoring the KSM settings and removing the guests; what was measured is kept.")
         for worker in multiprocessing.active_children():
             worker.join(WORKER_SECONDS)
-        if self.run_directory and (self.run_directory / PLAN_FILE).exists():
-            try:
-                record_interruption(self.run_directory, self.places.interrupted())
-            except (UserError, OSError) as error:
-                _tell(f"The interruption is in no record: {error}")
+        self._record(self.places.interrupted())
         options, password = self._teardown_options()
         # Ansible keeps its own terminal from its children, so the lines go through a pipe; and in a session
         # of its own no Ctrl-C reaches it, nor a terminal that is closed.

@@ -180,6 +180,24 @@ def test_only_the_hosts_of_the_run_are_put_right_and_none_in_check_mode(
     assert sorted(path.parent.parent.name for path in written) == recorded
 
 
+def test_a_host_that_does_not_answer_any_more_has_a_failed_cell_and_the_other_one_has_not(
+    case: Interrupted,
+) -> None:
+    lost = in_shell("Follow it", "true")
+    connection = "{{ 'ssh' if inventory_hostname == 'host2' else 'local' }}"
+    lost["vars"] = {"phase": "merge", "ansible_connection": connection, "ansible_port": 1}
+    case.project.write("cell.yml", [{**lost, "vars": {**lost["vars"], "ansible_host": "127.0.0.1"}}])
+    code, said = case.project.run()
+    assert code == 4, said
+    (failed,) = case.project.results.rglob("failed.json")
+    assert failed.parent.parent.name == "host2"
+    seen = json.loads(failed.read_text())["observed"]
+    assert (seen["phase"], seen["task"]) == ("merge", "Follow it")
+    assert seen["message"].startswith("host2 does not answer: ")
+    # Not interrupted: host1 has come to its end.
+    assert case.marks(case.begun) == []
+
+
 def test_a_run_that_ends_before_its_first_change_is_put_right_nowhere(
     asked: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
