@@ -55,7 +55,7 @@ IDLE = "idle-ksm-guests2-boot1-rep1"
 @pytest.mark.parametrize("name", ["run", "pages_to_scan"])
 def test_a_knob_is_changed_by_somebody_else(results: Path, proof: Cells, before: State, name: str) -> None:
     """Where ksmd is stopped it is not waited for until the time-out."""
-    was, value, asked = {"run": ("1", "0", ENDLESS), "pages_to_scan": ("20000", "777", LONG)}[name]
+    was, value, asked = {"run": ("1", "0", ENDLESS), "pages_to_scan": ("20000", "10000", LONG)}[name]
     run_id = f"rival-{name}"
     run = started(results, run_id=run_id, focus=1, **asked)
     follow(run, MERGES)
