@@ -80,7 +80,7 @@ def conditions(record: StepRecord | DivergenceRecord) -> dict[str, str]:
         merges=record.policy != OFF,
         guests=record.guests > 0,
     )
-    if isinstance(record, StepRecord) and record.observed.other_mergeable:
+    if record.observed.other_mergeable:
         found["others"] = "present"
     return {name: condition_text(value) for name, value in found.items()}
 

@@ -8,10 +8,18 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
+SNAPSHOT = "/var/lib/ksm-testbed/ksm-snapshot.json"
+
 
 def play_variables(action: ActionBase, task_vars: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """The values of these variables, templated, as plain data; those that are not set are left out."""
     return plain_data({n: action._templar.template(task_vars[n]) for n in names if n in task_vars})
+
+
+def snapshot_path(action: ActionBase, task_vars: Mapping[str, Any]) -> str:
+    """Where the play keeps the KSM and THP settings before the first change; else where the role ksm does."""
+    given = play_variables(action, task_vars, ("ksm_snapshot_path",))
+    return str(given.get("ksm_snapshot_path", SNAPSHOT))
 
 
 def plain_data(templated: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run that was interrupted leaves in its records: the cell that it hit says so."""
+"""What a run that was interrupted, or lost a host, leaves in its records: the cell that it hit says so."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,7 +15,7 @@ MESSAGE = "interrupted by the user"
 
 
 def record_interruption(
-    run_directory: Path, hypervisor_cells: Mapping[str, tuple[str, str, str]]
+    run_directory: Path, hypervisor_cells: Mapping[str, tuple[str, str, str]], message: str = MESSAGE
 ) -> list[Path]:
     """Write failed.json in the cell that each hypervisor was measuring.
 
@@ -24,6 +24,7 @@ def record_interruption(
         hypervisor_cells: hypervisor -> cell_id, the phase (restore, load, off, merge, on, census, verify) and
             the task that ran. Nothing is written for a hypervisor that is not in it, nor in a cell that has
             all of its records or has failed already.
+        message: why.
 
     Returns the files written. Raises UserError when the directory is not a run or the run has no such cell.
     """
@@ -38,12 +39,12 @@ def record_interruption(
         path = place / "failed.json"
         if is_complete(place) or path.exists():
             continue
-        write_record(path, _record(plan, cell, phase, task), FailedRecord)
+        write_record(path, _record(plan, cell, (phase, task, message)), FailedRecord)
         written.append(path)
     return written
 
 
-def _record(plan: PlanRecord, cell: Cell, phase: str, task: str) -> dict[str, Any]:
+def _record(plan: PlanRecord, cell: Cell, observed: tuple[str, str, str]) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": "failed",
@@ -58,5 +59,5 @@ def _record(plan: PlanRecord, cell: Cell, phase: str, task: str) -> dict[str, An
             "design_digest": plan.design_digest,
             "guest_memory_bytes": cell.guest_memory_bytes,
         },
-        "observed": {"phase": phase, "task": task, "message": MESSAGE},
+        "observed": dict(zip(("phase", "task", "message"), observed, strict=True)),
     }

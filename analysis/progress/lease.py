@@ -64,8 +64,8 @@ def hold(action: ActionBase, task_vars: Mapping[str, Any], *, new: bool | None =
     """
     host = task_vars.get("inventory_hostname")
     play = task_vars.get("ansible_play_name")
-    given = play_variables(action, task_vars, ("lease_seconds", "lease_directory", "lease_end", "run_id"))
-    seconds = _seconds(given.get("lease_seconds", SECONDS))
+    given = play_variables(action, task_vars, ("lease_end", "run_id"))
+    seconds = lease_seconds(action, task_vars)
     directory = lease_directory(action, task_vars)
     arguments = {
         "token": TOKEN,
@@ -102,6 +102,18 @@ def lease_directory(action: ActionBase, task_vars: Mapping[str, Any]) -> str:
     return str(play_variables(action, task_vars, ("lease_directory",)).get("lease_directory", DIRECTORY))
 
 
+def lease_seconds(action: ActionBase, task_vars: Mapping[str, Any]) -> float:
+    """How long a host keeps a lease that is not renewed. Raises AnsibleActionFail."""
+    given = play_variables(action, task_vars, ("lease_seconds",)).get("lease_seconds", SECONDS)
+    with suppress(TypeError, ValueError):
+        seconds = float(given)
+        if LEAST_SECONDS <= seconds <= MOST_SECONDS:
+            return seconds
+    raise AnsibleActionFail(
+        f"lease_seconds is {given!r}: allowed are seconds from {LEAST_SECONDS:g} to {MOST_SECONDS:g}."
+    )
+
+
 def is_gone(process: Mapping[str, Any]) -> bool:
     """Whether the main process of a run ran here and has ended for certain."""
     here = _process()
@@ -132,16 +144,6 @@ def _run(run_id: object) -> str:
     """The playbook, and the run where it has a name already."""
     playbooks = ", ".join(Path(name).stem for name in context.CLIARGS.get("args") or ("a playbook",))
     return f"{playbooks} {run_id or ''}".strip()
-
-
-def _seconds(given: object) -> float:
-    with suppress(TypeError, ValueError):
-        seconds = float(given)  # type: ignore[arg-type]
-        if LEAST_SECONDS <= seconds <= MOST_SECONDS:
-            return seconds
-    raise AnsibleActionFail(
-        f"lease_seconds is {given!r}: allowed are seconds from {LEAST_SECONDS:g} to {MOST_SECONDS:g}."
-    )
 
 
 def _leave_renewing(action: ActionBase, directory: str, seconds: float) -> None:

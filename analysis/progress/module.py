@@ -30,6 +30,7 @@ from ansible.vars.clean import remove_internal_keys
 
 from analysis.plan.design import REFUSE
 from analysis.plan.variables import plain_data
+from analysis.progress.lease import lease_seconds
 from analysis.progress.matrix import BEGINS
 
 # One poll looks so often and so long on the host whether the module has ended.
@@ -71,7 +72,8 @@ def run_with_progress(  # noqa: PLR0917 -- the order of Ansible's own _execute_m
     Returns:
         The module's result, as `_execute_module` would return it; a failure has failed=True and its own msg.
 
-    On Ctrl-C, or when the controlling process dies, the module is told to end.
+    On Ctrl-C, or when the controlling process dies, the module is told to end. A host that does not answer is
+    asked for as long as it keeps the run's lease; then AnsibleConnectionFailure is raised.
     """
     if action._task.check_mode:  # async and check mode exclude each other; a check is short
         result: dict[str, Any] = action._execute_module(
@@ -90,6 +92,8 @@ def run_with_progress(  # noqa: PLR0917 -- the order of Ansible's own _execute_m
             result = job
             if "ansible_job_id" in job and not job.get("failed"):
                 result = _follow(action, job, task_vars, progress_path, timeout_seconds, signals=signals)
+        except AnsibleConnectionFailure:
+            raise  # the host cannot be told
         except BaseException:
             signals.quiet = True
             _cancel(action, job, progress_path)
@@ -201,6 +205,8 @@ def _follow(
     parent = multiprocessing.parent_process()
     host = task_vars.get("inventory_hostname", "")
     deadline = time.monotonic() + timeout_seconds + WRAPPER_GRACE_SECONDS
+    patience = lease_seconds(action, task_vars)
+    silent_since: float | None = None
     shown_bytes = 0
     while True:
         # An exception that a signal raises within a finalizer is lost, so the signal is asked for, too.
@@ -223,10 +229,18 @@ def _follow(
                 Display().display(f"    [{host}] {line}")
             if ended:
                 return _result(action, ended)
-        except AnsibleConnectionFailure:
+            silent_since = None
+        except AnsibleConnectionFailure as error:
             # The job goes on without the connection, which may come back.
-            if time.monotonic() > deadline:
-                raise
+            now = time.monotonic()
+            if silent_since is None:
+                silent_since = now
+                Display().display(f"    [{host}] it does not answer, and is asked again for {patience:g} s")
+            if now > min(deadline, silent_since + patience):
+                raise AnsibleConnectionFailure(
+                    f"{host} has not answered for {now - silent_since:.0f} s ({error}): where it lives it "
+                    f"puts itself right, {patience:g} s after it was last heard of"
+                ) from None
             time.sleep(LOOKS * LOOK_SECONDS)
 
 

@@ -64,6 +64,8 @@ def cell_problem(cell: Cell, records: Measured) -> str:
     """The first thing that is wrong with a cell that has all of its records."""
     checks: tuple[Callable[[Cell, Measured], str], ...] = (
         _guests_differ,
+        # Said first: it names the knob, its values and when, and is why conditions differ.
+        _knob_changed_meanwhile,
         _conditions_differ,
         _knobs_changed,
         _treatments_differ,
@@ -153,8 +155,8 @@ def _conditions_differ(_cell: Cell, records: Measured) -> str:
     return f"merge and on were measured with different {', '.join(differing)}" if differing else ""
 
 
-def _knobs_changed(_cell: Cell, records: Measured) -> str:
-    """Whether somebody set a knob while KSM merged, or before, to another value than was asked for."""
+def _knob_changed_meanwhile(_cell: Cell, records: Measured) -> str:
+    """Whether somebody set a knob while KSM merged."""
     asked = records.on.requested
     tuned = self_tuned(records.on.provenance.ksm_knobs, asked.service)
     protocol = frozenset() if asked.service else {"run"}
@@ -164,6 +166,13 @@ def _knobs_changed(_cell: Cell, records: Measured) -> str:
                 f"somebody changed {change.knob} from {change.before} to {change.after} "
                 f"{change.seconds:.0f} s after KSM was switched on"
             )
+    return ""
+
+
+def _knobs_changed(_cell: Cell, records: Measured) -> str:
+    """Whether somebody set a knob to another value than was asked for."""
+    asked = records.on.requested
+    tuned = self_tuned(records.on.provenance.ksm_knobs, asked.service)
     for kind, record in (("merge", records.merge), ("on", records.on)):
         seen = {name: str(value) for name, value in record.provenance.ksm_knobs.items()}
         wanted = {name: str(value) for name, value in asked.ksm_knobs.items() if name not in tuned}

@@ -857,7 +857,10 @@ class DivergenceSamples(Samples):
 
 
 class DivergenceObserved(Model):
-    """What came of all guests writing over what KSM had merged."""
+    """What came of all guests writing over what KSM had merged.
+
+    ``other_mergeable``: before they wrote; None where it was not read.
+    """
 
     write: Written
     samples: DivergenceSamples
@@ -865,6 +868,7 @@ class DivergenceObserved(Model):
     probes_during: dict[str, WritingProbe | None]
     guests_alive: Count
     oom_kills: Count | None
+    other_mergeable: tuple[OtherMergeable, ...] | None = None
 
 
 class CapacityPhase(Model):

@@ -263,6 +263,7 @@ def divergence_record(args: dict[str, Any], hypervisor: str, after: dict[str, An
         },
         "guests_alive": args["alive"],
         "oom_kills": None if None in kills else kills[1] - kills[0],
+        "other_mergeable": before["other_mergeable"],
     }
     return {**common(args, hypervisor, before, "divergence", observed), "stop": None}
 

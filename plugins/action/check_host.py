@@ -15,6 +15,7 @@ from typing import Any
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 
+from analysis.plan.variables import snapshot_path
 from analysis.progress.lease import hold
 
 _NO_SYSTEMD = 3
@@ -45,18 +46,22 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             return {**result, "failed": True, "msg": f"{variables.get('inventory_hostname')}: {problems[0]}"}
         # The module only looks then.
         check_mode, self._task.check_mode = self._task.check_mode, True
-        for policy in args["policies"].values():
+        for name, policy in args["policies"].items():
             thp = policy["thp_enabled"]
+            # As the role ksm asks for it in a cell: pages that others had merged before stay merged.
             asked = {
                 "knobs": policy["knobs"],
                 "optional": policy["optional_knobs"],
                 "thp": {} if thp == "keep" else {"enabled": thp},
+                "unmerge": True,
+                "reset": True,
+                "snapshot": snapshot_path(self, variables),
             }
             seen: dict[str, Any] = self._execute_module(
                 module_name="ksm", module_args=asked, task_vars=variables
             )
             if seen.get("failed") or seen.get("unreachable"):
-                return {**result, **seen}
+                return {**result, **seen, "msg": f"policy {name}: {seen.get('msg')}"}
         self._task.check_mode = check_mode
         return {**result, "changed": False, **hold(self, variables, new=True)}
 

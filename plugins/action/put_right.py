@@ -29,10 +29,9 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from analysis.plan.policies import POLICIES, policy_names, read_policy
-from analysis.plan.variables import play_variables
+from analysis.plan.variables import snapshot_path
 from analysis.progress.lease import hold, lease_directory
 
-SNAPSHOT = "/var/lib/ksm-testbed/ksm-snapshot.json"
 STATE = "host-state.json"
 SERVICE = "ansible.builtin.systemd_service"
 
@@ -59,8 +58,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             }
         )
         result |= hold(self, variables, new=args["begins"] or None)
-        given = play_variables(self, variables, ("ksm_snapshot_path",))
-        snapshot = str(args["snapshot"] or given.get("ksm_snapshot_path", SNAPSHOT))
+        snapshot = str(args["snapshot"] or snapshot_path(self, variables))
         stopped = [
             (SERVICE, {"name": service, "state": "stopped"})
             for service in policy_services(Path(args["policies"]))

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -27,14 +28,17 @@ name: put_right
 type: notification
 short_description: Restore KSM and remove the guests after an interrupted experiment or capacity run
 description:
-  - A play that was interrupted leaves its C(always) sections undone. When a measuring play has begun and
-    the run ends without its statistics, C(teardown.yml) beside its playbook is run with the same inventory.
+  - A play that was interrupted leaves its C(always) sections undone. When a measuring play has come to its
+    action put_right, before which it changes nothing, and the run ends without its statistics,
+    C(teardown.yml) beside its playbook is run with the same inventory.
   - While a measuring play runs, SIGTERM and SIGHUP do what Ctrl-C does; the first of them counts, and what
     comes after it disturbs nothing.
-  - The cell that was being measured on each host is recorded as failed, with its phase and task.
+  - The cell that was being measured on each host is recorded as failed, with its phase and task; so is that
+    of a host that does not answer any more, for which Ansible runs no C(rescue) section either.
 """
 
 TEARDOWN = "teardown.yml"
+ACTION = "put_right"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A worker that was told to end tells its module on the host to do so: analysis.progress.module.
 WORKER_SECONDS = 40
@@ -52,6 +56,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         """Be ready for an end that comes without the statistics."""
         super().__init__()
         self.main_process = os.getpid()
+        self.measuring = False
         self.owed = False
         self.teardown = Path(TEARDOWN)
         self.run_directory: Path | None = None
@@ -69,10 +74,10 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         self.teardown = Path(playbook._basedir).resolve() / TEARDOWN
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
-        """From a measuring play on something may have to be put right."""
-        if self.owed or play.get_name() not in MEASURING_PLAYS or context.CLIARGS.get("check"):
+        """In a measuring play every end but its own is an interruption."""
+        if self.measuring or play.get_name() not in MEASURING_PLAYS or context.CLIARGS.get("check"):
             return
-        self.owed = True
+        self.measuring = True
         self.ansible_interrupts = signal.getsignal(signal.SIGINT)
         for number in SIGNALS:
             # What is ignored from the start, as SIGHUP under nohup, stays so.
@@ -93,6 +98,10 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
             # Ansible's handler is for once: the next Ctrl-C would end this process at once.
             _ignore_signals()
 
+    def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
+        """From its first putting right on the run changes its hosts."""
+        self.owed = self.owed or (self.measuring and task.action == ACTION)
+
     def v2_runner_on_start(self, host: Any, task: Any) -> None:
         """Keep where the host is."""
         self.places.note(host.get_name(), place_of(task))
@@ -101,6 +110,21 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         """Keep where the run's records are: an interruption is recorded there."""
         if result.task.action == "plan":
             self.run_directory = Path(result.result["run_directory"])
+
+    def v2_runner_on_unreachable(self, result: Any) -> None:
+        """Record the end of the host's cell, if it was in one; the host puts itself right by its lease."""
+        host = result.host.get_name()
+        place = self.places.interrupted().get(host)
+        if place and self.measuring:
+            self._record({host: place}, f"{host} does not answer: {result.result.get('msg')}")
+
+    def _record(self, places: Mapping[str, tuple[str, str, str]], *message: str) -> None:
+        """Mark the cells at these places as failed."""
+        if self.run_directory and (self.run_directory / PLAN_FILE).exists():
+            try:
+                record_interruption(self.run_directory, places, *message)
+            except (UserError, OSError) as error:
+                _tell(f"The interruption is in no record: {error}")
 
     def v2_playbook_on_stats(self, _stats: Any) -> None:
         """The play came to its end, its always sections with it."""
@@ -114,11 +138,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         _tell("\nInterrupted: restoring the KSM settings and removing the guests; what was measured is kept.")
         for worker in multiprocessing.active_children():
             worker.join(WORKER_SECONDS)
-        if self.run_directory and (self.run_directory / PLAN_FILE).exists():
-            try:
-                record_interruption(self.run_directory, self.places.interrupted())
-            except (UserError, OSError) as error:
-                _tell(f"The interruption is in no record: {error}")
+        self._record(self.places.interrupted())
         options, password = self._teardown_options()
         # Ansible keeps its own terminal from its children, so the lines go through a pipe; and in a session
         # of its own no Ctrl-C reaches it, nor a terminal that is closed.

@@ -148,7 +148,7 @@ def hold(lease: Lease, owner: dict[str, Any]) -> None:
 def _watch(renewal: Path, seconds: float) -> str:
     """Wait until the lease is over; why it is."""
     try:
-        progress = Progress(str(renewal), seconds)
+        progress = Progress(str(renewal), seconds, keeps=True)
     except ProgressError:
         return "its controller asked it to end"  # while no holder lived
     while (why := progress.abandoned()) is None:

@@ -26,17 +26,21 @@ class ProgressError(Exception):
 class Progress:
     """Lines for a person, and whether somebody still waits for them."""
 
-    def __init__(self, path: str | None, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    def __init__(
+        self, path: str | None, patience_seconds: float = PATIENCE_SECONDS, *, keeps: bool = False
+    ) -> None:
         """Open the file, which whoever waits has made.
 
         Args:
             path: the file; without one nothing is written and nobody is expected to ask.
             patience_seconds: so long without a poll, and nobody waits any more.
+            keeps: leave the file then; else it is removed, since nobody is there who would.
 
         Raises ProgressError.
         """
         self._path = path
         self._patience_seconds = patience_seconds
+        self._keeps = keeps
         self._file: int | None = None
         if not path:
             return
@@ -81,6 +85,9 @@ class Progress:
         else:
             self._silent_seconds += step
         if self._silent_seconds > self._patience_seconds:
+            if not self._keeps:
+                with suppress(OSError):
+                    os.unlink(self._path)  # noqa: PTH108 -- as above
             return f"its controller has not asked for {self._patience_seconds:g} s"
         return None
 

@@ -25,7 +25,8 @@ options:
       - C(booted) boots I(guests) and leaves them running, without a checkpoint.
       - C(saved) keeps the guests that run, all of I(guests), in a checkpoint, and they run no more. With
         I(load) they are those of a checkpoint that were loaded since, else those that C(booted) left.
-      - C(absent) removes all guests, and with I(checkpoints) all checkpoints.
+      - C(absent) removes all guests, and with I(checkpoints) all checkpoints. Guests outlive libvirt's
+        daemon, so it is started where it does not answer.
     type: str
     choices: [restored, booted, saved, absent]
     default: restored
@@ -178,6 +179,7 @@ from ansible.module_utils.confinement import ConfinementError, confinement
 from ansible.module_utils.disk_room import OVERLAY_BYTES, Need, saved_bytes, shortages
 from ansible.module_utils.guest_channel import ask_all, why_gone, why_stopped
 from ansible.module_utils.guest_ssh import GuestSsh
+from ansible.module_utils.libvirt_daemon import DaemonError, bring_up
 from ansible.module_utils.names import DOMAIN, METADATA_URI, PATH, NameRefused, check, guest_of
 from ansible.module_utils.own_files import NotOwnError, check_free, is_own, make_own, remove_own
 from ansible.module_utils.private_file import put
@@ -914,10 +916,11 @@ def console_tail(guest: Guest) -> str:
 
 
 @contextmanager
-def connected(uri: str, state: str) -> Iterator[Any]:
+def connected(uri: str, state: str, check_mode: bool = False) -> Iterator[Any]:
     """Open libvirt, without its habit of printing errors to the terminal.
 
-    None for the state absent on a host without it, which has no guests.
+    For the state absent a daemon that died is started again, since its guests live on; None on a host without
+    libvirt, which has no guests.
     """
     if libvirt is None and state == "absent":
         yield None
@@ -930,7 +933,12 @@ def connected(uri: str, state: str) -> Iterator[Any]:
     try:
         connection = libvirt.open(uri)
     except libvirt.libvirtError as error:
-        raise GuestError(f"libvirt does not answer at {uri}: {error}; run the kvm_host role first") from None
+        if state != "absent" or check_mode:
+            raise GuestError(
+                f"libvirt does not answer at {uri}: {error}; run the kvm_host role first"
+            ) from None
+        bring_up(uri)
+        connection = libvirt.open(uri)
     try:
         yield connection
     finally:
@@ -1264,10 +1272,17 @@ def main() -> None:
         progress = Progress(None if module.check_mode else params["progress_path"])
         if params["state"] != "absent":
             end_when_abandoned(progress)
-        with connected(params["uri"], params["state"]) as connection:
+        with connected(params["uri"], params["state"], module.check_mode) as connection:
             testbed = Testbed(params, connection, progress.say)
             module.exit_json(**STATES[params["state"]](testbed, module.check_mode))
-    except (GuestError, CheckpointError, NameRefused, NotOwnError, ProgressError) as error:
+    except (
+        GuestError,
+        CheckpointError,
+        DaemonError,
+        NameRefused,
+        NotOwnError,
+        ProgressError,
+    ) as error:
         module.fail_json(msg=str(error))
     except OSError as error:
         parts = (error.filename, error.strerror or error)

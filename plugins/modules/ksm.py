@@ -18,7 +18,8 @@ description:
   - Unmerging needs memory. It is refused unless (C(pages_sharing) + C(ksm_zero_pages)) x page size is below
     MemAvailable less 5 % of MemTotal. The counters keep pages of processes that ended until ksmd passes by,
     so no more is counted than what processes still have merged, where the kernel tells it. In check mode it
-    is not refused, since guests may be away by the time that counts.
+    is not refused, and what the testbed's guests have merged does not count, since they may be away by the
+    time that counts.
   - What processes had merged when O(snapshot) was stored, and still have, is never unmerged. In place of
     unmerging, KSM is then stopped (C(run=0)) when its counters hold nothing more than what processes that
     live have merged; ksmd runs until it has passed by those that ended. A knob that answers EBUSY then
@@ -161,6 +162,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.ksm_probe import Roots, own_pids
 
 # Settings go by their path below sysfs_root.
 KSM = "ksm/"
@@ -452,7 +454,8 @@ def check_headroom(pages: int, host: Host) -> None:
         )
 
 
-def read_host(proc: Path) -> Host:
+def read_host(proc: Path, away: Collection[int] = ()) -> Host:
+    """The host as it is, or as it will be without these processes."""
     lines = (proc / "meminfo").read_text(encoding="ascii").splitlines()
     fields = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
     return Host(
@@ -460,16 +463,16 @@ def read_host(proc: Path) -> Host:
         total_bytes=fields["MemTotal"] * 1024,
         page_size_bytes=os.sysconf("SC_PAGE_SIZE"),
         boot_id=(proc / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
-        process_merged_pages=process_merged_pages(proc),
+        process_merged_pages=process_merged_pages(proc, away),
         proc=proc,
     )
 
 
-def process_merged_pages(proc: Path, *, zero_pages: bool = True) -> int | None:
-    """Merged pages of all processes; None where one does not tell (before Linux 5.19, or not root)."""
+def process_merged_pages(proc: Path, away: Collection[int] = (), *, zero_pages: bool = True) -> int | None:
+    """Merged pages of all processes but these; None where one does not tell (before 5.19, or not root)."""
     pages = 0
     for process in proc.iterdir():
-        if not process.name.isdecimal():
+        if not process.name.isdecimal() or int(process.name) in away:
             continue
         try:
             # Empty for what has no memory of its own: threads of the kernel, processes that ended.
@@ -760,7 +763,8 @@ def main() -> None:
         unmerge_timeout_seconds=params["unmerge_timeout_seconds"],
     )
     try:
-        host = read_host(Path(params["proc_root"]))
+        proc = Path(params["proc_root"])
+        host = read_host(proc, own_pids(Roots(proc)) if module.check_mode else ())
         outcome = apply(Sysfs(Path(params["sysfs_root"])), request, host, module.check_mode)
     except KsmError as error:
         module.fail_json(msg=str(error))

@@ -32,16 +32,10 @@ reason: {description: why, in one sentence, type: str, returned: success}
 
 import grp
 import os
-import subprocess
-import time
 from pathlib import Path
 
+from ansible.module_utils import libvirt_daemon
 from ansible.module_utils.basic import AnsibleModule
-
-try:
-    import libvirt
-except ImportError:
-    libvirt = None
 
 
 class HostError(Exception):
@@ -72,18 +66,6 @@ def choose(asked: str, fault: str | None) -> tuple[str, str]:
     return "kvm", "asked for" if asked == "kvm" else "the CPU and /dev/kvm allow it"
 
 
-def answers(uri: str) -> bool:
-    """Tell whether libvirt answers."""
-    if libvirt is None:
-        raise HostError("python3-libvirt is not installed for this host's Python")
-    libvirt.registerErrorHandler(lambda _context, _error: None, None)
-    try:
-        libvirt.open(uri).close()
-    except libvirt.libvirtError:
-        return False
-    return True
-
-
 def group_to_open_to(device: Path) -> int | None:
     """Return the group that the device is to be given to, or None where udev, or nobody, has to do it."""
     try:
@@ -104,28 +86,6 @@ def open_to_group(device: Path, group: int) -> None:
     device.chmod(0o660)
 
 
-def start(systemd: bool) -> None:
-    """Start libvirt's daemons."""
-    commands = [["systemctl", "start", "libvirtd"]] if systemd else [["virtlogd", "-d"], ["libvirtd", "-d"]]
-    for command in commands:
-        if not systemd and running(command[0]):
-            continue
-        done = subprocess.run(command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        if done.returncode:
-            raise HostError(f"{' '.join(command)} failed: {(done.stderr or done.stdout).strip()}")
-
-
-def running(name: str) -> bool:
-    """Tell whether a daemon of this name runs."""
-    for folder in Path("/proc").iterdir():
-        try:
-            if folder.name.isdigit() and (folder / "comm").read_text().strip() == name:
-                return True
-        except OSError:
-            continue
-    return False
-
-
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
@@ -143,7 +103,8 @@ def main() -> None:
         device = Path(params["kvm_device"])
         cpuinfo = Path(params["proc_root"], "cpuinfo").read_text()
         accelerator, reason = choose(params["accelerator"], kvm_fault(cpuinfo, device))
-        up = libvirt is not None and answers(params["uri"])
+        # Without its bindings it is not installed yet, which check mode need not be told.
+        up = libvirt_daemon.libvirt is not None and libvirt_daemon.answers(params["uri"])
         group = group_to_open_to(device)
         changed = not up or group is not None
         if module.check_mode:
@@ -151,16 +112,9 @@ def main() -> None:
         if group is not None:
             open_to_group(device, group)
         if not up:
-            start(Path("/run/systemd/system").is_dir())
-            deadline = time.monotonic() + params["timeout_seconds"]
-            while not answers(params["uri"]):
-                if time.monotonic() > deadline:
-                    raise HostError(
-                        f"libvirt does not answer at {params['uri']} after {params['timeout_seconds']} s"
-                    )
-                time.sleep(0.2)
+            libvirt_daemon.bring_up(params["uri"], params["timeout_seconds"])
         module.exit_json(changed=changed, accelerator=accelerator, reason=reason)
-    except (HostError, OSError) as error:
+    except (HostError, libvirt_daemon.DaemonError, OSError) as error:
         module.fail_json(msg=str(error))
 
 

@@ -6,16 +6,14 @@ killed the host puts itself right by its lease.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from this_host import MEMORY_MIB, ROOT, Cells, State, domains, follow, left, started
+from this_host import MEMORY_MIB, Cells, State, domains, failure, finished, follow, left, started, whole
 
 pytestmark = pytest.mark.faults
 
@@ -54,12 +52,10 @@ def test_the_controller_ends(results: Path, proof: Cells, before: State, phase: 
     asked, text = PHASES[phase]
     run_id = f"{phase.replace(' ', '-')}-{name}"
     run = started(results, run_id=run_id, **asked)
-    said = follow(run, text)
+    follow(run, text)
     stop(run, name)
-    assert run.stdout is not None
-    said.append(run.stdout.read())
-    run.wait()
-    assert left(before) == [], "".join(said)[-3000:]
+    _, said = finished(run)
+    assert left(before) == [], said
     assert domains() == []
     whole(results, run_id, capacity="name" in asked)
 
@@ -70,21 +66,6 @@ def stop(run: subprocess.Popen[str], name: str) -> None:
         os.killpg(run.pid, signal.SIGKILL)
     else:
         os.kill(run.pid, signal.Signals[name])
-
-
-def whole(results: Path, run_id: str, *, capacity: bool) -> None:
-    """Every record that was written can be read, none is cut off, and the run can be summarised."""
-    folder = results / "capacity" / run_id if capacity else results / run_id
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} <= {".json", ".log"}
-    for path in files:
-        if path.suffix == ".json":
-            json.loads(path.read_text())
-    if not capacity:
-        words = [sys.executable, "-m", "analysis", "summarize", "--results", str(results), "--run", run_id]
-        done = subprocess.run(words, cwd=ROOT, check=False, capture_output=True, text=True)
-        assert run_id in done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
 
 
 def kill_a_guest() -> None:
@@ -98,15 +79,12 @@ def test_a_guest_is_killed(results: Path, proof: Cells, before: State, phase: st
     asked, text = PHASES[phase]
     run_id = f"{phase}-guest"
     run = started(results, run_id=run_id, **{**asked, "focus": 2})
-    said = follow(run, text)
+    follow(run, text)
     kill_a_guest()
-    assert run.stdout is not None
-    said.append(run.stdout.read())
-    assert run.wait() != 0, "".join(said)[-3000:]
+    code, said = finished(run)
+    assert code != 0, said
     assert left(before) == []
-    (failed,) = (results / run_id).rglob("failed.json")
-    message = json.loads(failed.read_text())["observed"]["message"]
-    assert "guest0" in message, message
+    assert "guest0" in failure(results / run_id)
 
 
 def test_two_runs_at_once(results: Path, proof: Cells, before: State) -> None:
@@ -114,13 +92,11 @@ def test_two_runs_at_once(results: Path, proof: Cells, before: State) -> None:
     first = started(results, run_id="first", focus=1)
     follow(first, ": restore")
     second = started(results, run_id="second", focus=1)
-    assert second.stdout is not None
-    told = second.stdout.read()
-    assert second.wait() != 0
+    code, told = finished(second)
+    assert code != 0
     assert "this host is in use by" in told
     assert "experiment first" in told
-    assert first.stdout is not None
-    rest = first.stdout.read()
-    assert first.wait() == 0, rest[-3000:]
+    code, rest = finished(first)
+    assert code == 0, rest
     assert "done in" in rest
     assert left(before) == []

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +47,14 @@ def playbook(
     *arguments: str, name: str = "experiment.yml", **variables: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run a playbook to its end."""
-    return subprocess.run(command(*arguments, name=name, **variables), cwd=ROOT, check=False,
-                          capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        command(*arguments, name=name, **variables),
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def succeeded(done: subprocess.CompletedProcess[str]) -> str:
@@ -122,18 +131,59 @@ def follow(run: subprocess.Popen[str], text: str) -> list[str]:
     raise AssertionError("".join(said)[-3000:])
 
 
-def started(results: Path, *, name: str = "experiment.yml", **asked: Any) -> subprocess.Popen[str]:
+def finished(run: subprocess.Popen[str]) -> tuple[int, str]:
+    """A run's exit code, and the end of what it said since it was followed."""
+    assert run.stdout is not None
+    said = run.stdout.read()
+    return run.wait(), said[-4000:]
+
+
+def started(
+    results: Path,
+    *words: str,
+    name: str = "experiment.yml",
+    environment: Mapping[str, str] | None = None,
+    **asked: Any,
+) -> subprocess.Popen[str]:
     """A playbook that runs in a session of its own, for the first two guests where no other number is asked.
 
     A variable that is None is not given.
     """
     given = {word: value for word, value in {**SIZE, **asked}.items() if value is not None}
     return subprocess.Popen(
-        command(name=name, results_directory=str(results), **given),
+        command(*words, name=name, results_directory=str(results), **given),
         cwd=ROOT,
+        env={**os.environ, **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+def failure(run: Path) -> str:
+    """Why the one cell of a run failed, as its record says."""
+    (failed,) = run.rglob("failed.json")
+    message: str = json.loads(failed.read_text())["observed"]["message"]
+    return message
+
+
+def whole(results: Path, run_id: str, *, capacity: bool = False) -> None:
+    """Every record that was written can be read, none is cut off, and the run can be summarised."""
+    folder = results / "capacity" / run_id if capacity else results / run_id
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".json", ".log"}
+    for path in files:
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+    if not capacity:
+        assert run_id in summary(results, run_id)
+
+
+def summary(results: Path, run_id: str) -> str:
+    """What `summarize` says of a run, to either stream."""
+    words = [sys.executable, "-m", "analysis", "summarize", "--results", str(results), "--run", run_id]
+    done = subprocess.run(words, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    return " ".join((done.stdout + done.stderr).split())

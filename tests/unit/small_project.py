@@ -58,7 +58,7 @@ class SmallProject:
         (folder / "plugins").mkdir()
         (folder / "plugins/callback").symlink_to(ROOT / "plugins/callback")
         (folder / "action").mkdir()
-        for name in ("plan", "capacity_plan", "guests", "measure_series"):
+        for name in ("plan", "capacity_plan", "put_right", "guests", "measure_series"):
             (folder / f"action/{name}.py").write_text(ACTION)
         (folder / "ansible.cfg").write_text(CONFIGURATION)
         lines = [
@@ -93,6 +93,7 @@ class SmallProject:
                     "gather_facts": False,
                     "tasks": [
                         {"name": "List the cells", "plan": plan, "register": "plan", "run_once": True},
+                        {"name": "Put right what an earlier run left", "put_right": {}},
                         {
                             "name": "Measure",
                             "ansible.builtin.include_tasks": "cell.yml",

@@ -86,7 +86,7 @@ WRONG_HERE = [
     (
         "ksm_knobs",
         '{"page_to_scan": 1}',
-        r"knob page_to_scan does not exist on this kernel, whose knobs are .*, pages_to_scan, .*",
+        r"policy ksm: knob page_to_scan does not exist on this kernel, whose knobs are .*, pages_to_scan, .*",
     ),
     (
         "guest_memory_mib",

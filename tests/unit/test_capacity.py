@@ -225,6 +225,10 @@ def test_others_beside_the_guests_are_a_condition_and_nobody_beside_them_is_none
     for seen, found in (([], None), ([other], "present")):
         observed = {**record["observed"], "other_mergeable": seen}
         assert conditions(step_record(observed=observed)).get("others") == found
+        divergence = divergence_record([900, 100], [1000, 1800])
+        divergence["observed"]["other_mergeable"] = seen
+        read = DivergenceRecord.model_validate_json(json.dumps(divergence))
+        assert conditions(read).get("others") == found
 
 
 def test_the_host_counts_without_an_envelope(results: Path) -> None:

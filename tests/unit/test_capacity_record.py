@@ -166,6 +166,7 @@ def test_a_divergence_has_its_times_on_the_clock_of_the_series() -> None:
     assert (write["started_seconds"], write["finished_seconds"]) == (1.0, 6.5)
     assert write["written_bytes"] == {"guest01": 300 * MIB, "guest02": 300 * MIB}
     assert record["observed"]["oom_kills"] == 1
+    assert [one["pid"] for one in record["observed"]["other_mergeable"]] == [77]
     assert (record["policy"], record["stop"]) == ("advisor", None)
     assert action.file_name(record) == "idle-divergence-guests002.json"
 

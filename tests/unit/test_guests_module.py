@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -114,7 +115,7 @@ class Bench:
     # In the place of what the module runs and asks
 
     @contextmanager
-    def connected(self, _uri: str, _state: str) -> Iterator[Host]:
+    def connected(self, _uri: str, _state: str, _check_mode: bool = False) -> Iterator[Host]:
         self.connections += 1
         yield self.host
 
@@ -1138,21 +1139,42 @@ def test_a_host_without_libvirt_has_no_guests_to_remove_and_can_have_none(tmp_pa
     assert result["msg"] == "guests is 0: it needs at least one guest"
 
 
-def test_a_libvirt_that_does_not_answer_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_uri: str) -> None:
-        raise LIBVIRT.libvirtError("Failed to connect socket")
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """A libvirt that does not answer; a name in the set, and it does."""
+    answering: set[str] = set()
+
+    def attempt(uri: str) -> Any:
+        if not answering:
+            raise LIBVIRT.libvirtError("Failed to connect socket")
+        return SimpleNamespace(uri=uri, close=lambda: None)
 
     monkeypatch.setattr(guests, "libvirt", LIBVIRT)
-    monkeypatch.setattr(LIBVIRT, "open", refuse, raising=False)
+    monkeypatch.setattr(LIBVIRT, "open", attempt, raising=False)
     monkeypatch.setattr(LIBVIRT, "registerErrorHandler", lambda *_arguments: None, raising=False)
+    monkeypatch.setattr(guests, "bring_up", answering.add)
+    return answering
+
+
+@pytest.mark.parametrize(("state", "check_mode"), [("restored", False), ("saved", False), ("absent", True)])
+def test_a_libvirt_that_does_not_answer_is_said_in_one_sentence(
+    answering: set[str], state: str, check_mode: bool
+) -> None:
     with (
         pytest.raises(guests.GuestError) as refused,
-        guests.connected("qemu:///system", "absent"),
+        guests.connected("qemu:///system", state, check_mode),
     ):
         pass
     assert str(refused.value) == (
         "libvirt does not answer at qemu:///system: Failed to connect socket; run the kvm_host role first"
     )
+    assert not answering
+
+
+def test_a_libvirt_that_died_is_started_again_for_its_guests_to_be_removed(answering: set[str]) -> None:
+    with guests.connected("qemu:///system", "absent") as connection:
+        assert connection.uri == "qemu:///system"
+    assert answering == {"qemu:///system"}
 
 
 # Details

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,9 +41,9 @@ class Interrupted:
         self.begun, self.go, self.done = folder / "begun", folder / "go", folder / "done"
         cells = [asdict(cell) for cell in PLAN.cells if cell.hypervisor == "host1"]
         # A shell, which a signal ends at any moment: a Python that still starts may swallow a SIGINT.
-        merge = in_shell("Follow it", f"until test -e {folder}/never; do sleep 0.1; done")
-        merge["vars"] = {"phase": "merge"}
-        self.project.experiment(cells, [merge], play=play)
+        self.merge = in_shell("Follow it", f"until test -e {folder}/never; do sleep 0.1; done")
+        self.merge["vars"] = {"phase": "merge"}
+        self.project.experiment(cells, [self.merge], play=play)
         self.teardown = [
             in_shell("Say that it began", f"touch {folder}/begun.{{{{ inventory_hostname }}}}"),
             in_shell("Wait", f"until test -e {self.go}; do sleep 0.1; done"),
@@ -149,15 +150,68 @@ def test_ctrl_c_at_ansible_runner_does_the_same_and_says_how_to_go_on(
     assert f"go on with: python -m analysis run --resume {RUN_ID}" in told
 
 
-def test_only_the_hosts_of_the_run_are_put_right(case: Interrupted, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ends", ["interrupted", "failing"])
+@pytest.mark.parametrize(
+    ("words", "put_right"),
+    [((), ["host1", "host2"]), (("--limit", "host2"), ["host2"]), (("--limit", "host2", "--check"), [])],
+)
+def test_only_the_hosts_of_the_run_are_put_right_and_none_in_check_mode(
+    case: Interrupted, ends: str, words: Sequence[str], put_right: list[str]
+) -> None:
+    """Interrupted in a cell; or by a play that Ansible cannot even begin, which ends the run as suddenly."""
     case.go.touch()
-    run = case.project.start("--limit", "host2", start_new_session=True)
-    wait_until(lambda: len(waiting(tmp_path)) == 1, "the host waits")
-    run.send_signal(signal.SIGINT)
+    if ends == "interrupted":
+        # A task of the shell is skipped in check mode.
+        case.project.write("cell.yml", [{**case.merge, "check_mode": False}])
+        run = case.project.start(*words, start_new_session=True)
+        hosts = put_right or ["host2"]
+        wait_until(lambda: len(waiting(case.project.folder)) == len(hosts), "the hosts wait")
+        run.send_signal(signal.SIGINT)
+    else:
+        case.project.write("cell.yml", [])
+        book = case.project.folder / "playbooks/experiment.yml"
+        plays = json.loads(book.read_text())
+        case.project.write("experiment.yml", [*plays, {"name": "Broken", "hosts": "{{ nothing }}"}])
+        run = case.project.start(*words, start_new_session=True)
     assert run.wait(FOREVER_SECONDS) != 0
-    assert case.marks(case.done) == ["host2"], case.project.said()
+    assert case.marks(case.done) == put_right, case.project.said()
     written = case.project.results.rglob("failed.json")
-    assert [path.parent.parent.name for path in written] == ["host2"]
+    recorded = put_right if ends == "interrupted" else []
+    assert sorted(path.parent.parent.name for path in written) == recorded
+
+
+def test_a_host_that_does_not_answer_any_more_has_a_failed_cell_and_the_other_one_has_not(
+    case: Interrupted,
+) -> None:
+    lost = in_shell("Follow it", "true")
+    connection = "{{ 'ssh' if inventory_hostname == 'host2' else 'local' }}"
+    lost["vars"] = {"phase": "merge", "ansible_connection": connection, "ansible_port": 1}
+    case.project.write("cell.yml", [{**lost, "vars": {**lost["vars"], "ansible_host": "127.0.0.1"}}])
+    code, said = case.project.run()
+    assert code == 4, said
+    (failed,) = case.project.results.rglob("failed.json")
+    assert failed.parent.parent.name == "host2"
+    seen = json.loads(failed.read_text())["observed"]
+    assert (seen["phase"], seen["task"]) == ("merge", "Follow it")
+    assert seen["message"].startswith("host2 does not answer: ")
+    # Not interrupted: host1 has come to its end.
+    assert case.marks(case.begun) == []
+
+
+def test_a_run_that_ends_before_its_first_change_is_put_right_nowhere(
+    asked: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What runs there is then an earlier run's: guests that were kept."""
+    callback, _ = asked
+    monkeypatch.setattr(sys.modules[type(callback).__module__], "SIGNALS", ())
+    play = SimpleNamespace(get_name=lambda: "Measure the cells")
+    callback.v2_playbook_on_play_start(play)
+    callback.v2_playbook_on_task_start(SimpleNamespace(action="plan"), False)
+    assert not callback.owed
+    callback.v2_playbook_on_task_start(SimpleNamespace(action="put_right"), False)
+    callback.v2_playbook_on_task_start(SimpleNamespace(action="guests"), False)
+    assert callback.owed
+    callback.owed = False
 
 
 @pytest.mark.parametrize("case", ["Only look"], indirect=True)

@@ -9,36 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import importlib.util
 import json
 import shutil
 import stat
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import plugin_files
 import pytest
+from plugin_files import ROOT, load
 
 from analysis.plan.policies import policy_names, read_policy
 
-ROOT = Path(__file__).parents[2]
-MODULE = ROOT / "plugins/modules/ksm.py"
+MODULE = "plugins/modules/ksm.py"
 FIXTURES = ROOT / "tests/fixtures/sysfs"
 
 
-def load_module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ksm_module", MODULE)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ksm_module"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-ksm = load_module()
+ksm = load(MODULE)
 ROOMY = ksm.Host(available_bytes=16 << 30, total_bytes=24 << 30, page_size_bytes=4096, boot_id="boot-a")
 
 GONE_WHEN_UNMERGED = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "ksm_zero_pages")
@@ -74,22 +62,7 @@ def old_tree(tmp_path: Path) -> Path:
 
 
 def run(root: Path, *, check: bool = False, **options: Any) -> dict[str, Any]:
-    arguments = {
-        "sysfs_root": str(root),
-        "unmerge_timeout_seconds": 0,
-        "_ansible_check_mode": check,
-        **options,
-    }
-    process = subprocess.run(
-        [sys.executable, MODULE],
-        input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.stdout, process.stderr
-    result: dict[str, Any] = json.loads(process.stdout)
-    return result
+    return plugin_files.run(MODULE, check=check, sysfs_root=str(root), unmerge_timeout_seconds=0, **options)
 
 
 def refusal(root: Path, **options: Any) -> str:
@@ -878,6 +851,20 @@ def test_a_knob_that_needs_unmerging_is_refused_while_others_have_pages_merged(
     ):
         apply(sysfs, host=ksm.read_host(proc), snapshot=path, unmerge=True, knobs={"max_page_sharing": 9})
     assert sysfs.log == [] and not path.exists()
+
+
+def test_check_mode_foresees_that_refusal_of_what_others_have_merged_and_no_guest(
+    in_use: Path, proc: Path, tmp_path: Path
+) -> None:
+    """Guests of an earlier run are away by then."""
+    asked = {"unmerge": True, "reset": True, "knobs": {"max_page_sharing": 9}, "proc_root": str(proc)}
+    snapshot = str(tmp_path / "snapshot.json")
+    result = run(in_use, check=True, snapshot=snapshot, **asked)
+    assert result["msg"].startswith("max_page_sharing 256 to 9 cannot be set while 810 pages are merged")
+    (proc / "42/cmdline").write_text(
+        "qemu-system-x86_64\0-name\0guest=ksm-testbed-guest01,debug-threads=on\0"
+    )
+    assert run(in_use, check=True, snapshot=snapshot, **asked)["changed"]
 
 
 def test_when_those_who_had_pages_merged_are_gone_ksm_is_turned_off_truly(

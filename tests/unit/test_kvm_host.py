@@ -14,6 +14,7 @@ from ansible.module_utils import basic
 from plugin_files import load
 
 kvm_host = load("plugins/modules/kvm_host.py")
+daemon = kvm_host.libvirt_daemon
 INTEL, AMD, NONE = (f"processor : 0\nflags\t\t: fpu {flag} sse2\n" for flag in ("vmx", "svm", "vmxoff"))
 
 
@@ -73,9 +74,9 @@ def test_kvm_that_cannot_work_is_refused_with_the_reason() -> None:
 
 
 def test_without_the_bindings_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kvm_host, "libvirt", None)
-    with pytest.raises(kvm_host.HostError, match="python3-libvirt is not installed"):
-        kvm_host.answers("test:///default")
+    monkeypatch.setattr(daemon, "libvirt", None)
+    with pytest.raises(daemon.DaemonError, match="python3-libvirt is not installed"):
+        daemon.answers("test:///default")
 
 
 @pytest.mark.parametrize(("mode", "is_opened"), [(0o600, True), (0o660, True), (0o666, False)])
@@ -87,8 +88,8 @@ def test_a_device_that_udev_left_alone_is_given_to_the_group(
     monkeypatch.setattr(kvm_host.grp, "getgrnam", lambda _name: SimpleNamespace(gr_gid=group))
     monkeypatch.setattr(kvm_host.os, "chown", lambda *arguments: given.append(arguments))
     device.chmod(mode)
-    monkeypatch.setattr(kvm_host, "answers", lambda _uri: True)
-    monkeypatch.setattr(kvm_host, "libvirt", object())
+    monkeypatch.setattr(daemon, "answers", lambda _uri: True)
+    monkeypatch.setattr(daemon, "libvirt", object())
     foreseen = result_of(monkeypatch, device, check=True)
     assert given == [] and device.stat().st_mode & 0o777 == mode
     done = result_of(monkeypatch, device)
@@ -112,3 +113,19 @@ def test_no_device_and_no_group_are_nothing_to_open(
     assert kvm_host.group_to_open_to(device) is None
     monkeypatch.setattr(kvm_host.grp, "getgrnam", dict[str, object]().__getitem__)
     assert kvm_host.group_to_open_to(device) is None
+
+
+def test_daemons_that_do_not_start_are_named_and_one_that_runs_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = tmp_path / "libvirtd"
+    failing.write_text("#!/bin/sh\necho no memory >&2\nexit 1\n")
+    failing.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(daemon, "running", {"virtlogd": True, "libvirtd": False}.__getitem__)
+    with pytest.raises(daemon.DaemonError, match=r"^libvirtd -d failed: no memory$"):
+        daemon.start(systemd=False)
+    with pytest.raises(
+        daemon.DaemonError, match=r"^systemctl is not installed; run the kvm_host role first$"
+    ):
+        daemon.start(systemd=True)

@@ -230,6 +230,29 @@ def test_where_one_host_is_in_use_provisioning_changes_none(host: Host) -> None:
     assert sorted(path.suffix for path in host.folder.glob("changed.*")) == [".hv1", ".hv2"]
 
 
+REFUSES = """#!/usr/bin/python3
+from ansible.module_utils.basic import AnsibleModule
+spec = {"knobs": {"type": "dict"}, "optional": {"type": "list"}, "thp": {"type": "dict"}, "snapshot": {}}
+flags = {"unmerge": {"type": "bool"}, "reset": {"type": "bool"}}
+module = AnsibleModule({**spec, **flags}, supports_check_mode=True)
+given = module.params
+if module.check_mode and all(given[name] for name in flags):
+    module.fail_json(msg=f"{', '.join(given['knobs'])} cannot be set, says {given['snapshot']}")
+module.exit_json(changed=False)
+"""
+
+
+def test_a_policy_that_the_host_refuses_now_is_named_before_the_lease_is_taken(host: Host) -> None:
+    """Asked as in a cell: such as for a knob that the kernel refuses while others have pages merged."""
+    (host.folder / "library/ksm.py").write_text(REFUSES)
+    policy = {"knobs": {"max_page_sharing": 9}, "optional_knobs": [], "thp_enabled": "keep"}
+    check = {"check_host": {"policies": {"wide": policy}}, "vars": {"ksm_snapshot_path": "/a/snapshot.json"}}
+    code, out = host.play(host.book([check]))
+    assert code == 2, out
+    assert "policy wide: max_page_sharing cannot be set, says /a/snapshot.json" in out
+    assert not host.lease().folder.exists()
+
+
 @pytest.mark.parametrize("given", ["89", "86401", "soon"])
 def test_a_time_that_is_too_short_too_long_or_none_is_refused(host: Host, given: str) -> None:
     code, out = host.play(host.book([{"check_host": {}}]), "-e", f"lease_seconds={given}")

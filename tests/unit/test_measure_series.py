@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,26 @@ def test_the_cadence_does_not_drift(tree: Path) -> None:
     samples = kernel.follow(until="seconds", duration_seconds=2)["samples"]
     slots = [0, 1, 2, 3, 4, 5, *range(8, 21)]
     assert samples["seconds"] == pytest.approx([0.1 * slot for slot in slots])
+
+
+def test_a_clock_that_is_set_back_moves_no_time_of_a_series(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host's own time is told once, for a person; all else is of the clock that nobody sets."""
+    hours = iter(range(20, 0, -1))
+
+    class SetBack:
+        @staticmethod
+        def now(zone: Any) -> datetime:
+            return datetime(2026, 11, 26, next(hours), tzinfo=zone)
+
+    monkeypatch.setattr(series, "datetime", SetBack)
+    monkeypatch.setattr(series.time, "time", lambda: 3600.0 * next(hours))
+    observed = Kernel(tree, lambda _scan: 100).follow(until="seconds", duration_seconds=0.5)
+    assert observed["started_at"] == "2026-11-26T20:00:00.000000Z"
+    assert observed["samples"]["seconds"] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    assert observed["duration_seconds"] == 0.5
+    assert observed["reason"].startswith("settled when the 0.5 s were over")
 
 
 def test_sampling_for_a_time_goes_on_after_settling(tree: Path) -> None:

@@ -10,9 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible.errors import AnsibleConnectionFailure
 from plugin_files import ROOT, load
 from waiting import FOREVER_SECONDS
 
+from analysis.progress import module as progress_module
 from analysis.progress.module import run_with_progress
 
 progress_file = load("plugins/module_utils/progress.py")
@@ -45,18 +47,21 @@ def test_polls_keep_a_module_going(waiting: tuple[Any, Path, Clock]) -> None:
         assert progress.abandoned() is None
     clock.now += 5
     assert progress.abandoned() == "its controller has not asked for 60 s"
+    # Nobody else would remove it.
+    assert not path.exists()
 
 
 def test_lines_that_the_module_writes_are_no_polls(waiting: tuple[Any, Path, Clock]) -> None:
     progress, path, clock = waiting
     said = []
-    for number in range(14):
-        progress.say(f"line {number}")
-        clock.now += 5
-        said.append(progress.abandoned())
-    assert path.read_text().splitlines() == [f"line {number}" for number in range(14)]
-    assert said[:12] == [None] * 12
-    assert said[12] == "its controller has not asked for 60 s"
+    # To be read afterwards: that sets the access time, as a poll does.
+    with path.open() as lines:
+        for number in range(13):
+            progress.say(f"line {number}")
+            clock.now += 5
+            said.append(progress.abandoned())
+        assert said == [None] * 12 + ["its controller has not asked for 60 s"]
+        assert lines.read().splitlines() == [f"line {number}" for number in range(13)]
 
 
 def test_a_machine_that_was_paused_for_an_hour_is_not_abandoned(waiting: tuple[Any, Path, Clock]) -> None:
@@ -114,3 +119,63 @@ def test_each_run_of_a_module_has_a_progress_file_of_its_own() -> None:
         run_with_progress(Action(), "census", {}, {}, 1.0, "/run")
     assert len(set(asked)) == 2
     assert all(path.startswith("/run/ksm-testbed-census-") for path in asked)
+
+
+class Silent:
+    """An action whose host answers no poll before this second, and then that its module has ended."""
+
+    def __init__(self, clock: Clock, until: float) -> None:
+        self.clock, self.until = clock, until
+        self.told: list[str] = []
+        self._task = SimpleNamespace(check_mode=False, async_val=0, name="Work", action="census")
+        self._templar = SimpleNamespace(template=lambda value: value)
+
+    def _execute_module(self, **_options: Any) -> dict[str, Any]:
+        return {"ansible_job_id": "j1.1", "results_file": "/nowhere/j1.1"}
+
+    def _low_level_execute_command(self, command: str, **_options: Any) -> dict[str, Any]:
+        if "tail -c" in command and self.clock.now < self.until:
+            self.clock.now += 10
+            raise AnsibleConnectionFailure("no route to host")
+        self.told.append(command)
+        return {"rc": 0, "stdout": "ended\n", "stderr": ""}
+
+    def _parse_returned_data(self, _said: dict[str, Any], _profile: str) -> dict[str, Any]:
+        return {"changed": True}
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> tuple[Clock, list[str]]:
+    clock, shown = Clock(), []
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    monkeypatch.setattr(progress_module, "time", SimpleNamespace(monotonic=clock.monotonic, sleep=sleep))
+    monkeypatch.setattr(progress_module.Display, "display", lambda _display, text: shown.append(text))
+    return clock, shown
+
+
+def test_a_host_that_answers_again_while_it_keeps_the_lease_goes_on(silent: tuple[Clock, list[str]]) -> None:
+    clock, shown = silent
+    result = run_with_progress(
+        Silent(clock, clock.now + 170), "census", {}, {"inventory_hostname": "kvm1"}, 7200
+    )
+    assert result["changed"] is True
+    assert shown[1:] == ["    [kvm1] it does not answer, and is asked again for 180 s"]
+
+
+def test_a_host_that_keeps_silent_is_given_up_when_its_lease_is_over_not_after_hours(
+    silent: tuple[Clock, list[str]],
+) -> None:
+    clock, _ = silent
+    action = Silent(clock, clock.now + 3600)
+    with pytest.raises(AnsibleConnectionFailure) as given_up:
+        run_with_progress(action, "census", {}, {"inventory_hostname": "kvm1", "lease_seconds": "90"}, 7200)
+    # Polls of 10 s each, a second between two: the first one after 90 s is the tenth, 99 s after the first.
+    assert str(given_up.value) == (
+        "kvm1 has not answered for 99 s (no route to host): where it lives it puts itself right, "
+        "90 s after it was last heard of"
+    )
+    # Nothing more was tried there than to make the progress file.
+    assert len(action.told) == 1

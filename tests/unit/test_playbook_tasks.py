@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ class ActionModule(ActionBase):
         state = self._task.args.get("state", "")
         with open(pathlib.Path(FOLDER) / "log", "a") as log:
             log.write(" ".join([NAME, state]).strip() + "\\n")
+        with open(pathlib.Path(FOLDER) / "hosts", "a") as hosts:
+            hosts.write(NAME + " " + task_vars["inventory_hostname"] + "\\n")
         answer = {"domains": {}} if state == "absent" else json.loads(ANSWER)
         return {**super().run(tmp, task_vars), **answer}
 """
@@ -130,17 +133,28 @@ class Host:
     def fails(self, name: str, why: str) -> None:
         (self.folder / f"{name}.fails").write_text(why)
 
-    def measure(self, **changes: Any) -> tuple[int, str]:
+    def measure(self, *words: str, hypervisors: Sequence[str] = (), **changes: Any) -> tuple[int, str]:
         """Play the cells of an experiment with two guests; return (exit code, what was printed)."""
         given = variables(guests="2", cell_order_seed=7, **changes)
-        return self._play("experiment.yml", "List the cells", given)
+        return self._play("experiment.yml", "List the cells", given, *words, hypervisors=hypervisors)
 
     def fill(self, **changes: Any) -> tuple[int, str]:
         """Play the arms of a capacity run of up to two guests."""
         given = {"capacity_envelope_mib": "0", "capacity_most_guests": "2", **changes}
         return self._play("capacity.yml", "Name the run", given)
 
-    def _play(self, playbook: str, task: str, given: dict[str, Any]) -> tuple[int, str]:
+    def _play(
+        self, playbook: str, task: str, given: dict[str, Any], *words: str, hypervisors: Sequence[str] = ()
+    ) -> tuple[int, str]:
+        """On this host, or on hypervisors of these names that all are this machine."""
+        inventory = ROOT / "inventory"
+        if hypervisors:
+            inventory = self.folder / "inventory"
+            inventory.mkdir()
+            (inventory / "group_vars").symlink_to(ROOT / "inventory/group_vars")
+            (inventory / "hosts.yml").write_text(
+                json.dumps({"hypervisors": {"hosts": {name: {} for name in hypervisors}}})
+            )
         given = {
             **given,
             "run_id": "run",
@@ -153,8 +167,8 @@ class Host:
         }
         return play_book(
             ROOT / "playbooks" / playbook,
-            *("--start-at-task", task, "-e", json.dumps(given)),
-            hosts=str(ROOT / "inventory/hosts.yml"),
+            *("--start-at-task", task, "-e", json.dumps(given), *words),
+            hosts=str(inventory / "hosts.yml"),
             environment={
                 "ANSIBLE_LIBRARY": f"{self.folder}/library:{ROOT}/plugins/modules",
                 "ANSIBLE_ACTION_PLUGINS": f"{self.folder}/actions",
@@ -169,6 +183,12 @@ class Host:
     def log(self) -> list[str]:
         """The modules and actions that ran, in their order."""
         return (self.folder / "log").read_text().splitlines()
+
+    @property
+    def touched(self) -> set[str]:
+        """Each action with a host that it was for: its guests were to be changed, or it was put right."""
+        hosts = self.folder / "hosts"
+        return set(hosts.read_text().splitlines()) if hosts.exists() else set()
 
     def records(self, cell: str) -> dict[str, Any]:
         """The records of a cell by their kind."""
@@ -219,6 +239,21 @@ def test_a_cell_that_fails_is_recorded_and_the_next_one_is_measured(host: Host) 
         assert record["observed"]["phase"] == "restore"
         assert record["observed"]["message"] == "localhost: no room"
     assert '"msg": "localhost: no room; localhost: no room"' in out
+
+
+@pytest.mark.parametrize(
+    ("words", "hosts"),
+    [((), ["hv1", "hv2", "hv3"]), (("--limit", "hv2"), ["hv2"]), (("--limit", "hv2", "--check"), [])],
+)
+def test_after_a_failure_only_the_hosts_of_the_run_are_put_right_and_none_in_check_mode(
+    host: Host, words: Sequence[str], hosts: list[str]
+) -> None:
+    host.fails("ksm", "no room")
+    code, out = host.measure(*words, hypervisors=["hv1", "hv2", "hv3"])
+    assert code == (2 if hosts else 0), out
+    assert host.touched == {f"{action} {name}" for action in ("guests", "put_right") for name in hosts}
+    failed = (host.folder / "results").rglob("failed.json")
+    assert sorted(path.parent.parent.name for path in failed) == hosts
 
 
 def test_a_cell_whose_census_fails_is_measured_all_the_same_and_the_run_says_so(host: Host) -> None:

@@ -12,6 +12,8 @@ import yaml
 from playing import fake_systemd, play, play_book
 from plugin_files import ROOT, load
 
+from analysis.plan.variables import SNAPSHOT
+
 put_right_action = load("plugins/action/put_right.py")
 ACTION = ROOT / "plugins/action/put_right.py"
 MODULES = ("guests", "ksm", "envelope")
@@ -208,7 +210,7 @@ def test_the_teardown_puts_right_every_hypervisor(host: Host, tmp_path: Path) ->
 
 def test_the_snapshot_is_that_of_the_role_ksm() -> None:
     defaults = yaml.safe_load((ROOT / "roles/ksm/defaults/main.yml").read_text())
-    assert defaults["ksm_snapshot_path"] == put_right_action.SNAPSHOT
+    assert defaults["ksm_snapshot_path"] == SNAPSHOT
 
 
 def test_the_services_of_policies_are_each_named_once(tmp_path: Path) -> None:

@@ -291,6 +291,15 @@ def test_what_no_record_can_tell_alone_is_noticed(
     assert run.problems == (f"host1/{cell.cell.cell_id}: {problem}",)
 
 
+def test_a_knob_that_somebody_changed_is_named_before_what_it_made_different(results: Path) -> None:
+    def change(_cell: Cell, records: dict[str, dict[str, Any]]) -> None:
+        records["merge"]["observed"]["knob_changes"] = [CHANGED]
+        records["on"]["provenance"]["ksm_knobs"]["sleep_millisecs"] = 200
+
+    cell = load_run(store(results, synthetic_plan(focus=2), change)).cells[0]
+    assert cell.problem == "somebody changed sleep_millisecs from 10 to 200 8 s after KSM was switched on"
+
+
 def test_a_guest_whose_memory_was_not_verified_is_noticed(results: Path) -> None:
     def change(_cell: Cell, records: dict[str, dict[str, Any]]) -> None:
         del records["verify"]["observed"]["guests"]["guest03"]
