@@ -115,6 +115,7 @@ def _has_runs(results: Path) -> bool:
 def _draw(directory: Path, scores: "Scores") -> None:
     from analysis.model.capacity import relation, steps_table
     from analysis.model.scoring import NAMED, groups
+    from analysis.plan.design import load_file_name
     from analysis.report import forecast_figures
     from analysis.report.figures import save
 
@@ -122,9 +123,11 @@ def _draw(directory: Path, scores: "Scores") -> None:
     for group in groups(scores.joined):
         apart = (group.model, group.policy, group.scope, *([] if group.proof == NAMED else ["by-time"]))
         save(forecast_figures.validation_figure(group), directory / f"validation-{'-'.join(apart)}.png")
+    if any(judged.joins for judged in scores.capacity):
+        save(forecast_figures.limits_figure(scores.capacity), directory / "limits.png")
     for judged in scores.capacity:
         run = judged.run
-        name = f"{run.run_id}-{run.hypervisor}-{run.workload}"
+        name = f"{run.run_id}-{run.hypervisor}-{load_file_name(run.workload)}"
         if run.arms:
             save(forecast_figures.capacity_figure(run, judged.loads), directory / f"capacity-{name}.png")
             save(forecast_figures.performance_figure(run), directory / f"performance-{name}.png")

@@ -238,7 +238,7 @@ class Design:
             cells += [
                 Cell(
                     hypervisor=hypervisor,
-                    cell_id=f"{_file_name(load)}-{policy}-guests{guests}-boot{boot}-rep{repetition}",
+                    cell_id=f"{load_file_name(load)}-{policy}-guests{guests}-boot{boot}-rep{repetition}",
                     workload=load,
                     policy=policy,
                     guests=guests,
@@ -295,8 +295,8 @@ def canonical_digest(content: Any) -> str:
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _file_name(load: str) -> str:
-    """A load within the name of a directory."""
+def load_file_name(load: str) -> str:
+    """A load within the name of a file or directory."""
     return "mix-" + load.replace("=", "").replace(",", "-") if "=" in load else load
 
 
@@ -365,6 +365,11 @@ def existing_workload(name: str, value: Any) -> str:
             f"{name} names {text!r}, which does not exist: there are {', '.join(workload_names())}."
         )
     return read_workload(text).name
+
+
+def existing_load(name: str, value: Any) -> str:
+    """Check a workload's name, or a mix such as idle=1,random_fill=2, and the files. Raises UserError."""
+    return _mix(name, value) if "=" in str(value) else existing_workload(name, value)
 
 
 def existing_policy(name: str, value: Any) -> str:

@@ -92,8 +92,19 @@ def migrate_census(record: Any) -> Any:
 
 
 def migrate_capacity(record: Any) -> Any:
-    """A step of a capacity run or a divergence: ``ksm`` becomes the policy."""
-    if not _is_first(record) or not _has_mappings(record, "provenance"):
+    """A step of a capacity run or a divergence, whose guests were probed, and diverged, all at once.
+
+    Of version 1 ``ksm`` becomes the policy, too. The probes of a divergence are left out.
+    """
+    if not isinstance(record, Mapping) or not _has_mappings(record, "provenance", "observed"):
+        return record
+    observed = record["observed"]
+    if _has_mappings(observed, "probes"):
+        probes = [{"guest": name, "answer": answer} for name, answer in observed["probes"].items()]
+        record = {**record, "observed": {**observed, "probes": probes}}
+    elif _has_mappings(observed, "write") and _has_mappings(observed["write"], "written_bytes"):
+        record = {**record, "observed": _in_turns(observed)}
+    if not _is_first(record):
         return record
     policy = {"off": "off", "on": _POLICY}.get(str(record.get("ksm")))
     if policy is None:
@@ -128,6 +139,18 @@ def without_rollup_header(table: Any) -> Any:
     if not isinstance(table, Mapping) or not _ROLLUP_HEADER.match(str(next(iter(table), ""))):
         return table
     return dict(list(table.items())[1:])
+
+
+def _in_turns(observed: Mapping[str, Any]) -> dict[str, Any]:
+    """What a divergence of all guests at once showed, each guest's turn the same."""
+    write, gone = observed["write"], ("write", "probes_before", "probes_during")
+    times = {name: write.get(name) for name in ("started_seconds", "finished_seconds")}
+    written = write["written_bytes"]
+    return {
+        **{name: value for name, value in observed.items() if name not in gone},
+        "turns": [{"guest": name, **times, "written_bytes": count} for name, count in written.items()],
+        "held_bytes": written,
+    }
 
 
 def _cell(cell: dict[str, Any]) -> dict[str, Any]:
