@@ -16,6 +16,7 @@ from analysis.model.sharing import ENVELOPE, HOST
 from analysis.plan.design import MIB
 from analysis.plan.mix import load_name
 from analysis.plan.policies import OFF
+from analysis.plan.proof import counts_ksm
 from analysis.records.capacity import CapacityRun
 from analysis.records.models import DivergenceRecord, ForecastRecord, LoadForecast, StepRecord
 
@@ -157,11 +158,6 @@ def load_of(forecast: ForecastRecord, run: CapacityRun) -> LoadForecast | None:
     """What a forecast says of the load of this run; None when it does not speak of it."""
     wanted = load_name(run.workload)
     return next((load for load in forecast.loads if load.workload == wanted), None)
-
-
-def counts_ksm(forecast: ForecastRecord) -> bool:
-    """Whether KSM's own memory is in what a forecast says of an envelope."""
-    return all(load.curve.admission_bytes is not None for load in forecast.loads)
 
 
 def _forecast_bytes(load: LoadForecast | None, guests: int, curve: str) -> float | None:

@@ -73,6 +73,8 @@ def guest_workloads(load: str, guests: Iterable[str], *, shares: bool = False) -
         return dict.fromkeys(names, load)
     mix = parse_mix(load, "workload")
     if shares:
+        # In the order in which they are started: guest100 after guest99
+        names.sort(key=lambda name: (len(name), name))
         return dict(zip(names, taking_turns(mix, len(names)), strict=True))
     if sum(mix.values()) != len(names):
         raise MixError(f"workload {load} has {sum(mix.values())} guests: {len(names)} are given.")

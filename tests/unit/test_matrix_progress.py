@@ -256,9 +256,7 @@ def test_a_place_is_read_from_the_variables_of_a_task() -> None:
     assert place_of(Task("Measure", cell=idle, phase="off")) == Place(idle["cell_id"], "off", "Measure")
     assert place_of(Task("", cell=idle)) == Place(idle["cell_id"], "", "ksm")
     arm = {"boot": 2, "policy": "off"}
-    assert place_of(Task("Probe", arm=arm, phase="probe")) == Place(
-        "arm off, boot 2", "probe", "Probe"
-    )
+    assert place_of(Task("Probe", arm=arm, phase="probe")) == Place("arm off, boot 2", "probe", "Probe")
     assert place_of(Task("Put right")) is None
     assert place_of(Task("Other", cell="{{ a_cell }}", arm=3)) is None
 
