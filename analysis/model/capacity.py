@@ -20,6 +20,8 @@ from analysis.records.models import DivergenceRecord, EnvelopeSamples, Probe, St
 from plugins.module_utils.ksm_convergence import saved_pages
 
 _TAIL = 0.05
+# Reading less than that costs a guest no more than the request does.
+_LEAST_READ_BYTES = 64 * MIB
 
 # What a policy is compared by with KSM off: column, the step's value, and 1 where more of it is worse
 COSTS = {
@@ -61,7 +63,8 @@ class Divergence:
     """What happened when merged guests wrote over what they share, one after another.
 
     ``regained_bytes``: sharing lost, which the guests took from the host again; ``rate``: bytes per second,
-    the peak between two samples, and the mean from 5 % to 95 % regained. ``part``: the part of all that the
+    the peak between two samples, and the mean from 5 % to 95 % regained. ``free_seconds``: how long what was
+    free of the capacity at first would have lasted at the peak. ``part``: the part of all that the
     guests hold that was made to differ; ``full_part``: when more was used than they have to fit in, None: it
     never was; ``full_seconds``: how long after the first request that was.
     ``psi_memory_percent``: of the time in which some task of the host waited for memory.
@@ -79,6 +82,7 @@ class Divergence:
     regained_bytes: int
     peak_rate: float
     mean_rate: float | None
+    free_seconds: float | None
     cow_ksm: int | None
     peak_used_bytes: float
     capacity_bytes: int
@@ -305,6 +309,7 @@ def divergence(
     begin, line = observed.turns[0].started_seconds, line_bytes(record)
     full = next((at for at, now in zip(seconds, used, strict=True) if now > line), None)
     psi = observed.psi_some_microseconds
+    peak_rate = max((r / s for r, s in zip(regained, spans, strict=True) if s > 0), default=0.0)
     watched = seconds[-1] - seconds[0]
     return Divergence(
         run_id=record.run_id,
@@ -315,8 +320,9 @@ def divergence(
         guests_alive=observed.guests_alive,
         oom_kills=observed.oom_kills,
         regained_bytes=saved[0] - min(saved),
-        peak_rate=max((r / s for r, s in zip(regained, spans, strict=True) if s > 0), default=0.0),
+        peak_rate=peak_rate,
         mean_rate=_mean_rate(seconds, saved),
+        free_seconds=max(0.0, line - used[0]) / peak_rate if peak_rate else None,
         cow_ksm=None if first is None or last is None else last - first,
         peak_used_bytes=max(used),
         capacity_bytes=line,
@@ -436,8 +442,11 @@ def _row(step: StepRecord) -> dict[str, Any]:
 
 
 def _read_cpu_us_per_mib(probe: Probe) -> float | None:
-    """CPU time of the host for a MiB that a guest reads, less that of a request that does nothing."""
-    if probe.read is None or probe.request is None or not probe.read_bytes:
+    """CPU time of the host for a MiB that a guest reads, less that of a request that does nothing.
+
+    None of a guest that holds too little to tell.
+    """
+    if probe.read is None or probe.request is None or (probe.read_bytes or 0) < _LEAST_READ_BYTES:
         return None
     if probe.read.run_seconds is None or probe.request.run_seconds is None:
         return None

@@ -59,6 +59,9 @@ def divergence_lines(seen: Divergence) -> list[str]:
     """One divergence in words."""
     rate = "unknown" if seen.mean_rate is None else f"{seen.mean_rate / MIB:.0f} MiB/s"
     psi = "unknown" if seen.psi_memory_percent is None else f"{seen.psi_memory_percent:.1f} %"
+    lasts = "unknown" if seen.free_seconds is None else f"{seen.free_seconds:.1f} s"
+    cow = "unknown" if seen.cow_ksm is None else str(seen.cow_ksm)
+    live = "All guests live" if seen.survived else f"{seen.guests_alive} of {seen.guests} guests live"
     predicted = "" if seen.predicted_part is None else f" (forecast: {100 * seen.predicted_part:.0f} %)"
     if seen.full_part is None or seen.full_seconds is None:
         end = f"{100 * seen.part:.0f} % of what they hold differed, and it still fits{predicted}."
@@ -70,9 +73,8 @@ def divergence_lines(seen: Divergence) -> list[str]:
     lines = [
         f"Divergence, {seen.workload}, {seen.policy}, boot {seen.boot}, {seen.guests} guests: {end}",
         f"{seen.regained_bytes / MIB:.0f} MiB regained by the guests, {rate} on average, "
-        f"{seen.peak_rate / MIB:.0f} MiB/s at the peak; tasks of the host waited for memory for "
-        f"{psi} of the time; copy-on-write faults: {'unknown' if seen.cow_ksm is None else seen.cow_ksm}. "
-        f"{'All guests live' if seen.survived else f'{seen.guests_alive} of {seen.guests} guests live'}; "
+        f"{seen.peak_rate / MIB:.0f} MiB/s at the peak, at which what was free would have lasted {lasts}; "
+        f"tasks of the host waited for memory for {psi} of the time; copy-on-write faults: {cow}. {live}; "
         f"peak use {seen.peak_used_bytes / MIB:.0f} of {seen.capacity_bytes / MIB:.0f} MiB.",
     ]
     if seen.safe_bytes is not None:
@@ -132,10 +134,10 @@ def _cost_remarks(both: pd.DataFrame) -> list[str]:
             differ = [name for name, seen in told.items() if abs(seen.mean) > (seen.half_width or 0.0)]
             same = [QUANTITIES[name].label for name in told if name not in differ]
             words = [f"{QUANTITIES[name].label} {QUANTITIES[name].estimate(told[name])} %" for name in differ]
+            words += [f"no difference can be told of {', '.join(same)}"] if same else []
             remarks.append(
                 f"{policy}, mean over all N with its 95 % interval over {len(by_boot)} boots: "
-                f"{'; '.join(words) or 'nothing differs'}"
-                + (f"; no difference can be told of {', '.join(same)}." if words and same else ".")
+                f"{'; '.join(words)}."
             )
     return remarks
 

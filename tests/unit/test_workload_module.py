@@ -246,7 +246,7 @@ def test_guests_are_probed_one_after_another_with_what_nothing_and_reading_take(
         assert all(one[name]["seconds"] > 0 for name in ("request", "probe", "read"))
         assert one["read"]["run_seconds"] is None
     heard = [[one["words"] for one in guest.heard] for guest in guests.made]
-    assert heard == [[["probe", "0"], ["probe", "2.5"], ["verify"]], []] * 2
+    assert heard == [[["probe", "0"], ["probe", "0"], ["probe", "2.5"], ["verify"]], []] * 2
 
 
 def test_the_probes_end_at_a_guest_without_an_answer(guests: Guests, tmp_path: Path) -> None:
