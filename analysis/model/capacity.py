@@ -1,37 +1,17 @@
-"""What a capacity run shows: use and performance by guests, its limits, and divergence of merged pages."""
+"""What a capacity run uses of what it may use, and the limits that it found."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from statistics import median
-from typing import Any
-
-import pandas as pd
 
 from analysis.measure import saving
 from analysis.measure.pooling import condition_text
-from analysis.measure.statistics import Estimate, estimate
 from analysis.plan.design import MIB
 from analysis.plan.policies import OFF
 from analysis.records import checks
-from analysis.records.capacity import PROBES, CapacityRun
-from analysis.records.models import DivergenceRecord, EnvelopeSamples, Probe, StepRecord
+from analysis.records.capacity import CapacityRun
+from analysis.records.models import DivergenceRecord, EnvelopeSamples, StepRecord
 from plugins.module_utils.ksm_convergence import saved_pages
-
-_TAIL = 0.05
-# Reading less than that costs a guest no more than the request does.
-_LEAST_READ_BYTES = 64 * MIB
-
-# What a policy is compared by with KSM off: column, the step's value, and 1 where more of it is worse
-COSTS = {
-    "touch_lost_percent": ("touch_mib_per_second", -1),
-    "cpu_lost_percent": ("cpu_iterations_per_second", -1),
-    "p50_added_percent": ("write_latency_p50_us", 1),
-    "p99_added_percent": ("write_latency_p99_us", 1),
-    "read_cpu_added_percent": ("read_cpu_us_per_mib", 1),
-    "operation_cpu_added_percent": ("operation_cpu_us", 1),
-}
 
 
 @dataclass(frozen=True)
@@ -56,60 +36,6 @@ class FoundLimits:
     steady: ActualLimit
     admission: ActualLimit | None
     safe: int | None
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """What happened when merged guests wrote over what they share, one after another.
-
-    ``regained_bytes``: sharing lost, which the guests took from the host again; ``rate``: bytes per second,
-    the peak between two samples, and the mean from 5 % to 95 % regained. ``free_seconds``: how long what was
-    free of the capacity at first would have lasted at the peak. ``part``: the part of all that the
-    guests hold that was made to differ; ``full_part``: when more was used than they have to fit in, None: it
-    never was; ``full_seconds``: how long after the first request that was.
-    ``psi_memory_percent``: of the time in which some task of the host waited for memory.
-    ``safe_bytes`` is the forecast's safe need of these guests, ``predicted_part`` what it says of
-    ``full_part``; None without one. ``whole``: the series goes on to the last guest's answer.
-    """
-
-    run_id: str
-    boot: int
-    workload: str
-    policy: str
-    guests: int
-    guests_alive: int
-    oom_kills: int | None
-    regained_bytes: int
-    peak_rate: float
-    mean_rate: float | None
-    free_seconds: float | None
-    cow_ksm: int | None
-    peak_used_bytes: float
-    capacity_bytes: int
-    part: float
-    full_part: float | None
-    full_seconds: float | None
-    psi_memory_percent: float | None
-    safe_bytes: float | None
-    predicted_part: float | None
-    whole: bool
-
-    @property
-    def survived(self) -> bool:
-        """Whether every guest lives and nothing was killed."""
-        return self.guests_alive == self.guests and not self.oom_kills
-
-    @property
-    def safe_holds(self) -> bool | None:
-        """Whether the guests lived and used no more than the safe need, were all that they hold to differ.
-
-        None without a forecast, where the series ended before the guests had answered, or not all diverged.
-        """
-        if self.safe_bytes is None:
-            return None
-        if not self.survived or self.peak_used_bytes > self.safe_bytes:
-            return False
-        return True if self.whole and self.part == 1 else None
 
 
 def conditions(record: StepRecord | DivergenceRecord) -> dict[str, str]:
@@ -165,11 +91,6 @@ def used_series(record: StepRecord | DivergenceRecord, samples: EnvelopeSamples)
         float(record.provenance.memory_total_bytes - available - (pages or 0) * page)
         for available, pages in zip(samples.MemAvailable_bytes, lists, strict=True)
     ]
-
-
-def saved_series(record: DivergenceRecord) -> list[int]:
-    """Gross saved bytes of each sample."""
-    return _gross_series(record.observed.samples, record.provenance.page_size_bytes)
 
 
 def peak_bytes(step: StepRecord) -> float | None:
@@ -234,131 +155,6 @@ def found_limits(run: CapacityRun) -> list[FoundLimits]:
     return found
 
 
-def steps_table(run: CapacityRun) -> pd.DataFrame:
-    """One row a step, by policy, boot and guests.
-
-    Columns: boot, policy, guests, used_bytes, peak_bytes; medians over the probes (NaN when none answered):
-    the guest's own values, read_cpu_us_per_mib and operation_cpu_us of the host's CPUs; ``silent_guests``;
-    ksmd_percent and psi_memory_percent of the window's time, steal_percent of all CPUs; cow_ksm_per_second,
-    pgmajfault_per_second, swapped_pages; converged; stop, "" while it went on.
-    """
-    return pd.DataFrame([_row(step) for steps in run.arms.values() for step in steps])
-
-
-def relation(table: pd.DataFrame) -> pd.DataFrame:
-    """Memory saved against performance lost: a row for each boot, policy and number of guests seen off, too.
-
-    Columns: boot, policy, guests, saved_bytes, and those of COSTS: by how many percent the policy is worse
-    than off.
-    """
-    # At 0 guests there is neither a saving nor a probe.
-    running = table[table["guests"] > 0]
-    off, on = running[running["policy"] == OFF], running[running["policy"] != OFF]
-    both = on.merge(off, on=["boot", "guests"], suffixes=("_on", "_off"), validate="many_to_one")
-    return pd.DataFrame(
-        {
-            "boot": both["boot"],
-            "policy": both["policy_on"],
-            "guests": both["guests"],
-            "saved_bytes": both["used_bytes_off"] - both["used_bytes_on"],
-            **{
-                name: sign * 100 * (both[f"{value}_on"] / both[f"{value}_off"] - 1)
-                for name, (value, sign) in COSTS.items()
-            },
-        }
-    )
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Memory saved and performance lost at one number of guests, over the boots; None: not known."""
-
-    policy: str
-    guests: int
-    saved_bytes: Estimate | None
-    lost: dict[str, Estimate | None]
-
-
-def costs(both: pd.DataFrame) -> list[Cost]:
-    """The rows of relation() over boots, which are the replicates: the difference is taken in each boot."""
-    found = []
-    for _key, rows in both.groupby(["policy", "guests"], sort=False):
-        over = {name: estimate([[float(value)] for value in rows[name]]) for name in ("saved_bytes", *COSTS)}
-        first = rows.iloc[0]
-        found.append(Cost(str(first["policy"]), int(first["guests"]), over.pop("saved_bytes"), over))
-    return found
-
-
-def divergence(
-    record: DivergenceRecord, safe_bytes: float | None = None, apart_bytes: float | None = None
-) -> Divergence:
-    """Judge one divergence record.
-
-    Args:
-        record: of the guests.
-        safe_bytes: the forecast's safe need of so many guests.
-        apart_bytes: the forecast's use of so many guests with nothing that they hold merged.
-    """
-    observed = record.observed
-    samples = observed.samples
-    seconds, saved, used = samples.seconds, saved_series(record), used_series(record, samples)
-    regained = [max(0, before - now) for before, now in pairwise(saved)]
-    spans = [later - earlier for earlier, later in pairwise(seconds)]
-    first, *_between, last = samples.cow_ksm
-    ends = [turn.finished_seconds for turn in observed.turns]
-    begin, line = observed.turns[0].started_seconds, line_bytes(record)
-    full = next((at for at, now in zip(seconds, used, strict=True) if now > line), None)
-    psi = observed.psi_some_microseconds
-    peak_rate = max((r / s for r, s in zip(regained, spans, strict=True) if s > 0), default=0.0)
-    watched = seconds[-1] - seconds[0]
-    return Divergence(
-        run_id=record.run_id,
-        boot=record.boot,
-        workload=record.workload,
-        policy=record.policy,
-        guests=record.guests,
-        guests_alive=observed.guests_alive,
-        oom_kills=observed.oom_kills,
-        regained_bytes=saved[0] - min(saved),
-        peak_rate=peak_rate,
-        mean_rate=_mean_rate(seconds, saved),
-        free_seconds=max(0.0, line - used[0]) / peak_rate if peak_rate else None,
-        cow_ksm=None if first is None or last is None else last - first,
-        peak_used_bytes=max(used),
-        capacity_bytes=line,
-        part=_part(record, math.inf),
-        full_part=None if full is None else _part(record, full),
-        full_seconds=None if full is None else max(0.0, full - begin),
-        psi_memory_percent=None if psi is None or not watched else psi.memory / 1e4 / watched,
-        safe_bytes=safe_bytes,
-        predicted_part=_predicted_part(used[0], apart_bytes, line),
-        whole=None not in ends and max(end or 0.0 for end in ends) <= seconds[-1],
-    )
-
-
-def _predicted_part(merged_bytes: float, apart_bytes: float | None, line: int) -> float | None:
-    """The part at which the line is reached, were use to grow evenly to that of guests that share nothing.
-
-    None: nothing was forecast, or it is not reached.
-    """
-    if apart_bytes is None or apart_bytes <= line:
-        return None
-    return max(0.0, (line - merged_bytes) / (apart_bytes - merged_bytes))
-
-
-def _part(record: DivergenceRecord, second: float) -> float:
-    """The part of all that the guests hold that had been made to differ by a second of the samples."""
-    written = 0.0
-    for turn in record.observed.turns:
-        size = record.observed.held_bytes.get(turn.guest, 0)
-        end = record.observed.samples.seconds[-1] if turn.finished_seconds is None else turn.finished_seconds
-        span = end - turn.started_seconds
-        done = 1.0 if second >= end else max(0.0, second - turn.started_seconds) / span
-        written += size * done
-    whole = sum(record.observed.held_bytes.values())
-    return written / whole if whole else 0.0
-
-
 def _limit(steps: Iterable[StepRecord], why_not: Callable[[StepRecord], str]) -> ActualLimit:
     guests = 0
     for step in sorted(steps, key=lambda step: step.guests):
@@ -390,7 +186,8 @@ def _base_bytes(steps: Sequence[StepRecord]) -> float:
     return next((used_bytes(step) for step in steps if step.guests == 0), 0.0)
 
 
-def _gross_series(samples: EnvelopeSamples, page_size_bytes: int) -> list[int]:
+def gross_series(samples: EnvelopeSamples, page_size_bytes: int) -> list[int]:
+    """Gross saved bytes of each sample."""
     return [
         saved_pages(sharing, zero) * page_size_bytes
         for sharing, zero in zip(samples.pages_sharing, samples.ksm_zero_pages, strict=True)
@@ -400,7 +197,7 @@ def _gross_series(samples: EnvelopeSamples, page_size_bytes: int) -> list[int]:
 def _own_series(samples: EnvelopeSamples, page_size_bytes: int) -> list[float]:
     """KSM's own memory at each sample, as saving.ksm_own_bytes has it of a host; 0 where it is not told."""
     own = []
-    gross = _gross_series(samples, page_size_bytes)
+    gross = gross_series(samples, page_size_bytes)
     for place, profit in enumerate(samples.general_profit):
         pages = (
             samples.pages_shared[place],
@@ -411,76 +208,3 @@ def _own_series(samples: EnvelopeSamples, page_size_bytes: int) -> list[float]:
         items = sum(count or 0 for count in pages) * saving.RMAP_ITEM_BYTES
         own.append(float(items if profit is None else gross[place] - profit))
     return own
-
-
-def _row(step: StepRecord) -> dict[str, Any]:
-    observed, window = step.observed, step.observed.window
-    seconds, vmstat, psi = window.seconds, window.vmstat, window.psi_some_microseconds
-    steal, cow = window.steal_seconds, vmstat["cow_ksm"]
-    answers = [probe.answer for probe in observed.probes if probe.answer is not None]
-    return {
-        "boot": step.boot,
-        "policy": step.policy,
-        "guests": step.guests,
-        "used_bytes": used_bytes(step),
-        "peak_bytes": _number(peak_bytes(step)),
-        **{name: _median(getattr(answer, name) for answer in answers) for name in PROBES},
-        "read_cpu_us_per_mib": _median(map(_read_cpu_us_per_mib, observed.probes)),
-        "operation_cpu_us": _median(map(_operation_cpu_us, observed.probes)),
-        "silent_guests": sum(probe.answer is None for probe in observed.probes),
-        "ksmd_percent": 100 * window.ksmd_cpu_seconds / seconds,
-        "psi_memory_percent": _number(None if psi is None else psi.memory / 1e4 / seconds),
-        "steal_percent": _number(
-            None if steal is None else 100 * steal / seconds / step.provenance.cpu_count
-        ),
-        "cow_ksm_per_second": _number(None if cow is None else cow / seconds),
-        "pgmajfault_per_second": _number(vmstat["pgmajfault"]) / seconds,
-        "swapped_pages": _number(vmstat["pswpin"]) + _number(vmstat["pswpout"]),
-        "converged": observed.converged,
-        "stop": "" if step.stop is None else step.stop.reason,
-    }
-
-
-def _read_cpu_us_per_mib(probe: Probe) -> float | None:
-    """CPU time of the host for a MiB that a guest reads, less that of a request that does nothing.
-
-    None of a guest that holds too little to tell.
-    """
-    if probe.read is None or probe.request is None or (probe.read_bytes or 0) < _LEAST_READ_BYTES:
-        return None
-    if probe.read.run_seconds is None or probe.request.run_seconds is None:
-        return None
-    return 1e6 * (probe.read.run_seconds - probe.request.run_seconds) / (probe.read_bytes / MIB)
-
-
-def _operation_cpu_us(probe: Probe) -> float | None:
-    """CPU time of the host for an operation of a guest's probe, the CRC-32 of 64 KiB; as above.
-
-    The probe's writes, 16 MiB at most, are in it.
-    """
-    if probe.probe is None or probe.request is None or probe.answer is None:
-        return None
-    if probe.probe.run_seconds is None or probe.request.run_seconds is None:
-        return None
-    ran = probe.probe.run_seconds - probe.request.run_seconds
-    operations = probe.answer.cpu_iterations_per_second * (probe.probe.seconds - probe.request.seconds)
-    return 1e6 * ran / operations if operations > 0 else None
-
-
-def _mean_rate(seconds: Sequence[float], saved: Sequence[int]) -> float | None:
-    lost = saved[0] - min(saved)
-    if lost <= 0:
-        return None
-    fell = [saved[0] - now for now in saved]
-    end = next(place for place, value in enumerate(fell) if value >= (1 - _TAIL) * lost)
-    start = max((place for place in range(end) if fell[place] <= _TAIL * lost), default=0)
-    return (fell[end] - fell[start]) / (seconds[end] - seconds[start])
-
-
-def _median(values: Iterable[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return median(known) if known else math.nan
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)

@@ -3,14 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.model.capacity import (
-    Divergence,
-    FoundLimits,
-    conditions,
-    divergence,
-    found_limits,
-    used_bytes,
-)
+from analysis.model.capacity import FoundLimits, conditions, found_limits, used_bytes
+from analysis.model.divergence import Divergence, divergence
 from analysis.model.scoring import BY_TIME, NAMED, NOT_NAMED, ScoringError, differences, is_named, not_read
 from analysis.model.sharing import ENVELOPE, HOST
 from analysis.plan.design import MIB

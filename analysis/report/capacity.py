@@ -6,17 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.model.capacity import (
-    ActualLimit,
-    Cost,
-    Divergence,
-    FoundLimits,
-    costs,
-    found_limits,
-    relation,
-    steps_table,
-)
+from analysis.model.capacity import ActualLimit, FoundLimits, found_limits
+from analysis.model.divergence import Divergence
 from analysis.model.judging import CapacityJoin, JudgedRun
+from analysis.model.performance import Cost, costs, relation, steps_table
 from analysis.plan.design import MIB
 from analysis.plan.policies import OFF
 from analysis.records.capacity import CapacityRun

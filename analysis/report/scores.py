@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from analysis.model.capacity import costs, found_limits, relation, steps_table
+from analysis.model.capacity import found_limits
 from analysis.model.judging import JudgedRun
+from analysis.model.performance import costs, relation, steps_table
 from analysis.model.scoring import (
     AVAILABLE,
     LEAST_SAVED,

@@ -169,12 +169,13 @@ def probed_guests(params: dict[str, Any], progress: Progress) -> tuple[list[dict
     """The probes of some guests, one after another, and why one of them is silent."""
     if not params["channels"] or params["probes"] < 1:
         return [], {}
-    return probe_in_turn(
+    found: tuple[list[dict[str, Any]], dict[str, str]] = probe_in_turn(
         params["channels"],
         probes=params["probes"],
         seconds=params["probe_seconds"],
         each=lambda number, one: progress.say(f"{one['guest']} probed ({number} of {params['probes']})"),
     )
+    return found
 
 
 def verdict(answer: dict[str, Any], before: str) -> dict[str, Any]:

@@ -15,22 +15,20 @@ from analysis.__main__ import main
 from analysis.model.capacity import (
     admission_limit,
     conditions,
-    costs,
-    divergence,
     found_limits,
-    relation,
     safe_limit,
     steady_limit,
-    steps_table,
     used_series,
 )
+from analysis.model.divergence import divergence
 from analysis.model.judging import judge
+from analysis.model.performance import costs, relation, steps_table
 from analysis.records.capacity import CapacityRun, load_capacity
 from analysis.records.forecasts import load_forecasts
 from analysis.records.models import RECORDS, DivergenceRecord, StepRecord
 from analysis.records.reading import RecordError, parse_record
 from analysis.report.capacity import capacity_parts, divergence_lines
-from analysis.report.forecast_figures import (
+from analysis.report.capacity_figures import (
     capacity_figure,
     divergence_figure,
     performance_figure,
