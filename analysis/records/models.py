@@ -912,10 +912,9 @@ class CapacityPhase(Model):
 
 
 class StepRecord(CapacityPhase):
-    """So many guests running; ``added``: those that this step started, None where it was not noted."""
+    """So many guests running."""
 
     kind: Literal["capacity_step"]
-    added: Count | None = None
     observed: StepObserved
 
     @model_validator(mode="after")

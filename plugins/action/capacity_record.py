@@ -15,9 +15,9 @@ Arguments:
 
 A guest that gives no answer is a finding: it is null in the record, and the step does not fit.
 
-Returns for watch: job. For step: record (path), stop (null or why), guests, next_guests (null: the arm is
-over, and a step after that does nothing), diverging_guests (the numbers of guests that are to diverge when it
-is), load_size_bytes (what every further guest is to fill), msg. For divergence: record, msg.
+Returns for watch: job. For step: record (path), stop (null or why), next_guests (null: the arm is over, and a
+step after that does nothing), diverging_guests (the numbers of guests that are to diverge when it is),
+load_size_bytes (what every further guest is to fill), msg. For divergence: record, msg.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ WATCH_SECONDS = 3600
 WATCH_INTERVAL_SECONDS = 0.25
 VMSTAT = ("pgfault", "pgmajfault", "cow_ksm", "pswpin", "pswpout", "oom_kill")
 RESOURCES = ("cpu", "memory", "io")
-KEPT = ("guests", "next_guests", "diverging_guests", "load_size_bytes")
+KEPT = ("next_guests", "diverging_guests", "load_size_bytes")
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -293,11 +293,7 @@ def step_record(args: dict[str, Any], hypervisor: str, after: dict[str, Any]) ->
         "probes": args["probes"],
         "window": window(before, after),
     }
-    record = {
-        **common(args, hypervisor, before, "capacity_step", observed),
-        "added": args["guests"] - int(args["former"].get("guests") or 0),
-        "stop": None,
-    }
+    record = {**common(args, hypervisor, before, "capacity_step", observed), "stop": None}
     step = StepRecord.model_validate_json(json.dumps(record))
     design = CapacityDesign(**args["plan"]["capacity"])
     return {**record, "stop": stop(design, step.observed, used_bytes(step))}
@@ -410,7 +406,6 @@ def progress(record: dict[str, Any], folder: Path, plan: dict[str, Any]) -> dict
     peak = peak_bytes(step)
     return {
         "stop": record["stop"],
-        "guests": step.guests,
         "next_guests": following,
         "diverging_guests": sorted(diverging, reverse=True),
         "msg": f"boot {step.boot}, {step.policy}, {step.guests} guests use {used / MIB:.0f} MiB"

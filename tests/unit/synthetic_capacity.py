@@ -228,7 +228,7 @@ def step(
 
     ``peak``: the most that was used while its guests were started; None: that was not watched.
     """
-    record = capacity_record(policy=policy, guests=guests, boot=boot, added=1)
+    record = capacity_record(policy=policy, guests=guests, boot=boot)
     observed = record["observed"]
     ksm = observed["host"]["ksm"]
     own = (ksm["pages_sharing"] + (ksm["ksm_zero_pages"] or 0)) * PAGE - ksm["general_profit"]

@@ -93,7 +93,6 @@ def arguments(**changes: Any) -> dict[str, Any]:
         },
         "arm": {"boot": 2, "policy": "off"},
         "guests": 2,
-        "former": {"guests": 1},
         "before": snapshot(1),
         "probes": [probe("guest01"), probe("guest02")],
         "admission": envelope_samples([1000, 1700, 1600]),
@@ -113,13 +112,13 @@ def test_a_step_is_what_was_before_the_probes_and_what_their_time_did() -> None:
     assert [one["pid"] for one in record["observed"]["other_mergeable"]] == [77]
     assert record["stop"] is None
     assert record["envelope_bytes"] == 8192 * MIB
-    assert (record["boot"], record["policy"], record["added"]) == (2, "off", 1)
+    assert (record["boot"], record["policy"]) == (2, "off")
     assert record["requested"] == {"guest_reserve_bytes": 32 * MIB, "host_reserve_bytes": MIB}
     assert record["provenance"]["start"] == START and record["provenance"]["image_digest"] == DIGEST
 
 
 def test_a_step_without_a_guest_has_no_start_and_was_not_watched() -> None:
-    nobody = {"guests": 0, "former": {"guests": None}, "probes": [], "admission": None}
+    nobody = {"guests": 0, "probes": [], "admission": None}
     args = arguments(**nobody, provenance={**arguments()["provenance"], "start": None})
     assert_sound(action.step_record(args, "host1", snapshot(11)))
 
@@ -224,7 +223,7 @@ def test_how_many_guests_come_next_follows_from_the_room_that_is_left(
     last = step("off", 3, used_mib, "full" if stopped else "")
     stored(tmp_path, last)
     found = action.progress(last, tmp_path, plan(tmp_path))
-    assert (found["guests"], found["next_guests"], found["diverging_guests"]) == (3, following, [])
+    assert (found["next_guests"], found["diverging_guests"]) == (following, [])
     assert found["msg"].startswith(f"boot 1, off, 3 guests use {used_mib} MiB")
     assert ("beyond the limit: full" in found["msg"]) is stopped
 
