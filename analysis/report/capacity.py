@@ -116,10 +116,14 @@ def _costs(seen: Sequence[Cost]) -> Grid:
 
 
 def _cost_remarks(both: pd.DataFrame) -> list[str]:
-    """Which costs are there at all: those whose interval over the boots, all N together, leaves out 0."""
+    """Which costs are there at all: those whose interval over the boots leaves out 0.
+
+    Of each boot the mean over all N that every boot has.
+    """
     remarks = []
     for policy, rows in both.groupby("policy", sort=False):
-        by_boot = rows.groupby("boot")[list(COSTS)].mean()
+        everywhere = rows.groupby("guests")["boot"].transform("nunique") == rows["boot"].nunique()
+        by_boot = rows[everywhere].groupby("boot")[list(COSTS)].mean()
         if len(by_boot) < 2:
             continue
         for one in costs(by_boot.assign(policy=policy, guests=0, saved_bytes=0.0)):
