@@ -113,25 +113,28 @@ def _has_runs(results: Path) -> bool:
 
 
 def _draw(directory: Path, scores: "Scores") -> None:
-    from analysis.model.capacity import relation, steps_table
+    from analysis.model.performance import relation, steps_table
     from analysis.model.scoring import groups
-    from analysis.report import forecast_figures
+    from analysis.plan.design import load_file_name
+    from analysis.report import capacity_figures, forecast_figures
     from analysis.report.figures import save
 
     directory.mkdir(parents=True, exist_ok=True)
     for group in groups(scores.joined):
         name = f"validation-{group.model}-{group.policy}-{group.scope}"
         save(forecast_figures.validation_figure(group), directory / f"{name}.png")
+    if any(judged.joins for judged in scores.capacity):
+        save(capacity_figures.limits_figure(scores.capacity), directory / "limits.png")
     for judged in scores.capacity:
         run = judged.run
-        name = f"{run.run_id}-{run.hypervisor}-{run.workload}"
+        name = f"{run.run_id}-{run.hypervisor}-{load_file_name(run.workload)}"
         if run.arms:
-            save(forecast_figures.capacity_figure(run, judged.loads), directory / f"capacity-{name}.png")
-            save(forecast_figures.performance_figure(run), directory / f"performance-{name}.png")
+            save(capacity_figures.capacity_figure(run, judged.loads), directory / f"capacity-{name}.png")
+            save(capacity_figures.performance_figure(run), directory / f"performance-{name}.png")
         if run.arms and not relation(steps_table(run)).empty:
-            save(forecast_figures.trade_off_figure(run), directory / f"trade-off-{name}.png")
+            save(capacity_figures.trade_off_figure(run), directory / f"trade-off-{name}.png")
         for number, (record, seen) in enumerate(zip(run.divergences, judged.divergences, strict=True), 1):
             save(
-                forecast_figures.divergence_figure(record, seen),
+                capacity_figures.divergence_figure(record, seen),
                 directory / f"divergence-{name}-{number}.png",
             )

@@ -11,10 +11,10 @@ from analysis.model.sharing import (
     HOST,
     Model,
     fit,
+    growing,
     limits,
     naive,
     predict,
-    scaled,
 )
 from analysis.plan.design import MIB, RECORD_KINDS, SCHEMA_VERSION
 from analysis.plan.mix import mix_text
@@ -126,13 +126,15 @@ def assumptions(found: Calibration, model: Model) -> list[str]:
         "In a mix the contents that guests share are nested: of two workloads the smaller pool of them is "
         "common to the guests of both. Sharing nothing across workloads is given beside it.",
         "Safe: no page is shared, every page of guest memory is in use, and QEMU's part is the largest seen.",
+        "Admission: one guest is started at a time, and nothing of it is merged before it holds all that it "
+        "will; those before it are merged and KSM has converged.",
         "Nothing is swapped and nothing is kept free: for a reserve give a smaller capacity.",
     ]
     stated.append(
         "Used is MemTotal - MemAvailable less the free pages on per-CPU lists, which it leaves out, "
         f"with {found.others_bytes / MIB:.0f} MiB of other programs, what they held on average meanwhile."
         if model.scope == HOST
-        else "The envelope holds the guests' anonymous memory and page tables; KSM's own is the host's."
+        else "Used in the envelope are the guests' anonymous memory and page tables, and KSM's own memory."
     )
     return stated
 
@@ -182,18 +184,19 @@ def _load(model: Model, shares: Mapping[str, int], capacity_bytes: float) -> dic
     found = limits(model, shares, capacity_bytes)
     furthest = max(_UNLIMITED if n is None else n for n in (found.off, found.on, found.safe))
     # So that each is seen to go beyond its limit.
-    guests = list(range(1, max(furthest + 2, furthest * 11 // 10, 4) + 1))
-    seen = [predict(model, scaled(shares, n)) for n in guests]
+    steps = list(growing(model, shares, max(furthest + 2, furthest * 11 // 10, 4)))
+    seen = [prediction for prediction, _peak in steps]
     return {
         "workload": mix_text(shares),
         "shares": dict(shares),
         "limits": {name: value for name, value in asdict(found).items() if name != "capacity_bytes"},
         "curve": {
-            "guests": guests,
+            "guests": [one.guests for one in seen],
             "off_bytes": [one.off.mean_bytes for one in seen],
             "on_bytes": [one.on.mean_bytes for one in seen],
             "on_low_bytes": [one.on.low_bytes for one in seen],
             "on_high_bytes": [one.on.high_bytes for one in seen],
+            "admission_bytes": [peak for _prediction, peak in steps],
             "safe_bytes": [one.safe_bytes for one in seen],
         },
     }

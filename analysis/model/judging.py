@@ -3,28 +3,24 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.model.capacity import (
-    ActualLimit,
-    Divergence,
-    actual_limit,
-    conditions,
-    divergence,
-    used_bytes,
-)
+from analysis.model.capacity import FoundLimits, conditions, found_limits, used_bytes
+from analysis.model.divergence import Divergence, divergence
 from analysis.model.scoring import NOT_NAMED, ScoringError, differences, is_named, not_read
 from analysis.model.sharing import ENVELOPE, HOST
 from analysis.plan.design import MIB
 from analysis.plan.mix import load_name
 from analysis.plan.policies import OFF
+from analysis.plan.proof import counts_ksm
 from analysis.records.capacity import CapacityRun
 from analysis.records.models import DivergenceRecord, ForecastRecord, LoadForecast, StepRecord
 
 
 @dataclass(frozen=True)
 class CapacityJoin:
-    """Predicted and actual limit of one arm: of off, or of the forecast's policy.
+    """Predicted and actual limits of one policy's arms: of off, or of the forecast's policy.
 
-    None: no limit below 9999; ``worst_error`` along the curve.
+    ``predicted``: the steady limit with the ends of its interval. None: no limit below 9999. ``actual``: of
+    each boot. ``worst_error`` along the curve.
     """
 
     forecast_id: str
@@ -32,8 +28,9 @@ class CapacityJoin:
     predicted: int | None
     predicted_low: int | None
     predicted_high: int | None
+    admission: int | None
     safe: int | None
-    actual: ActualLimit
+    actual: tuple[FoundLimits, ...]
     worst_error: float | None
 
 
@@ -72,6 +69,10 @@ def capacity_problem(forecast: ForecastRecord, run: CapacityRun) -> str:
             f"it is for {forecast.capacity_bytes / MIB:.0f} MiB of the {forecast.scope}, the run had "
             f"{run.capacity_bytes / MIB:.0f} MiB of the {scope}",
         ),
+        (
+            forecast.scope == ENVELOPE and not counts_ksm(forecast),
+            "it leaves KSM's own memory out of the envelope, as forecasts did before",
+        ),
         (forecast.hypervisor != run.hypervisor, "it is of another host"),
         (forecast.guest_memory_bytes != run.guest_memory_bytes, "it is of another size of guests"),
         (
@@ -93,7 +94,7 @@ def join_capacity(forecast: ForecastRecord, run: CapacityRun) -> list[CapacityJo
     if problem or load is None:
         raise ScoringError(f"forecast {forecast.forecast_id} is not joined with {run.run_id}: {problem}.")
     limits, curve = load.limits, load.curve
-    joins = []
+    joins, found = [], found_limits(run)
     for policy, steps in _arms_of(forecast, run).items():
         off = policy == OFF
         predicted = dict(zip(curve.guests, curve.off_bytes if off else curve.on_bytes, strict=True))
@@ -106,8 +107,9 @@ def join_capacity(forecast: ForecastRecord, run: CapacityRun) -> list[CapacityJo
                 predicted=limits.off if off else limits.on,
                 predicted_low=None if off else limits.on_low,
                 predicted_high=None if off else limits.on_high,
+                admission=limits.off if off else limits.admission,
                 safe=limits.safe,
-                actual=actual_limit(steps),
+                actual=tuple(one for one in found if one.policy == policy),
                 worst_error=max(errors, default=None),
             )
         )
@@ -127,7 +129,11 @@ def judge(run: CapacityRun, forecasts: Sequence[ForecastRecord]) -> JudgedRun:
         loads=loads,
         joins=tuple(join for one in fitting for join in join_capacity(one, run)),
         divergences=tuple(
-            divergence(record, _safe_bytes(loads.get(record.policy), record.guests))
+            divergence(
+                record,
+                _forecast_bytes(loads.get(record.policy), record.guests, "safe_bytes"),
+                _forecast_bytes(loads.get(record.policy), record.guests, "off_bytes"),
+            )
             for record in run.divergences
         ),
         refused=tuple(
@@ -145,11 +151,11 @@ def load_of(forecast: ForecastRecord, run: CapacityRun) -> LoadForecast | None:
     return next((load for load in forecast.loads if load.workload == wanted), None)
 
 
-def _safe_bytes(load: LoadForecast | None, guests: int) -> float | None:
-    """The forecast safe need of so many guests; None without one."""
+def _forecast_bytes(load: LoadForecast | None, guests: int, curve: str) -> float | None:
+    """A point of a forecast's curve; None without one."""
     if load is None:
         return None
-    return dict(zip(load.curve.guests, load.curve.safe_bytes, strict=True)).get(guests)
+    return dict(zip(load.curve.guests, getattr(load.curve, curve), strict=True)).get(guests)
 
 
 def _arms_of(forecast: ForecastRecord, run: CapacityRun) -> dict[str, tuple[StepRecord, ...]]:

@@ -16,7 +16,8 @@ numbers of the other boots, and the misses per guest are taken to be those of th
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -28,6 +29,7 @@ from analysis.errors import UserError
 from analysis.measure.page_contents import Census
 from analysis.measure.saving import RMAP_ITEM_BYTES
 from analysis.plan.design import MIB
+from analysis.plan.mix import taking_turns
 
 CONFIDENCE = 0.95
 HOST, ENVELOPE = "host", "envelope"
@@ -66,9 +68,10 @@ class Sample:
     filled_bytes: float = 0.0
 
     def used_bytes(self, scope: str) -> tuple[float, float]:
-        """What HOST or ENVELOPE uses, off and on."""
+        """What HOST or ENVELOPE uses, off and on; an envelope counts KSM's own memory, where it is known."""
         host = (self.off_bytes, self.on_bytes)
-        return host if scope == HOST else (self.guests_off_bytes, self.guests_on_bytes)
+        envelope = (self.guests_off_bytes, self.guests_on_bytes + (self.ksm_bytes or 0.0))
+        return host if scope == HOST else envelope
 
 
 @dataclass(frozen=True)
@@ -197,8 +200,7 @@ class Model:
         outside = max(
             self.off_bytes(workload) - (self.resident_bytes(workload) or 0.0) for workload in self.workloads
         )
-        # ksmd's own allocations are charged to no cgroup.
-        pages = self.guest_memory_bytes / self.page_size_bytes if self.scope == HOST else 0
+        pages = self.guest_memory_bytes / self.page_size_bytes
         return self.guest_memory_bytes + max(outside, 0.0) + pages * RMAP_ITEM_BYTES
 
     def breakdown(self, workload: str) -> Breakdown:
@@ -212,7 +214,7 @@ class Model:
                 None if resident is None else resident - saving.within_bytes - saving.between_bytes
             ),
             outside_bytes=None if resident is None else self.off_bytes(workload) - resident,
-            ksm_bytes=None if own is None else own if self.scope == HOST else 0.0,
+            ksm_bytes=own,
             uncounted_bytes=None if own is None else self.freed_bytes[workload],
         )
 
@@ -258,8 +260,9 @@ class Prediction:
 class Limits:
     """How many guests fit in ``capacity_bytes``; ``on_low`` and ``on_high`` from the interval's ends.
 
-    ``at_risk_bytes``: what would lack when all pages of the expected number of guests diverge.
-    None: more than MOST_GUESTS.
+    ``on`` is the steady limit, ``admission`` that of guests started one after another, each merged before the
+    next one; with KSM off the two are the same. ``at_risk_bytes``: what would lack when all pages of the
+    expected number of guests diverge. None: more than MOST_GUESTS.
     """
 
     capacity_bytes: float
@@ -267,6 +270,7 @@ class Limits:
     on: int | None
     on_low: int | None
     on_high: int | None
+    admission: int | None
     safe: int | None
     at_risk_bytes: float | None
 
@@ -295,7 +299,7 @@ def fit(
     Args:
         samples: at least two different numbers of guests for each workload, or with CENSUS a census of each.
         name: SHARING or CENSUS.
-        scope: HOST or ENVELOPE; an envelope holds the guests' own memory alone.
+        scope: HOST or ENVELOPE; an envelope holds the guests' own memory and KSM's for them.
         guest_memory_bytes: nominal memory of a guest.
         page_size_bytes: page size of the host.
         max_page_sharing: KSM's knob; one physical page for so many equal ones.
@@ -327,7 +331,7 @@ def fit(
                 w: _per_guest(mine, lambda s: s.guests_off_bytes - s.guests_on_bytes - s.gross_bytes)
                 for w, mine in by_workload.items()
             },
-            added=_added(some) if host else dict.fromkeys((DRIFT, *workloads), 0.0),
+            added=_added(some) if host else _ksm_alone(by_workload),
             saving=saving,
         )
 
@@ -368,20 +372,20 @@ def predict(model: Model, mix: Mix) -> Prediction:
 
 def limits(model: Model, shares: Mix, capacity_bytes: float) -> Limits:
     """How many guests, in these shares by workload, fit in the capacity: off, on, and when all diverge."""
-    counts: dict[str, int | None] = dict.fromkeys(("off", "on", "on_low", "on_high", "safe"))
+    counts: dict[str, int | None] = dict.fromkeys(("off", "on", "on_low", "on_high", "admission", "safe"))
     at = None
-    for guests in range(1, MOST_GUESTS + 1):
-        seen = predict(model, scaled(shares, guests))
+    for seen, peak in growing(model, shares, MOST_GUESTS):
         needs = {
             "off": seen.off.mean_bytes,
             "on": seen.on.mean_bytes,
             "on_low": seen.on.high_bytes if seen.on.high_bytes is not None else seen.on.mean_bytes,
             "on_high": seen.on.low_bytes if seen.on.low_bytes is not None else seen.on.mean_bytes,
+            "admission": peak,
             "safe": seen.safe_bytes,
         }
         for name, need in needs.items():
             if counts[name] is None and need > capacity_bytes:
-                counts[name] = guests - 1
+                counts[name] = seen.guests - 1
         if counts["on"] is None:
             at = seen.safe_bytes - capacity_bytes
         if None not in counts.values():
@@ -393,9 +397,25 @@ def limits(model: Model, shares: Mix, capacity_bytes: float) -> Limits:
         on=counts["on"],
         on_low=counts["on_low"] if interval else None,
         on_high=counts["on_high"] if interval else None,
+        admission=counts["admission"],
         safe=counts["safe"],
         at_risk_bytes=None if at is None or counts["on"] is None else max(at, 0.0),
     )
+
+
+def growing(model: Model, shares: Mix, most: int) -> Iterator[tuple[Prediction, float]]:
+    """1, 2, ... up to most guests in these shares, and the most that is used while the last of them starts.
+
+    The others are merged then, and nothing of it when it has loaded what it holds: the safe side, for KSM
+    merges meanwhile.
+    """
+    settled, mix = model.base_bytes, dict.fromkeys(shares, 0)
+    for starting in taking_turns(shares, most):
+        mix[starting] += 1
+        peak = settled + model.off_bytes(starting) + (model.ksm_bytes(starting) or 0.0)
+        seen = predict(model, mix)
+        yield seen, peak
+        settled = seen.on.mean_bytes
 
 
 def naive(model: Model, mix: Mix) -> Naive:
@@ -418,14 +438,8 @@ def naive(model: Model, mix: Mix) -> Naive:
 
 
 def scaled(shares: Mix, guests: int) -> dict[str, int]:
-    """So many guests in these shares, whole numbers by the largest remainder."""
-    whole = sum(shares.values())
-    exact = {workload: guests * share / whole for workload, share in shares.items()}
-    counts = {workload: math.floor(value) for workload, value in exact.items()}
-    by_remainder = sorted(exact, key=lambda workload: (counts[workload] - exact[workload], workload))
-    for workload in by_remainder[: guests - sum(counts.values())]:
-        counts[workload] += 1
-    return counts
+    """So many guests in these shares, as a capacity run starts them; workloads of no guest are left out."""
+    return dict(Counter(taking_turns(shares, guests)))
 
 
 def _outside(samples: Sequence[Sample], bases_bytes: Sequence[float]) -> dict[str, float]:
@@ -459,6 +473,12 @@ def _added(samples: Sequence[Sample]) -> dict[str, float]:
         parts = [(s.ksm_bytes or 0.0) if known else m - found[DRIFT] for m, s in mine]
         found[workload] = sum(parts) / sum(s.guests for _m, s in mine)
     return found
+
+
+def _ksm_alone(by_workload: Mapping[str, Sequence[Sample]]) -> dict[str, float]:
+    """As _added, of an envelope, beside which the host does what it likes; unknown counts as nothing."""
+    own = {w: _per_guest(mine, lambda s: s.ksm_bytes or 0.0) for w, mine in by_workload.items()}
+    return {DRIFT: 0.0, **own}
 
 
 def _by_numbers(samples: Sequence[Sample], max_page_sharing: int) -> Saving:

@@ -1,4 +1,4 @@
-"""A capacity run: its variables, checked; when it stops; and which number of guests comes next.
+"""A capacity run: its variables, checked; when a step does not fit; and how many guests come next.
 
 Used on the controller by the Ansible actions of the capacity playbook.
 """
@@ -16,12 +16,14 @@ from analysis.plan.design import (
     DesignError,
     boolean,
     canonical_digest,
+    existing_load,
     existing_policy,
-    existing_workload,
     number,
     whole,
 )
+from analysis.plan.mix import mix_of
 from analysis.plan.policies import DEFAULT, OFF
+from analysis.records.models import StepObserved
 
 PREFIX = "capacity_"
 # A probe writes to at most so much of a guest's memory, which is merged no more (roles/guests/files).
@@ -34,8 +36,6 @@ _CELLS = {
     "mix": "",
     "policies": DEFAULT,
     "guests": 1,
-    "boots": 1,
-    "first_boot": 1,
     "repetitions": 1,
     "cell_order_seed": "",
 }
@@ -45,8 +45,10 @@ _CELLS = {
 class CapacityDesign:
     """Every variable of a capacity run, checked and typed; on the command line they begin with capacity_.
 
+    ``workload``: of a mix its numbers are shares.
     ``policy``: what the guests are under in the second arm; the first one is without KSM.
-    ``envelope_mib``: memory that the guests' QEMU processes have to fit in; 0: the whole host.
+    ``envelope_mib``: what the guests' QEMU processes and KSM for them may use; 0: the whole host.
+    ``probes``: of each step, one guest after another.
     ``stop_*``: the first of these that a step exceeds (available: falls below) ends an arm.
     """
 
@@ -55,9 +57,9 @@ class CapacityDesign:
     envelope_mib: int
     step_guests: int
     most_guests: int
+    probes: int
     probe_seconds: int
     divergence: bool
-    divergence_seconds: int
     stop_psi_memory_percent: float
     stop_available_mib: int
     stop_major_faults_per_second: float
@@ -92,26 +94,25 @@ class CapacityDesign:
         return self.envelope_mib * MIB or None
 
     def limit_bytes(self, design: Design, overhead_mib: int) -> int:
-        """Hard limit of the envelope's cgroup.
+        """Hard limit of the envelope's cgroup: the envelope is a line in the books, the limit lies above it.
 
-        One step and one probe of every guest beyond the envelope: a guest is started before it is known to
-        fit, and takes all of its memory before KSM has merged it, and a probe unmerges what it writes to. At
-        the envelope itself the kernel would kill a guest.
-        Raises DesignError when without an envelope such a step could use up the host.
+        By one guest and the probes: the steady limit lies beyond the line that a guest crosses while it is
+        started, since it takes all of its memory before KSM has merged it, and a probe unmerges what it
+        writes to. At the envelope itself the kernel would kill a guest.
+        Raises DesignError when without an envelope such a guest could use up the host.
         """
-        room_mib = self.step_guests * (design.guest_memory_mib + overhead_mib) + self.most_guests * PROBE_MIB
+        room_mib = design.guest_memory_mib + overhead_mib + self.probes * PROBE_MIB
         if not self.envelope_mib and self.stop_available_mib < room_mib:
             raise DesignError(
-                f"capacity_stop_available_mib is {self.stop_available_mib}: a step of {self.step_guests} and "
-                f"the probes may take {room_mib} MiB, so it must be that or more, or capacity_step_guests or "
-                "capacity_most_guests less."
+                f"capacity_stop_available_mib is {self.stop_available_mib}: a guest and the probes may take "
+                f"{room_mib} MiB, so it must be that or more."
             )
         return (self.envelope_mib + room_mib) * MIB
 
     @property
     def most_steps(self) -> int:
-        """Steps of the longest arm: none, up to the most guests, and down from the last one by one."""
-        return 1 + -(-self.most_guests // self.step_guests) + self.step_guests - 1
+        """Steps of the longest arm: none, and one guest more each."""
+        return 1 + self.most_guests
 
     def digest(self, design: Design) -> str:
         """SHA-256 of the canonical JSON of what is measured."""
@@ -130,8 +131,9 @@ def check_variables(
     cells: dict[str, Any] = dict(_CELLS)
     try:
         checked = CapacityDesign.from_variables(capacity)
+        # The design checks what guests do, and not in which shares.
         cells |= {
-            "workloads": checked.workload,
+            "workloads": ",".join(mix_of(checked.workload)),
             "policies": checked.policy,
             "guests": checked.most_guests,
         }
@@ -157,23 +159,27 @@ def arms(design: Design) -> dict[str, dict[str, Any]]:
     return {**off.policies_json(), **design.policies_json()}
 
 
-def stop(design: CapacityDesign, observed: Mapping[str, Any]) -> dict[str, str | float | None] | None:
+def stop(
+    design: CapacityDesign, observed: StepObserved, used_bytes: float
+) -> dict[str, str | float | None] | None:
     """Why a step is beyond the limit; None while it is not.
 
     Args:
         design: with the limits.
         observed: of a capacity_step record.
+        used_bytes: of the envelope, where there is one.
     """
-    window, memory = observed["window"], observed["host"]["meminfo"]
-    seconds, vmstat, psi = window["seconds"], window["vmstat"], window["psi_some_microseconds"]
-    silent = sorted(name for name, probe in observed["probes"].items() if probe is None)
+    window, memory = observed.window, observed.host.meminfo
+    seconds, psi = window.seconds, window.psi_some_microseconds
+    vmstat = {name: count or 0 for name, count in window.vmstat.items()}
+    silent = sorted(one.guest for one in observed.probes if one.answer is None)
     available_mib = memory["MemAvailable_bytes"] / MIB
-    stall_percent = None if psi is None else psi["memory"] / 1e4 / seconds
+    stall_percent = None if psi is None else psi.memory / 1e4 / seconds
     swapped = (vmstat["pswpin"] + vmstat["pswpout"]) / seconds
     faults = vmstat["pgmajfault"] / seconds
-    kills = vmstat.get("oom_kill") or 0
+    kills = vmstat.get("oom_kill", 0)
     envelope_mib = design.envelope_mib
-    used_mib = observed["envelope"]["working_set_bytes"] / MIB if envelope_mib else 0.0
+    used_mib = used_bytes / MIB if envelope_mib else 0.0
     checks = (
         (
             used_mib > envelope_mib,
@@ -214,42 +220,39 @@ def stop(design: CapacityDesign, observed: Mapping[str, Any]) -> dict[str, str |
         ),
     )
     # With no guest there is no probe, and the moment between two readings is too short for a rate.
-    rated = bool(observed["probes"])
+    rated = bool(observed.probes)
     for beyond, reason, measure, value, limit in checks:
         if beyond and (rated or measure in ("used_mib", "available_mib")):
             return {"reason": reason, "measure": measure, "value": value, "limit": limit}
     return None
 
 
-def fitting(seen: Mapping[int, bool]) -> int | None:
-    """The most guests of a step without a stop; ``seen``: guests -> whether that step stopped."""
-    return max((guests for guests, stopped in seen.items() if not stopped), default=None)
+def next_guests(guests: int, free_bytes: float, full_guest_bytes: int, design: CapacityDesign) -> int | None:
+    """How many guests the step after one that fits has; None at the end of the arm.
 
+    ``step_guests`` more while so many fit that nothing of them need be merged, then one by one: each limit is
+    exact whatever the step, and no step goes further beyond the envelope than one guest.
 
-def next_guests(seen: Mapping[int, bool], step_guests: int, most_guests: int) -> int | None:
-    """How many guests the next step has; None at the end of the arm.
-
-    Up by ``step_guests`` until a step stops or there are ``most_guests``; from a step that stopped down one
-    by one until it fits, so that the limit is exact whatever the step.
+    Args:
+        guests: that run.
+        free_bytes: of the envelope, or of the host above what it has to keep available.
+        full_guest_bytes: what a guest may take that shares nothing.
+        design: with the most of both.
     """
-    most = fitting(seen)
-    if most is None:
-        return None
-    beyond = min((guests for guests, stopped in seen.items() if stopped), default=None)
-    if beyond is None:
-        return min(most + step_guests, most_guests) if most < most_guests else None
-    return beyond - 1 if beyond - 1 > most else None
+    room = int(max(free_bytes, 0) // full_guest_bytes)
+    following = min(guests + max(1, min(design.step_guests, room)), design.most_guests)
+    return following if following > guests else None
 
 
 _CASTS: dict[str, Caster] = {
-    "workload": existing_workload,
+    "workload": existing_load,
     "policy": existing_policy,
     "envelope_mib": whole(0, MIB),
     "step_guests": whole(1, 64),
     "most_guests": whole(1, MOST_GUESTS),
+    "probes": whole(1, 100),
     "probe_seconds": whole(1, 600),
     "divergence": boolean,
-    "divergence_seconds": whole(10, 3600),
     "stop_psi_memory_percent": number(0.1, 100),
     "stop_available_mib": whole(256, MIB),
     "stop_major_faults_per_second": number(1, 1e6),

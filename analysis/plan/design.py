@@ -298,12 +298,12 @@ def canonical_digest(content: Any) -> str:
 def _cell_id(load: str, policy: str, guests: int, boot: int, repetition: int) -> str:
     """The name of a cell's directory. Raises DesignError where it is none."""
     # No policy's own name has a dot.
-    treatment = f"{_file_name(load)}-{policy.replace(LAID_OVER, '.').replace('=', '.')}"
+    treatment = f"{load_file_name(load)}-{policy.replace(LAID_OVER, '.').replace('=', '.')}"
     return _checked("a cell", f"{treatment}-guests{guests}-boot{boot}-rep{repetition}", names.PLACE)
 
 
-def _file_name(load: str) -> str:
-    """A load within the name of a directory."""
+def load_file_name(load: str) -> str:
+    """A load within the name of a file or directory."""
     return "mix-" + load.replace("=", "").replace(",", "-") if "=" in load else load
 
 
@@ -372,6 +372,11 @@ def existing_workload(name: str, value: Any) -> str:
             f"{name} names {text!r}, which does not exist: there are {', '.join(workload_names())}."
         )
     return read_workload(text).name
+
+
+def existing_load(name: str, value: Any) -> str:
+    """Check a workload's name, or a mix such as idle=1,random_fill=2, and the files. Raises UserError."""
+    return _mix(name, value) if "=" in str(value) else existing_workload(name, value)
 
 
 def existing_policy(name: str, value: Any) -> str:

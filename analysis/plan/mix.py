@@ -27,6 +27,11 @@ def parse_mix(words: str, name: str) -> dict[str, int]:
     return mix
 
 
+def mix_of(load: str) -> dict[str, int]:
+    """Guests, or shares, by workload of a load; 1 of a workload alone. Raises MixError."""
+    return parse_mix(load, "workload") if "=" in load else {load: 1}
+
+
 def mix_text(mix: Mapping[str, int]) -> str:
     """The name of a load: the workload alone, or idle=5,random_fill=10 in the order of the alphabet."""
     if len(mix) == 1:
@@ -36,18 +41,41 @@ def mix_text(mix: Mapping[str, int]) -> str:
 
 def load_name(workload: str) -> str:
     """The name of a load as forecasts write it: parts of a mix in the order of the alphabet."""
-    return mix_text(parse_mix(workload, "workload")) if "=" in workload else workload
+    return mix_text(mix_of(workload))
 
 
-def guest_workloads(load: str, guests: Iterable[str]) -> dict[str, str]:
+def taking_turns(shares: Mapping[str, int], guests: int) -> list[str]:
+    """Workload of each of so many guests, one started after another, in these shares by workload.
+
+    Each guest does what most is lacking of, by the alphabet where it is equal: more guests change nothing in
+    what the first ones do, and any whole number of times the shares holds exactly them.
+    """
+    if len(shares) == 1:
+        return [*shares] * guests
+    whole, given = sum(shares.values()), dict.fromkeys(sorted(shares), 0)
+    turns = []
+    for number in range(1, guests + 1):
+        # max takes the first of equals.
+        workload = max(given, key=lambda name: number * shares[name] - whole * given[name])
+        given[workload] += 1
+        turns.append(workload)
+    return turns
+
+
+def guest_workloads(load: str, guests: Iterable[str], *, shares: bool = False) -> dict[str, str]:
     """Workload of each guest of a load: a mix's by the alphabet, over the guests in the order of their names.
 
+    With ``shares`` the numbers of a mix are shares, and any number of guests takes turns.
     Raises MixError when the guests are not as many as the mix has.
     """
     names = sorted(guests)
     if "=" not in load:
         return dict.fromkeys(names, load)
     mix = parse_mix(load, "workload")
+    if shares:
+        # In the order in which they are started: guest100 after guest99
+        names.sort(key=lambda name: (len(name), name))
+        return dict(zip(names, taking_turns(mix, len(names)), strict=True))
     if sum(mix.values()) != len(names):
         raise MixError(f"workload {load} has {sum(mix.values())} guests: {len(names)} are given.")
     workloads = [workload for workload in sorted(mix) for _guest in range(mix[workload])]
@@ -56,13 +84,9 @@ def guest_workloads(load: str, guests: Iterable[str]) -> dict[str, str]:
 
 def keeps_load(load: str, workloads: Mapping[str, Any]) -> bool:
     """Whether guests with this load are kept in a checkpoint of their own."""
-    return any(workloads[name]["checkpoint_loaded"] for name in _workloads_of(load))
+    return any(workloads[name]["checkpoint_loaded"] for name in mix_of(load))
 
 
 def load_contents(load: str, workloads: Mapping[str, Any]) -> dict[str, Any]:
     """Segments of each workload of a load: guests kept with other ones do not hold it."""
-    return {name: workloads[name]["segments"] for name in _workloads_of(load)}
-
-
-def _workloads_of(load: str) -> Iterable[str]:
-    return parse_mix(load, "workload") if "=" in load else (load,)
+    return {name: workloads[name]["segments"] for name in mix_of(load)}

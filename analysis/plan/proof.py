@@ -87,6 +87,13 @@ def check_capacity(
                 f"names {one.path}, which says nothing of this run: it gives the limits of "
                 f"{', '.join(load.workload for load in record.loads)} in {where}, {_kind(record)}"
             )
+        if envelope_bytes is not None and not counts_ksm(record):
+            raise _refusal(f"names {one.path}, which leaves KSM's own memory out of the envelope")
+
+
+def counts_ksm(forecast: ForecastRecord) -> bool:
+    """Whether KSM's own memory is in what a forecast says of an envelope; it was not before admission was."""
+    return all(load.curve.admission_bytes is not None for load in forecast.loads)
 
 
 def covers(forecast: ForecastRecord, cell: Cell) -> bool:

@@ -61,8 +61,8 @@ def place_of(task: Task) -> Place | None:
     cell, arm = variables.get("cell"), variables.get("arm")
     if isinstance(cell, Mapping) and "cell_id" in cell:
         cell_id = str(cell["cell_id"])
-    elif isinstance(arm, str):
-        cell_id = f"arm {arm}"
+    elif isinstance(arm, Mapping) and "policy" in arm:
+        cell_id = f"arm {arm['policy']}, boot {arm['boot']}"
     else:
         return None
     return Place(cell_id, named_phase(task.action, task.args, variables), task.name or task.action)

@@ -20,6 +20,7 @@ import shlex
 import signal
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
@@ -36,6 +37,8 @@ from analysis.progress.matrix import BEGINS
 # One poll looks so often and so long on the host whether the module has ended.
 LOOKS = 5
 LOOK_SECONDS = 0.2
+# Looks for the first line of a module in the background: half a minute
+LOOKS_FOR_BEGIN = 150
 CANCEL_LIMIT_SECONDS = 30
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SERIES_SETUP_SECONDS = 120
@@ -155,6 +158,60 @@ def run_series(
     )
 
 
+def begin_series(
+    action: ActionBase,
+    task_vars: dict[str, Any],
+    arguments: dict[str, Any],
+    timeout_seconds: float,
+    run_root: str = "/run",
+) -> dict[str, Any]:
+    """Begin a series in the background, its first sample taken, that ends when end_series says so.
+
+    Args:
+        action, task_vars: as for run_with_progress.
+        arguments: of the module measure_series, all but what ends it.
+        timeout_seconds: the series ends then by itself, also where its controller has gone.
+        run_root: the folder on the host for the file whose removal ends it.
+
+    Returns: what end_series takes, or a result with failed=True.
+    """
+    path = f"{run_root}/ksm-testbed-series-{secrets.token_hex(8)}.progress"
+    # Nobody asks for its progress, so that is no sign that nobody waits.
+    limits = {"timeout_seconds": timeout_seconds, "patience_seconds": timeout_seconds}
+    given = {**arguments, **limits, "until": "told", "progress_path": path}
+    job = _make(action, path) or start_module(
+        action, "measure_series", given, task_vars, timeout_seconds + WRAPPER_GRACE_SECONDS
+    )
+    if job.get("failed") or job.get("unreachable"):
+        _shell(action, f"rm -f -- {shlex.quote(path)}")
+        return job
+    _shell(
+        action,
+        f"n={LOOKS_FOR_BEGIN}; while [ ! -s {shlex.quote(path)} ] && {_runs(job)} && [ $n -gt 0 ]; "
+        f"do n=$((n-1)); sleep {LOOK_SECONDS}; done",
+    )
+    return {**{name: job[name] for name in ("ansible_job_id", "results_file")}, "progress_path": path}
+
+
+def end_series(action: ActionBase, task_vars: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+    """End a series in the background; the module's result, failed=True where it failed before."""
+    _shell(action, f"rm -f -- {shlex.quote(job['progress_path'])}")
+    asked = {"jid": job["ansible_job_id"], "_async_dir": str(Path(job["results_file"]).parent)}
+    while True:
+        result: dict[str, Any] = _async_status(action, task_vars, {**asked, "mode": "status"})
+        if result.get("finished", True) or result.get("unreachable"):
+            _async_status(action, task_vars, {**asked, "mode": "cleanup"})
+            return {name: value for name, value in result.items() if name not in ASYNC_KEYS}
+        time.sleep(LOOK_SECONDS)
+
+
+def _async_status(action: ActionBase, task_vars: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = action._execute_module(
+        module_name="ansible.legacy.async_status", module_args=arguments, task_vars=task_vars
+    )
+    return result
+
+
 def run_workload(action: ActionBase, task_vars: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
     """Run the module workload and display each guest's answer as it comes.
 
@@ -199,8 +256,6 @@ def _follow(
     signals: _StopSignals,
 ) -> dict[str, Any]:
     """Show new lines until the job has ended; its result."""
-    # This is what the wrapper writes first, and puts the result in its place at once.
-    started = f'{{"started": true, "finished": false, "ansible_job_id": "{job["ansible_job_id"]}"}}'
     results_file, path = shlex.quote(job["results_file"]), shlex.quote(progress_path)
     parent = multiprocessing.parent_process()
     host = task_vars.get("inventory_hostname", "")
@@ -215,7 +270,7 @@ def _follow(
         # The state is read before the lines, so that the last lines of a module that ends between are kept.
         # Setting the access time tells the module that somebody waits.
         poll = (
-            f"n={LOOKS}; while grep -qsxF -- {shlex.quote(started)} {results_file}; "
+            f"n={LOOKS}; while {_runs(job)}; "
             f"do n=$((n-1)); [ $n -lt 0 ] && break; sleep {LOOK_SECONDS}; done; "
             f"if [ $n -lt 0 ]; then echo; "
             f"else {{ [ -s {results_file} ] && cat -- {results_file} && echo; }} || echo no result; fi; "
@@ -242,6 +297,13 @@ def _follow(
                     f"puts itself right, {patience:g} s after it was last heard of"
                 ) from None
             time.sleep(LOOKS * LOOK_SECONDS)
+
+
+def _runs(job: dict[str, Any]) -> str:
+    """A command that succeeds while a job has no result."""
+    # This is what the wrapper writes first, and puts the result in its place at once.
+    started = f'{{"started": true, "finished": false, "ansible_job_id": "{job["ansible_job_id"]}"}}'
+    return f"grep -qsxF -- {shlex.quote(started)} {shlex.quote(job['results_file'])}"
 
 
 def _result(action: ActionBase, text: str) -> dict[str, Any]:

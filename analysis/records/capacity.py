@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.plan.policies import OFF, policy_order
-from analysis.records.models import CapacityPhase, DivergenceRecord, Probe, StepRecord
+from analysis.records.models import CapacityPhase, DivergenceRecord, ProbeAnswer, StepRecord
 from analysis.records.reading import RecordError, parse_record
 
 CAPACITY = "capacity"
-PROBES = tuple(Probe.model_fields)
+PROBES = tuple(ProbeAnswer.model_fields)
 
 # Run, hypervisor, workload, memory of a guest, envelope
 RunKey = tuple[str, str, str, int, int | None]
@@ -28,7 +28,10 @@ class Base:
 
 @dataclass(frozen=True)
 class CapacityRun:
-    """One load taken to the limit on one host. ``arms``: by policy, off first, its steps by rising guests."""
+    """One load taken to its limits on one host.
+
+    ``arms``: by policy, off first, its steps by boot and rising guests.
+    """
 
     run_id: str
     hypervisor: str
@@ -50,6 +53,15 @@ class CapacityRun:
         """Policies of the run other than off."""
         seen = {*self.arms, *(record.policy for record in self.divergences)}
         return sorted(seen - {OFF}, key=policy_order)
+
+    @property
+    def boots(self) -> list[int]:
+        """The numbers of the sets of booted guests that were taken to the limits."""
+        return sorted({step.boot for steps in self.arms.values() for step in steps})
+
+    def of_boot(self, policy: str, boot: int) -> list[StepRecord]:
+        """The steps of one boot's arm, by rising guests."""
+        return [step for step in self.arms.get(policy, ()) if step.boot == boot]
 
     @property
     def capacity_bytes(self) -> int:
@@ -102,16 +114,17 @@ def _kind(raw: bytes) -> object:
 
 
 def _apart(files: Sequence[_File]) -> tuple[list[_File], list[str]]:
-    """Divergences and the steps that are alone of their run, policy and number of guests; and the others."""
-    steps: dict[tuple[RunKey, str, int], list[_File]] = {}
+    """Divergences and the steps that are alone of their run, boot, policy and guests; and the others."""
+    steps: dict[tuple[RunKey, str, int, int], list[_File]] = {}
     for one in files:
         if isinstance(one.record, StepRecord):
-            steps.setdefault((_key(one.record), one.record.policy, one.record.guests), []).append(one)
+            key = (_key(one.record), one.record.policy, one.record.guests, one.record.boot)
+            steps.setdefault(key, []).append(one)
     doubled = {key: mine for key, mine in steps.items() if len(mine) > 1}
     problems = [
         f"{' and '.join(str(one.path) for one in mine)} are all the step to {guests} guests with the policy "
         f"{policy}: a run has one"
-        for (_run, policy, guests), mine in doubled.items()
+        for (_run, policy, guests, _boot), mine in doubled.items()
     ]
     apart = {one.path for mine in doubled.values() for one in mine}
     return [one for one in files if one.path not in apart], problems
@@ -127,7 +140,7 @@ def _runs(files: Iterable[_File]) -> list[CapacityRun]:
         policies = sorted({record.policy for _file, record in steps}, key=policy_order)
         arms = {
             policy: tuple(
-                sorted((r for _file, r in steps if r.policy == policy), key=lambda record: record.guests)
+                sorted((r for _file, r in steps if r.policy == policy), key=lambda r: (r.boot, r.guests))
             )
             for policy in policies
         }

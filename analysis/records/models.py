@@ -270,13 +270,18 @@ class Host(Model):
 
 
 class Guest(Model):
-    """The QEMU process of a guest at one moment."""
+    """The QEMU process of a guest at one moment.
+
+    ``mergeable_resident_bytes``: of the memory that KSM may merge, what is mapped, merged or not; None in
+    records made before it was read.
+    """
 
     pid: Positive
     cpu_seconds: Amount
     smaps_rollup: Annotated[Counters, BeforeValidator(_without_header), *_has("Rss_bytes", "Pss_bytes")]
     page_tables_bytes: Count
     mergeable_bytes: Count
+    mergeable_resident_bytes: Count | None = None
     ksm_stat: KsmStat | None
     minor_faults: Count
     major_faults: Count
@@ -766,9 +771,10 @@ class CapacityProvenance(Machine):
 
 
 class CapacityRequested(Model):
-    """What was asked for."""
+    """What was asked for; ``host_reserve_bytes``: what the host has to keep available, None: not noted."""
 
     guest_reserve_bytes: Count
+    host_reserve_bytes: Count | None = None
 
 
 class Stop(Model):
@@ -790,22 +796,40 @@ class Envelope(Model):
     pressure: Pressure | None
 
 
-class WritingProbe(Model):
-    """A guest's answer while all of them write, with no time for the CPU's probe."""
-
-    write_latency_p50_us: Amount
-    write_latency_p99_us: Amount
-    touch_mib_per_second: Amount
-    cpu_iterations_per_second: Amount | None
-
-
-class Probe(Model):
+class ProbeAnswer(Model):
     """A guest's answer: latency of writing a page, throughput of memory and of the CPU."""
 
     write_latency_p50_us: Amount
     write_latency_p99_us: Amount
     touch_mib_per_second: Amount
     cpu_iterations_per_second: Amount
+
+
+class VcpuTime(Model):
+    """What a guest's request took: on the host's clock, and of the threads of its virtual CPUs.
+
+    ``run_seconds``: on a CPU of the host; ``wait_seconds``: ready and waiting for one
+    (/proc/PID/task/TID/schedstat). Both None where the kernel does not tell.
+    """
+
+    seconds: Amount
+    run_seconds: Amount | None
+    wait_seconds: Amount | None
+
+
+class Probe(Model):
+    """One guest probed while the others do nothing; ``answer``: None for a guest that gave none.
+
+    ``request``: a request that does nothing, ``probe``: the guest's own probe, ``read``: reading all memory
+    that it holds, ``read_bytes``. These are None in records of guests that were all probed at the same time.
+    """
+
+    guest: Text
+    answer: ProbeAnswer | None
+    request: VcpuTime | None = None
+    probe: VcpuTime | None = None
+    read: VcpuTime | None = None
+    read_bytes: Count | None = None
 
 
 class PsiTotals(Model):
@@ -826,46 +850,52 @@ class Window(Model):
     psi_some_microseconds: PsiTotals | None
 
 
-class StepObserved(Model):
-    """The host before the probes; ``probes``: None for a guest that gave no answer.
-
-    ``other_mergeable``: None where it was not read.
-    """
-
-    host: Host
-    envelope: Envelope | None
-    converged: bool | None
-    probes: dict[str, Probe | None]
-    window: Window
-    other_mergeable: tuple[OtherMergeable, ...] | None = None
-
-
-class Written(Model):
-    """When the guests were asked to write, when the last one had (None: one was silent), and how much."""
-
-    started_seconds: Amount
-    finished_seconds: Amount | None
-    written_bytes: dict[str, Count]
-
-
-class DivergenceSamples(Samples):
-    """A series with the counters that a divergence is about."""
+class EnvelopeSamples(Samples):
+    """A series with the counters that a capacity run is about."""
 
     seconds: Annotated[tuple[Amount, ...], Field(min_length=2)]
     cow_ksm: ColumnOrNulls
     envelope_working_set_bytes: ColumnOrNulls
 
 
-class DivergenceObserved(Model):
-    """What came of all guests writing over what KSM had merged.
+class StepObserved(Model):
+    """The host before the probes, with the step's guests settled.
 
-    ``other_mergeable``: before they wrote; None where it was not read.
+    ``admission``: the samples from before the step's guests were started until they had settled; None with no
+    guest, and in records made before it was watched. ``guests``: empty where they were not read.
+    ``other_mergeable``: None where it was not read.
     """
 
-    write: Written
-    samples: DivergenceSamples
-    probes_before: dict[str, Probe | None]
-    probes_during: dict[str, WritingProbe | None]
+    host: Host
+    guests: dict[str, Guest] = {}
+    envelope: Envelope | None
+    converged: bool | None
+    admission: EnvelopeSamples | None = None
+    probes: tuple[Probe, ...]
+    window: Window
+    other_mergeable: tuple[OtherMergeable, ...] | None = None
+
+
+class Turn(Model):
+    """A guest that made all that it holds differ, in seconds of the samples; None: it gave no answer."""
+
+    guest: Text
+    started_seconds: Amount
+    finished_seconds: Amount | None
+    written_bytes: Count | None
+
+
+class DivergenceObserved(Model):
+    """What came of guests that wrote over what KSM had merged, one after another until the envelope was full.
+
+    ``held_bytes``: what each guest had filled.
+    ``psi_some_microseconds``: of the host, all turns together.
+    """
+
+    turns: Annotated[tuple[Turn, ...], Field(min_length=1)]
+    held_bytes: dict[str, Count]
+    samples: EnvelopeSamples
+    psi_some_microseconds: PsiTotals | None = None
     guests_alive: Count
     oom_kills: Count | None
     other_mergeable: tuple[OtherMergeable, ...] | None = None
@@ -874,7 +904,7 @@ class DivergenceObserved(Model):
 class CapacityPhase(Model):
     """What the records of a capacity run have in common; ``envelope_bytes``: None for the whole host.
 
-    ``forecasts``: those that the run is to prove.
+    ``boot``: the number of the set of booted guests. ``forecasts``: those that the run is to prove.
     """
 
     schema_version: Version
@@ -883,6 +913,7 @@ class CapacityPhase(Model):
     hypervisor: Text
     policy: Text
     workload: Load
+    boot: Positive = 1
     guests: Count
     guest_memory_bytes: Positive
     envelope_bytes: Positive | None
@@ -992,29 +1023,35 @@ class Predicted(Model):
 
 
 class Limits(Model):
-    """How many guests fit; None for more than were looked at."""
+    """How many guests fit; None for more than were looked at, an ``admission`` also where it was not said."""
 
     off: Count | None
     on: Count | None
     on_low: Count | None
     on_high: Count | None
+    admission: Count | None = None
     safe: Count | None
     at_risk_bytes: float | None
 
 
 class Curves(Model):
-    """Use by number of guests, columns of one length; None where there is no interval."""
+    """Use by number of guests, columns of one length; None where there is no interval.
+
+    ``admission_bytes``: the most that is used while the last of the guests is started; None of a forecast of
+    before, which left KSM's own memory out of an envelope.
+    """
 
     guests: Annotated[tuple[Positive, ...], Field(min_length=1)]
     off_bytes: Curve
     on_bytes: Curve
     on_low_bytes: CurveOrNulls
     on_high_bytes: CurveOrNulls
+    admission_bytes: Curve | None = None
     safe_bytes: Curve
 
     @model_validator(mode="after")
     def _of_one_length(self) -> Self:
-        if len({len(column) for _name, column in self}) != 1:
+        if len({len(column) for _name, column in self if column is not None}) != 1:
             raise ValueError("its columns are of different lengths")
         return self
 

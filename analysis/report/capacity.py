@@ -1,13 +1,15 @@
-"""Capacity runs as text: the way to the limit, what it cost, and what divergence of merged pages did."""
+"""Capacity runs as text: the way to the limits, what it cost, and what divergence of merged pages did."""
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from analysis.model.capacity import Divergence, actual_limit, relation, steps_table
+from analysis.model.capacity import ActualLimit, FoundLimits, found_limits
+from analysis.model.divergence import Divergence
 from analysis.model.judging import CapacityJoin, JudgedRun
+from analysis.model.performance import Cost, costs, relation, steps_table
 from analysis.plan.design import MIB
 from analysis.plan.policies import OFF
 from analysis.records.capacity import CapacityRun
@@ -31,17 +33,14 @@ def capacity_parts(judged: JudgedRun) -> list[Part]:
     remarks = []
     if run.arms:
         steps = steps_table(run)
-        parts.append(_steps(steps))
         both = relation(steps)
-        if not both.empty:
-            parts.append(_costs(both))
         parts.append(_limits(run, judged.joins))
+        parts.append(_steps(steps))
+        if not both.empty:
+            parts.append(_costs(costs(both)))
+        remarks += _cost_remarks(both)
         remarks += _step_remarks(steps)
-        remarks += [
-            f"{_named(policy)}: {limit.reason}."
-            for policy, arm in run.arms.items()
-            if not (limit := actual_limit(arm)).reached
-        ]
+        remarks += _limit_remarks(found_limits(run))
     for seen in judged.divergences:
         remarks += divergence_lines(seen)
     remarks += [f"! {reason}." for reason in judged.refused]
@@ -51,14 +50,23 @@ def capacity_parts(judged: JudgedRun) -> list[Part]:
 def divergence_lines(seen: Divergence) -> list[str]:
     """One divergence in words."""
     rate = "unknown" if seen.mean_rate is None else f"{seen.mean_rate / MIB:.0f} MiB/s"
+    psi = "unknown" if seen.psi_memory_percent is None else f"{seen.psi_memory_percent:.1f} %"
+    lasts = "unknown" if seen.free_seconds is None else f"{seen.free_seconds:.1f} s"
+    cow = "unknown" if seen.cow_ksm is None else str(seen.cow_ksm)
+    live = "All guests live" if seen.survived else f"{seen.guests_alive} of {seen.guests} guests live"
+    predicted = "" if seen.predicted_part is None else f" (forecast: {100 * seen.predicted_part:.0f} %)"
+    if seen.full_part is None or seen.full_seconds is None:
+        end = f"{100 * seen.part:.0f} % of what they hold differed, and it still fits{predicted}."
+    else:
+        end = (
+            f"full when {100 * seen.full_part:.0f} % of what they hold differed{predicted}, "
+            f"{seen.full_seconds:.0f} s after the first request."
+        )
     lines = [
-        f"Divergence, {seen.workload}, {seen.policy}, {seen.guests} guests: "
+        f"Divergence, {seen.workload}, {seen.policy}, boot {seen.boot}, {seen.guests} guests: {end}",
         f"{seen.regained_bytes / MIB:.0f} MiB regained by the guests, {rate} on average, "
-        f"{seen.peak_rate / MIB:.0f} MiB/s at the peak; copy-on-write faults: "
-        f"{'unknown' if seen.cow_ksm is None else seen.cow_ksm}.",
-        f"Write latency p99: {_number(seen.p99_before_us, 1)} µs before, "
-        f"{_number(seen.p99_during_us, 1)} µs during. "
-        f"{'All guests live' if seen.survived else f'{seen.guests_alive} of {seen.guests} guests live'}; "
+        f"{seen.peak_rate / MIB:.0f} MiB/s at the peak, at which what was free would have lasted {lasts}; "
+        f"tasks of the host waited for memory for {psi} of the time; copy-on-write faults: {cow}. {live}; "
         f"peak use {seen.peak_used_bytes / MIB:.0f} of {seen.capacity_bytes / MIB:.0f} MiB.",
     ]
     if seen.safe_bytes is not None:
@@ -73,58 +81,112 @@ def divergence_lines(seen: Divergence) -> list[str]:
 
 def _steps(steps: pd.DataFrame) -> Grid:
     return table(
-        ("policy", "N", "used\nMiB", *(QUANTITIES[name].head for name in STEPS)),
+        ("policy", "boot", "N", "used\nMiB", "peak\nMiB", *(QUANTITIES[name].head for name in STEPS)),
         [
             (
                 str(row["policy"]),
+                str(row["boot"]),
                 str(row["guests"]),
                 _number(row["used_bytes"] / MIB, 0),
+                _number(row["peak_bytes"] / MIB, 0),
                 *(QUANTITIES[name].number(row[name]) for name in STEPS),
             )
             for row in steps.to_dict("records")
         ],
+        title="Steps: used when settled, and at most while guests were started; probes: medians",
     )
 
 
-def _costs(both: pd.DataFrame) -> Grid:
+def _costs(seen: Sequence[Cost]) -> Grid:
     return table(
-        ("policy", "N", "saved\nMiB", *(QUANTITIES[name].head for name in COSTS)),
+        ("policy", "N", "boots", "saved\nMiB", *(QUANTITIES[name].head for name in COSTS)),
         [
             (
-                str(row["policy"]),
-                str(row["guests"]),
-                _number(row["saved_bytes"] / MIB, 0),
-                *(QUANTITIES[name].number(row[name]) for name in COSTS),
+                one.policy,
+                str(one.guests),
+                "-" if one.saved_bytes is None else str(one.saved_bytes.n_boots),
+                "-" if one.saved_bytes is None else _number(one.saved_bytes.mean / MIB, 0),
+                *(QUANTITIES[name].estimate(one.lost[name]) for name in COSTS),
             )
-            for row in both.to_dict("records")
+            for one in seen
         ],
-        title="Memory saved against performance lost, each policy against off at the same N",
+        title="Memory saved against performance lost, each policy against off at the same N of the same boot",
     )
+
+
+def _cost_remarks(both: pd.DataFrame) -> list[str]:
+    """Which costs are there at all: those whose interval over the boots leaves out 0.
+
+    Of each boot the mean over all N that every boot has.
+    """
+    remarks = []
+    for policy, rows in both.groupby("policy", sort=False):
+        everywhere = rows.groupby("guests")["boot"].transform("nunique") == rows["boot"].nunique()
+        by_boot = rows[everywhere].groupby("boot")[list(COSTS)].mean()
+        if len(by_boot) < 2:
+            continue
+        for one in costs(by_boot.assign(policy=policy, guests=0, saved_bytes=0.0)):
+            told = {name: seen for name, seen in one.lost.items() if seen is not None}
+            differ = [name for name, seen in told.items() if abs(seen.mean) > (seen.half_width or 0.0)]
+            same = [QUANTITIES[name].label for name in told if name not in differ]
+            words = [f"{QUANTITIES[name].label} {QUANTITIES[name].estimate(told[name])} %" for name in differ]
+            words += [f"no difference can be told of {', '.join(same)}"] if same else []
+            remarks.append(
+                f"{policy}, mean over all N with its 95 % interval over {len(by_boot)} boots: "
+                f"{'; '.join(words)}."
+            )
+    return remarks
 
 
 def _limits(run: CapacityRun, joins: tuple[CapacityJoin, ...]) -> Grid:
-    rows = []
-    for policy, steps in run.arms.items():
-        limit = actual_limit(steps)
-        actual = f"{limit.guests}{'' if limit.reached else ' or more'}"
-        mine = [one for one in joins if one.policy == policy]
-        rows += [(_named(policy), actual, *_predicted(one)) for one in mine]
-        rows += [] if mine else [(_named(policy), actual, *["-"] * 5)]
-    heads = ("policy", "actual", "predicted", "95 %", "safe", "worst error of\nthe use, %", "forecast")
-    return table(heads, rows, title="Limit, guests")
+    rows, found = [], found_limits(run)
+    for policy in run.arms:
+        mine = [one for one in found if one.policy == policy]
+        join = next((one for one in reversed(joins) if one.policy == policy), None)
+        rows += [
+            (_named(policy), "steady", _each(one.steady for one in mine), *_predicted(join)),
+            (
+                _named(policy),
+                "admission",
+                _each(one.admission for one in mine),
+                "-" if join is None else count(join.admission),
+                *["-"] * 3,
+            ),
+        ]
+    off = [one for one in found if one.policy == OFF]
+    safe = [str(one.safe) for one in off if one.safe is not None]
+    said = next((count(one.safe) for one in joins), "-")
+    rows.append(("any", "safe", ", ".join(safe) or "-", said, *["-"] * 3))
+    worst = "worst error of\nthe use, %"
+    heads = ("policy", "limit", "found,\nby boot", "predicted", "95 %", worst, "forecast")
+    return table(heads, rows, names=2, title="Limits, guests")
 
 
-def _predicted(one: CapacityJoin) -> tuple[str, ...]:
+def _each(limits: Iterable[ActualLimit | None]) -> str:
+    """A limit as each boot found it."""
+    words = ["-" if one is None else f"{one.guests}{'' if one.reached else ' or more'}" for one in limits]
+    return ", ".join(words) or "-"
+
+
+def _predicted(one: CapacityJoin | None) -> tuple[str, ...]:
+    """The steady limit of a forecast, its interval, how its curve errs, and its name."""
+    if one is None:
+        return ("-",) * 4
     between = "-"
     if one.predicted_low is not None and one.predicted_high is not None:
         between = f"{one.predicted_low} to {one.predicted_high}"
-    return (
-        count(one.predicted),
-        between,
-        "-" if one.policy == OFF else count(one.safe),
-        _number(None if one.worst_error is None else 100 * one.worst_error, 1),
-        one.forecast_id,
-    )
+    worst = _number(None if one.worst_error is None else 100 * one.worst_error, 1)
+    return (count(one.predicted), between, worst, one.forecast_id)
+
+
+def _limit_remarks(found: Sequence[FoundLimits]) -> list[str]:
+    """What each limit ran into, and which were not reached."""
+    remarks = []
+    for one in found:
+        for kind, limit in (("steady", one.steady), ("admission", one.admission)):
+            if limit is not None:
+                remarks.append(f"{_named(one.policy)}, boot {one.boot}, {kind} limit: {limit.reason}.")
+    return list(dict.fromkeys(remarks))
 
 
 def _step_remarks(steps: pd.DataFrame) -> list[str]:
@@ -132,7 +194,7 @@ def _step_remarks(steps: pd.DataFrame) -> list[str]:
 
 
 def _step_remark(row: Mapping[Hashable, Any]) -> list[str]:
-    step = f"{row['policy']}, {row['guests']} guests"
+    step = f"{row['policy']}, boot {row['boot']}, {row['guests']} guests"
     remarks = []
     if row["stop"]:
         remarks.append(f"{step}: stopped: {row['stop']}.")

@@ -1,31 +1,19 @@
-"""Figures of forecasts, their validation, capacity runs and divergence."""
+"""Figures of forecasts and their validation."""
 
-from collections.abc import Mapping, Sequence
-from itertools import cycle
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
-import pandas as pd
 
 mpl.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.model.capacity import (
-    Divergence,
-    actual_limit,
-    relation,
-    saved_series,
-    steps_table,
-    used_series,
-)
 from analysis.model.scoring import ON_USE, SAVED, Group
 from analysis.plan.design import MIB
-from analysis.plan.policies import OFF as NO_KSM
-from analysis.records.capacity import CapacityRun
-from analysis.records.models import DivergenceRecord, ForecastRecord, LoadForecast
-from analysis.report.figures import COLOURS, DASHES, GAIN, GREY, LOSS, OFF, ON, PAPER, FigureError, entitle
+from analysis.records.models import ForecastRecord, LoadForecast
+from analysis.report.figures import GAIN, GREY, LOSS, OFF, ON, PAPER, entitle
 
 GIB = 1 << 30
 _NAIVE_COLOURS = {"constant_saving": PAPER, "no_saving": "#CC79A7"}
@@ -33,7 +21,7 @@ _NAIVE_COLOURS = {"constant_saving": PAPER, "no_saving": "#CC79A7"}
 _VALIDATED = ((ON_USE, "memory used, policy on", 1), (SAVED, "memory saved", 3))
 # A smaller error is drawn there.
 _FLOOR_PERCENT = 0.01
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -43,25 +31,17 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ksm-testbed",
 }
-_PANELS = (
-    ("touch_mib_per_second", "memory touched, MiB/s a guest"),
-    ("cpu_iterations_per_second", "CPU work, iterations/s a guest"),
-    ("write_latency_p50_us", "write latency p50, µs"),
-    ("write_latency_p99_us", "write latency p99, µs"),
-    ("ksmd_percent", "ksmd, % of one CPU"),
-    ("cow_ksm_per_second", "copy-on-write of merged pages, 1/s"),
-)
 
 
 def forecast_figure(record: ForecastRecord) -> Figure:
     """Predicted use against N: KSM off, the policy with its interval, all diverged; one panel a load."""
     loads = record.loads
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(max(5.2 * len(loads), 6.4), 4.6), layout="constrained")
         panels = figure.subplots(1, len(loads), sharey=True, squeeze=False)[0]
         for axes, load in zip(panels, loads, strict=True):
-            _predicted_lines(axes, load, record.policy)
-            _limits(axes, [load], record.capacity_bytes)
+            predicted_lines(axes, load, record.policy)
+            draw_limits(axes, [load], record.capacity_bytes)
             axes.set_title(load.workload.replace("_", " "), fontsize=10, loc="left")
             axes.set_xlabel("guests")
         panels[0].set_ylabel("memory used, GiB")
@@ -83,7 +63,7 @@ def validation_figure(group: Group) -> Figure:
     outside the prediction interval; percent on a log scale.
     """
     loads = group.loads
-    with mpl.rc_context({**_STYLE, "axes.grid.axis": "x"}):
+    with mpl.rc_context({**STYLE, "axes.grid.axis": "x"}):
         figure = Figure(figsize=(11, 1.9 + 0.36 * len(loads)), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         for axes, (what, title, aim) in zip(panels, _VALIDATED, strict=True):
@@ -129,207 +109,7 @@ def _validation_keys() -> list[Line2D]:
     ]
 
 
-def capacity_figure(run: CapacityRun, loads: Mapping[str, LoadForecast]) -> Figure:
-    """Actual use against N by policy, over the predicted curves, with predicted and actual limits.
-
-    ``loads``: by policy, the load of the forecast that predicts the run; none draws what was measured alone.
-    Raises FigureError when the run has no step.
-    """
-    if not run.arms:
-        raise FigureError("there is nothing to draw: the run has no step.")
-    table = steps_table(run)
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(9.5, 5.2), layout="constrained")
-        axes = figure.subplots()
-        arms = _arms(run)
-        for number, (policy, load) in enumerate(loads.items()):
-            colour, _label = arms[policy]
-            _predicted_lines(axes, load, policy, colour, suffix=", predicted", alone=number == 0)
-        for policy, steps in run.arms.items():
-            colour, label = arms[policy]
-            mine = table[table["policy"] == policy]
-            axes.plot(
-                mine["guests"],
-                mine["used_bytes"] / GIB,
-                linestyle="none",
-                marker="o",
-                markersize=5,
-                markeredgecolor="white",
-                color=colour,
-                label=f"{label}, measured",
-            )
-            stopped = mine[mine["stop"] != ""]
-            axes.plot(
-                stopped["guests"],
-                stopped["used_bytes"] / GIB,
-                linestyle="none",
-                marker="x",
-                markersize=9,
-                markeredgewidth=2,
-                color=colour,
-            )
-            seen = actual_limit(steps)
-            if seen.reached:
-                axes.axvline(seen.guests, color=colour, linewidth=1.2, linestyle="-")
-                _mark(axes, seen.guests, f"actual {seen.guests}", colour, 0.02)
-        _limits(axes, list(loads.values()), run.capacity_bytes, drawn=float(table["guests"].max()))
-        axes.set_xlabel("guests running (crosses: the step that met the limit)")
-        axes.set_ylabel("memory used, GiB")
-        figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=9)
-        entitle(
-            figure,
-            f"{run.workload.replace('_', ' ')}: to the limit, {run.guest_memory_bytes / MIB:.0f} MiB a guest",
-        )
-    return figure
-
-
-def trade_off_figure(run: CapacityRun) -> Figure:
-    """Memory saved against performance lost, each policy against off at the same N, marked with its N.
-
-    Raises FigureError when no number of guests was seen with KSM off and under a policy.
-    """
-    table = relation(steps_table(run)) if run.arms else None
-    if table is None or table.empty:
-        raise FigureError("there is nothing to draw: no number of guests was seen with KSM off and on.")
-    policies = list(dict.fromkeys(table["policy"]))
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(9.5, 4.6), layout="constrained")
-        for axes, heading, names in zip(
-            figure.subplots(1, 2),
-            ("throughput lost, %", "write latency added, %"),
-            (
-                {"touch_lost_percent": "touching memory", "cpu_lost_percent": "CPU work"},
-                {"p50_added_percent": "p50", "p99_added_percent": "p99"},
-            ),
-            strict=True,
-        ):
-            for policy, dashes in zip(policies, DASHES, strict=False):
-                mine = table[table["policy"] == policy]
-                _trade_off_lines(axes, mine, names, dashes, "" if len(policies) == 1 else f"{policy}, ")
-            axes.axhline(0, color=GREY, linewidth=0.8)
-            axes.set_title(heading, fontsize=10, loc="left")
-            axes.set_xlabel("memory saved, GiB (numbers: guests)")
-            axes.legend(frameon=False, fontsize=9)
-        entitle(
-            figure,
-            f"{run.workload.replace('_', ' ')}: memory saved against performance lost, {', '.join(policies)} "
-            "against KSM off",
-        )
-    return figure
-
-
-def _trade_off_lines(
-    axes: Axes, table: pd.DataFrame, names: Mapping[str, str], dashes: str, prefix: str
-) -> None:
-    for (name, label), colour in zip(names.items(), (OFF, ON), strict=True):
-        axes.plot(
-            table["saved_bytes"] / GIB,
-            table[name],
-            marker="o",
-            markersize=4,
-            color=colour,
-            linestyle=dashes,
-            label=f"{prefix}{label}",
-        )
-    for saved, guests, lost in zip(
-        table["saved_bytes"] / GIB, table["guests"], table[[*names]].max(axis=1), strict=True
-    ):
-        axes.annotate(
-            f"{guests}",
-            (saved, lost),
-            xytext=(0, 5),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-        )
-
-
-def performance_figure(run: CapacityRun) -> Figure:
-    """Probes and host against N, with KSM off and each policy. FigureError when the run has no step."""
-    if not run.arms:
-        raise FigureError("there is nothing to draw: the run has no step.")
-    table = steps_table(run)
-    table = table[table["guests"] > 0]
-    arms = _arms(run)
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(10, 7.2), layout="constrained")
-        panels = figure.subplots(3, 2, sharex=True).ravel()
-        for axes, (name, title) in zip(panels, _PANELS, strict=True):
-            for policy, (colour, label) in arms.items():
-                mine = table[table["policy"] == policy]
-                axes.plot(
-                    mine["guests"],
-                    mine[name],
-                    color=colour,
-                    marker="o",
-                    markersize=4,
-                    linewidth=1.4,
-                    label=label,
-                )
-            for policy, steps in run.arms.items():
-                seen = actual_limit(steps)
-                if seen.reached:
-                    axes.axvline(seen.guests, color=arms[policy][0], linewidth=1, linestyle="--")
-            axes.set_ylim(bottom=0)
-            axes.set_title(title, fontsize=10, loc="left")
-        for axes in panels[-2:]:
-            axes.set_xlabel("guests running (dashed: limit met)")
-        figure.legend(
-            *panels[0].get_legend_handles_labels(),
-            loc="outside lower left",
-            ncols=max(2, len(arms)),
-            frameon=False,
-            fontsize=9,
-        )
-        entitle(
-            figure,
-            f"{run.workload.replace('_', ' ')}: performance on the way to the limit, medians over the guests",
-        )
-    return figure
-
-
-def divergence_figure(record: DivergenceRecord, seen: Divergence) -> Figure:
-    """Memory saved and used against time while merged guests all write."""
-    seconds, write = record.observed.samples.seconds, record.observed.write
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(9, 4.6), layout="constrained")
-        axes = figure.subplots()
-        axes.plot(seconds, [v / GIB for v in used_series(record)], color=ON, linewidth=1.8, label="used")
-        axes.plot(
-            seconds, [v / GIB for v in saved_series(record)], color=GAIN, linewidth=1.8, label="saved by KSM"
-        )
-        axes.axhline(seen.capacity_bytes / GIB, color=GREY, linewidth=1.2, label="capacity")
-        if seen.safe_bytes is not None:
-            axes.axhline(
-                seen.safe_bytes / GIB, color=LOSS, linewidth=1.2, linestyle="--", label="safe need, predicted"
-            )
-        end = write.finished_seconds
-        axes.axvspan(
-            write.started_seconds,
-            seconds[-1] if end is None else end,
-            color="#f0f0f0",
-            zorder=0,
-            label="from the request to write to the last answer",
-        )
-        axes.set_ylim(bottom=0)
-        axes.set_xlim(seconds[0], seconds[-1])
-        axes.set_xlabel("seconds")
-        axes.set_ylabel("GiB")
-        figure.legend(loc="outside lower left", ncols=5, frameon=False, fontsize=9)
-        entitle(
-            figure,
-            f"{seen.guests} guests ({seen.workload.replace('_', ' ')}) merged by {seen.policy} all write",
-        )
-    return figure
-
-
-def _arms(run: CapacityRun) -> dict[str, tuple[str, str]]:
-    """Colour and label of each arm of a run: KSM off, then its policies."""
-    labels = {policy: "KSM off" if policy == NO_KSM else policy for policy in (NO_KSM, *run.policies)}
-    return {policy: (colour, labels[policy]) for policy, colour in zip(labels, cycle(COLOURS), strict=False)}
-
-
-def _predicted_lines(
+def predicted_lines(
     axes: Axes,
     load: LoadForecast,
     policy: str,
@@ -361,9 +141,10 @@ def _predicted_lines(
         axes.plot(guests, values, color=its_colour, linestyle=dashes, linewidth=1.6, label=label)
 
 
-def _limits(
+def draw_limits(
     axes: Axes, loads: Sequence[LoadForecast], capacity_bytes: float, drawn: float | None = None
 ) -> None:
+    """The capacity, and each load's predicted limits; ``drawn``: the most guests that are drawn besides."""
     capacity = capacity_bytes / GIB
     axes.axhline(capacity, color=GREY, linewidth=1.4)
     axes.annotate(
@@ -380,17 +161,19 @@ def _limits(
         for limit, colour, height, label in (
             (load.limits.safe, LOSS, 0.16, "safe"),
             (load.limits.on, ON, 0.09, "expected"),
+            (load.limits.admission, ON, 0.12, "admitted"),
         ):
             if limit:
                 axes.plot([limit] * 2, [0, capacity], color=colour, linewidth=1, linestyle=":")
                 axes.plot(limit, capacity, marker="v", color=colour, markersize=7)
-                _mark(axes, limit, f"{label} {limit}", colour, height)
+                mark(axes, limit, f"{label} {limit}", colour, height)
                 far.append(limit)
     axes.set_ylim(0, capacity * 1.25)
     axes.set_xlim(0, max(far) * 1.18 + 1)
 
 
-def _mark(axes: Axes, guests: float, words: str, colour: str, height: float) -> None:
+def mark(axes: Axes, guests: float, words: str, colour: str, height: float) -> None:
+    """Words beside a number of guests, at a part of the height."""
     left = words.startswith("safe")
     axes.annotate(
         words,

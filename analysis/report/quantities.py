@@ -88,7 +88,8 @@ _SURVEY = "survey: every page that KSM may merge is hashed while the machines ru
 _ROOM = "analysis/measure/room.py, from a survey"
 
 _FORECAST = "the model of analysis/model/sharing.py, fitted to measured cells"
-_PROBE = "the probe in each guest (capacity runs)"
+_PROBE = "the probe in a guest, the others left alone (capacity runs)"
+_SCHEDSTAT = "/proc/PID/task/TID/schedstat of the threads of the guest's virtual CPUs, around a request"
 
 _ALL = (
     Quantity(
@@ -547,7 +548,7 @@ _ALL = (
         "µs",
         1,
         _PROBE,
-        "Half of a guest's writes to a page took no longer; median over the guests.",
+        "Half of a guest's writes to a page took no longer; median over the probes.",
     ),
     Quantity(
         "write_latency_p99_us",
@@ -555,7 +556,7 @@ _ALL = (
         "µs",
         1,
         _PROBE,
-        "Of 100 writes of a guest to a page 99 took no longer; median over the guests.",
+        "Of 100 writes of a guest to a page 99 took no longer; median over the probes.",
     ),
     Quantity(
         "touch_mib_per_second",
@@ -563,7 +564,7 @@ _ALL = (
         "MiB/s",
         0,
         _PROBE,
-        "Memory that a guest touches in a second; median over the guests.",
+        "Memory that a guest touches in a second; median over the probes.",
     ),
     Quantity(
         "cpu_iterations_per_second",
@@ -571,7 +572,25 @@ _ALL = (
         "it/s",
         0,
         _PROBE,
-        "Work of a guest that needs its CPU alone; median over the guests.",
+        "Work of a guest that needs its CPU alone; median over the probes.",
+    ),
+    Quantity(
+        "read_cpu_us_per_mib",
+        "CPU/MiB",
+        "µs",
+        0,
+        _SCHEDSTAT,
+        "CPU time of the host for a MiB that a guest reads of all that it holds, whatever else runs on the "
+        "host; median over the probes.",
+    ),
+    Quantity(
+        "operation_cpu_us",
+        "CPU/op.",
+        "µs",
+        1,
+        _SCHEDSTAT,
+        "CPU time of the host for one operation of a guest's CPU work, the CRC-32 of 64 KiB; median over the "
+        "probes.",
     ),
     Quantity(
         "ksmd_percent",
@@ -599,7 +618,7 @@ _ALL = (
     ),
     Quantity(
         "pgmajfault_per_second",
-        "maj. faults",
+        "faults",
         "1/s",
         1,
         "/proc/vmstat: pgmajfault",
@@ -645,6 +664,22 @@ _ALL = (
         _PROBE,
         "Longer 99th percentile of writes than with KSM off at the same number of guests.",
     ),
+    Quantity(
+        "read_cpu_added_percent",
+        "CPU/MiB added",
+        "%",
+        1,
+        _SCHEDSTAT,
+        "More CPU time of the host for a MiB read than with KSM off at the same number of guests.",
+    ),
+    Quantity(
+        "operation_cpu_added_percent",
+        "CPU/op. added",
+        "%",
+        1,
+        _SCHEDSTAT,
+        "More CPU time of the host for an operation than with KSM off at the same number of guests.",
+    ),
 )
 
 QUANTITIES = {one.name: one for one in _ALL}
@@ -683,13 +718,22 @@ STEPS = (
     "write_latency_p99_us",
     "touch_mib_per_second",
     "cpu_iterations_per_second",
+    "read_cpu_us_per_mib",
+    "operation_cpu_us",
     "ksmd_percent",
     "psi_memory_percent",
     "cow_ksm_per_second",
     "pgmajfault_per_second",
     "steal_percent",
 )
-COSTS = ("touch_lost_percent", "cpu_lost_percent", "p50_added_percent", "p99_added_percent")
+COSTS = (
+    "touch_lost_percent",
+    "cpu_lost_percent",
+    "p50_added_percent",
+    "p99_added_percent",
+    "read_cpu_added_percent",
+    "operation_cpu_added_percent",
+)
 CENSUS = (
     "zero_mib_per_vm",
     "within_mib_per_vm",

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from analysis.model.capacity import actual_limit, relation, steps_table
+from analysis.model.capacity import found_limits
 from analysis.model.judging import JudgedRun
+from analysis.model.performance import costs, relation, steps_table
 from analysis.model.scoring import (
     AVAILABLE,
     LEAST_SAVED,
@@ -134,14 +135,16 @@ def _group_json(group: Group) -> dict[str, Any]:
 def _capacity_json(judged: JudgedRun) -> dict[str, object]:
     run = judged.run
     steps = steps_table(run) if run.arms else None
+    both = None if steps is None else relation(steps)
     return {
         "run_id": run.run_id,
         "hypervisor": run.hypervisor,
         "workload": run.workload,
         "capacity_bytes": run.capacity_bytes,
         "steps": [] if steps is None else json.loads(steps.to_json(orient="records")),
-        "relation": [] if steps is None else json.loads(relation(steps).to_json(orient="records")),
-        "limits": {policy: asdict(actual_limit(arm)) for policy, arm in run.arms.items()},
+        "relation": [] if both is None else json.loads(both.to_json(orient="records")),
+        "costs": [] if both is None else [asdict(one) for one in costs(both)],
+        "limits": [asdict(one) for one in found_limits(run)],
         "joins": [asdict(one) for one in judged.joins],
         "divergences": [
             {**asdict(one), "survived": one.survived, "safe_holds": one.safe_holds}

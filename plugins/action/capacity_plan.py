@@ -47,12 +47,17 @@ forecasts:
   type: list
   elements: dict
   returned: success
-arms: {description: "The policies of both arms, off first", type: list, elements: str, returned: success}
+arms:
+  description: Boot and policy of each arm, of each boot off first.
+  type: list
+  elements: dict
+  returned: success
 policies: {description: "Each arm's policy by its name, as plan has it", type: dict, returned: success}
 workloads: {description: "The workload by its name, as plan has it", type: dict, returned: success}
 envelope_bytes: {description: What the guests have to fit in; null for the host, type: int, returned: success}
 limit_bytes: {description: Hard limit of the envelope's cgroup, type: int, returned: success}
 guest_memory_bytes: {description: Memory of one guest, type: int, returned: success}
+full_guest_bytes: {description: What a guest may take that shares nothing, type: int, returned: success}
 most_guests: {description: The most that are started, type: int, returned: success}
 most_steps: {description: The steps that the longest arm has, type: int, returned: success}
 disk_needs: {description: "What is to be stored, by host, as plan has it", type: dict, returned: success}
@@ -93,6 +98,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             )
             check_hypervisors(hosts)
             policies = arms(design)
+            boots = range(design.first_boot, design.first_boot + design.boots)
             run_id = check_run_id(str(arguments["run_id"] or given.get("run_id") or "") or new_run_id())
             directory = Path(results).expanduser().absolute() / "capacity" / run_id
             limit_bytes = capacity.limit_bytes(design, arguments["overhead_mib"])
@@ -107,14 +113,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             )
             if directory.exists():
                 raise DesignError(f"run_id {run_id} exists as {directory}: give another run_id.")
-            steps = len(policies) * capacity.most_steps
+            steps = design.boots * len(policies) * capacity.most_steps
             records = disk.records_need(steps * max(1, len(hosts)), design.to_json(), str(directory))
             disk.check_records([records])
         except UserError as error:
             result.update(failed=True, msg=str(error))
             return result
         created_at = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
-        kept, most = [disk.Kept(1, capacity.most_guests)], capacity.most_guests
+        most = capacity.most_guests
+        kept = [disk.Kept(boot, most) for boot in boots]
         result.update(
             changed=False,
             disk_needs={
@@ -129,12 +136,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             capacity=asdict(capacity),
             design=design.to_json(),
             forecasts=[one.to_json() for one in proof.named(forecasts)],
-            arms=list(policies),
+            arms=[{"boot": boot, "policy": policy} for boot in boots for policy in policies],
             policies=policies,
             workloads=design.workloads_json(),
             envelope_bytes=capacity.envelope_bytes,
             limit_bytes=limit_bytes,
             guest_memory_bytes=design.guest_memory_mib * MIB,
+            full_guest_bytes=(design.guest_memory_mib + arguments["overhead_mib"]) * MIB,
             most_guests=capacity.most_guests,
             most_steps=capacity.most_steps,
             created_at=created_at,

@@ -11,13 +11,18 @@ from analysis.progress.matrix import FIRST_PHASE, named_phase
 
 
 def guest_segments(
-    barrier: Collection[str], domains: Collection[str], load: str, workloads: Mapping[str, Any]
+    barrier: Collection[str],
+    domains: Collection[str],
+    load: str,
+    workloads: Mapping[str, Any],
+    shares: bool = False,
 ) -> dict[str, Any]:
     """Return guest -> segments that it fills, of the guests that came to the barrier now.
 
-    What a guest does follows from its place among all of them (domains), also where some run already.
+    What a guest does follows from its place among all of them (domains), also where some run already; with
+    shares from its place alone.
     """
-    does = guest_workloads(load, domains)
+    does = guest_workloads(load, domains, shares=shares)
     return {name: workloads[does[name]]["segments"] for name in barrier}
 
 

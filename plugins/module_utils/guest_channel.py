@@ -50,6 +50,10 @@ class ChannelError(Exception):
     """A guest gave no answer, or refused; the text is one sentence without the guest's name."""
 
 
+class RefusalError(ChannelError):
+    """A guest answered that it does not do what it was asked."""
+
+
 def domains_by_channel() -> dict[str, str]:
     """Each socket that is a port of a running domain -> the domain."""
     found: dict[str, str] = {}
@@ -165,7 +169,7 @@ def ask(
 
 def _content(answer: Mapping[str, Any], command: str) -> dict[str, Any]:
     if "error" in answer:
-        raise ChannelError(str(answer["error"]))
+        raise RefusalError(str(answer["error"]))
     content = answer.get("answer")
     if not isinstance(content, dict):
         raise ChannelError(f"it answered {content!r} to {command}")

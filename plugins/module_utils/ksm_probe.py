@@ -293,16 +293,29 @@ def parse_ksm_stat(text: str) -> dict[str, int | str]:
     return fields
 
 
-def mergeable_bytes(smaps: str) -> int:
-    """Address space that is marked for KSM (VmFlags mg: private, neither memfd nor hugetlbfs), bytes."""
-    total = size = 0
+class Mergeable(NamedTuple):
+    """Memory of a process that is marked for KSM (VmFlags mg: private, neither memfd nor hugetlbfs), bytes.
+
+    address_space: of the mappings. resident: what is mapped of it; Rss counts a merged page as any other.
+    """
+
+    address_space: int
+    resident: int
+
+
+def mergeable(smaps: str) -> Mergeable:
+    """What a process offers to KSM, from its smaps."""
+    total = resident = size = rss = 0
     with understood("a process' smaps"):
         for line in smaps.splitlines():
             if line.startswith("Size:"):
-                size = int(line.split()[1]) * KIB
+                size, rss = int(line.split()[1]) * KIB, 0
+            elif line.startswith("Rss:"):
+                rss = int(line.split()[1]) * KIB
             elif line.startswith("VmFlags:") and "mg" in line.split():
                 total += size
-    return total
+                resident += rss
+    return Mergeable(total, resident)
 
 
 def domain_pid(domain: str, roots: Roots) -> int:
@@ -342,12 +355,14 @@ def guest(domain: str, pid: int, roots: Roots) -> dict[str, Any]:
     if page_tables is None:
         raise ProbeError(f"{folder / 'status'} has no VmPTE; measuring domain {domain} needs it")
     ksm_stat = read_optional(folder / "ksm_stat")
+    offered = mergeable(smaps)
     return {
         "pid": pid,
         "cpu_seconds": stat.cpu_seconds,
         "smaps_rollup": rollup,
         "page_tables_bytes": int(page_tables.group(1)) * KIB,
-        "mergeable_bytes": mergeable_bytes(smaps),
+        "mergeable_bytes": offered.address_space,
+        "mergeable_resident_bytes": offered.resident,
         "ksm_stat": None if ksm_stat is None else parse_ksm_stat(ksm_stat),
         "minor_faults": stat.minor_faults,
         "major_faults": stat.major_faults,
@@ -397,7 +412,7 @@ def _offer(pid: int, folder: Path) -> dict[str, Any] | None:
         return None
     command = (read_optional(folder / "comm") or "").strip()
     try:
-        offered_bytes = mergeable_bytes(read_optional(folder / "smaps") or "")
+        offered_bytes = mergeable(read_optional(folder / "smaps") or "").address_space
     except ProbeError as error:
         raise ProbeError(
             f"whether process {pid} ({command}) offers memory to KSM is not known: {error}; root needs "

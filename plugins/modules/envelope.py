@@ -189,8 +189,8 @@ def refuse(memory_bytes: int, available: int) -> None:
         raise EnvelopeError(f"memory_bytes is {memory_bytes}: allowed is {LEAST_BYTES} or more")
     if memory_bytes > available:
         raise EnvelopeError(
-            f"the envelope would be {memory_bytes >> 20} MiB, one step of guests included, and this host has "
-            f"only {available >> 20} MiB available: lower capacity_envelope_mib or capacity_step_guests"
+            f"the envelope would be {memory_bytes >> 20} MiB, room to start a guest included, and this host "
+            f"has only {available >> 20} MiB available: lower capacity_envelope_mib"
         )
 
 

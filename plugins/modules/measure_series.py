@@ -12,7 +12,7 @@ description:
     that second 0 of the series is the moment of the change that it follows. Else nothing is changed.
   - Right before that, other processes whose memory KSM could merge are looked for, as O(others) says.
   - On SIGTERM or SIGINT it returns what it has; so it does when O(progress_path) was removed, or nobody
-    asked for its progress for O(patience_seconds).
+    asked for its progress for O(patience_seconds). With O(until=told) that is how it is meant to end.
 options:
   start_ksm:
     description: Write 1 to run at second 0.
@@ -30,15 +30,17 @@ options:
     type: float
     default: 1.0
   until:
-    description: What ends the series.
+    description:
+      - What ends the series. With V(told) it goes on, whether KSM runs or not, until O(progress_path) is
+        removed.
     type: str
-    choices: [converged, seconds]
+    choices: [converged, seconds, told]
     default: converged
   duration_seconds:
     description: Length of the series with O(until=seconds).
     type: float
   timeout_seconds:
-    description: With O(until=converged), give up after this time and say so.
+    description: With O(until=converged) or O(until=told), give up after this time and say so.
     type: float
     default: 900
   min_full_scans:
@@ -365,8 +367,8 @@ class Series:
 def follow(params: dict[str, Any], roots: Roots) -> tuple[dict[str, Any], float]:
     """Take the series; `observed` of a merge record, and when it began on the monotonic clock."""
     rule = ConvergenceRule(params["min_full_scans"], params["window_scans"], params["threshold_percent"])
-    settles = params["until"] == "converged"
-    limit = params["timeout_seconds"] if settles else params["duration_seconds"]
+    settles, told = params["until"] == "converged", params["until"] == "told"
+    limit = params["timeout_seconds"] if settles or told else params["duration_seconds"]
     smart_scan = (read_optional(roots.ksm / "smart_scan") or "0").strip() != "0"
     series = Series(rule, smart_scan=smart_scan)
     sampler = Sampler(roots, Path(params["envelope_path"]) if params["envelope_path"] else None)
@@ -388,7 +390,7 @@ def follow(params: dict[str, Any], roots: Roots) -> tuple[dict[str, Any], float]
     begin = time.monotonic()
     if params["start_ksm"]:
         start(roots)
-    elif knobs.read()["run"] != MERGE:
+    elif not told and knobs.read()["run"] != MERGE:
         raise ProbeError("KSM is not running (run is not 1) and start_ksm is false; nothing would be merged")
     end = ""
     while not end:
@@ -403,7 +405,7 @@ def follow(params: dict[str, Any], roots: Roots) -> tuple[dict[str, Any], float]
         elif seconds >= limit:
             state = "settled" if series.verdict.settled else "not settled"
             end = f"{state} when the {limit:g} s were over"
-        elif not merging:
+        elif not merging and not told:
             end = f"something else on the host stopped KSM after {seconds:.0f} s"
         elif abandoned := progress.abandoned():
             end = f"interrupted after {seconds:.0f} s, {abandoned}"
@@ -436,7 +438,7 @@ def main() -> None:
             "start_ksm": {"type": "bool", "default": False},
             "others": {"type": "str", "choices": ["refuse", "allow"], "default": "refuse"},
             "interval_seconds": {"type": "float", "default": 1.0},
-            "until": {"type": "str", "choices": ["converged", "seconds"], "default": "converged"},
+            "until": {"type": "str", "choices": ["converged", "seconds", "told"], "default": "converged"},
             "duration_seconds": {"type": "float"},
             "timeout_seconds": {"type": "float", "default": 900},
             "min_full_scans": {"type": "int", "default": 3},

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: workload
-short_description: Load, verify, probe and let diverge the memory of all guests at once
+short_description: Load, verify, probe and let diverge the memory of the guests
 description:
-  - Runs on the hypervisor and asks the program in each guest through its second serial port, all at once.
+  - Runs on the hypervisor and asks the program in each guest through its second serial port, all at once but
+    for a probe.
   - Guests that fill memory fill the same size, what the smallest of them has available less a reserve.
 options:
   state:
     description:
       - C(loaded) fills the guests' memory, locked, and takes its digest.
       - C(verified) digests the same memory again.
-      - C(probed) measures each guest's performance on the memory that it holds.
+      - C(probed) measures the performance of some guests on the memory that they hold, one after another,
+        while the others are left alone.
       - C(diverged) makes each page held differ from every other, as fast as it goes.
     type: str
     choices: [loaded, verified, probed, diverged]
@@ -42,6 +44,7 @@ options:
       C(loaded): memory, equal in all guests, that one that fills nothing holds for a probe; 0: none
     type: int
     default: 0
+  probes: {description: "C(probed): how many probes in all, spread over the guests", type: int, default: 5}
   probe_seconds: {description: "C(probed): what a probe takes, 1 to 600", type: float, default: 6}
   expected:
     description: "C(verified): guest name to the digest that it had, for the verdict"
@@ -68,9 +71,18 @@ EXAMPLES = r"""
 
 RETURN = r"""
 answers:
-  description: guest name to what it answered; guests that hold nothing are left out, a silent one is null
+  description: >-
+    guest name to what it answered; guests that hold nothing are left out, a silent one is null; empty with
+    C(probed)
   type: dict
   returned: success
+probes:
+  description: >-
+    each probe with guest, its answer (null for a silent one, the last one then), and what a request, the
+    probe and reading all memory held (read_bytes) took the host: seconds, run_seconds and wait_seconds of the
+    threads of the guest's virtual CPUs
+  type: list
+  returned: state is probed
 silent: {description: guest name to why it gave no answer, type: dict, returned: success}
 size_bytes: {description: what each guest that fills memory filled, type: int, returned: state is loaded}
 """
@@ -82,6 +94,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.guest_channel import ask_all
+from ansible.module_utils.probing import probe_in_turn
 from ansible.module_utils.progress import Progress, ProgressError, end_when_abandoned
 
 MIB = 1 << 20
@@ -139,11 +152,7 @@ def words_for(params: dict[str, Any]) -> tuple[dict[str, list[str]], int]:
     if state == "loaded":
         specs, size = specifications(params)
         return {name: ["start", json.dumps(spec)] for name, spec in specs.items()}, size
-    command = {
-        "verified": ["verify"],
-        "diverged": ["diverge"],
-        "probed": ["probe", str(params["probe_seconds"])],
-    }[state]
+    command = {"verified": ["verify"], "diverged": ["diverge"], "probed": []}[state]
     return dict.fromkeys(params["channels"], command), 0
 
 
@@ -154,6 +163,19 @@ def told(state: str, answer: dict[str, Any]) -> str:
     if state == "diverged":
         return f"made {answer['written_bytes'] // MIB} MiB differ in {answer['seconds']:.1f} s"
     return state
+
+
+def probed_guests(params: dict[str, Any], progress: Progress) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The probes of some guests, one after another, and why one of them is silent."""
+    if not params["channels"] or params["probes"] < 1:
+        return [], {}
+    found: tuple[list[dict[str, Any]], dict[str, str]] = probe_in_turn(
+        params["channels"],
+        probes=params["probes"],
+        seconds=params["probe_seconds"],
+        each=lambda number, one: progress.say(f"{one['guest']} probed ({number} of {params['probes']})"),
+    )
+    return found
 
 
 def verdict(answer: dict[str, Any], before: str) -> dict[str, Any]:
@@ -185,6 +207,7 @@ def main() -> None:
             "reserve_mib": {"type": "int", "default": 40},
             "seed": {"type": "str", "default": ""},
             "probe_mib": {"type": "int", "default": 0},
+            "probes": {"type": "int", "default": 5},
             "probe_seconds": {"type": "float", "default": 6},
             "expected": {"type": "dict", "default": {}},
             "silence": {"type": "str", "choices": ["fail", "null"], "default": "fail"},
@@ -213,8 +236,13 @@ def main() -> None:
                 f"{time.monotonic() - began:.0f} s in all)"
             )
 
-        requests = {name: (Path(params["channels"][name]), said) for name, said in words.items()}
-        answers, silent = ask_all(requests, params["timeout_seconds"], each=each)
+        probed: dict[str, Any] = {}
+        if params["state"] == "probed":
+            answers = {}
+            probed["probes"], silent = probed_guests(params, progress)
+        else:
+            requests = {name: (Path(params["channels"][name]), said) for name, said in words.items()}
+            answers, silent = ask_all(requests, params["timeout_seconds"], each=each)
     except (WorkloadError, ProgressError) as error:
         module.fail_json(msg=str(error))
     if silent and params["silence"] == "fail":
@@ -229,8 +257,9 @@ def main() -> None:
         }
     module.exit_json(
         changed=params["state"] in ("loaded", "diverged") and bool(words),
-        answers={**answers, **dict.fromkeys(silent)},
+        answers=answers if probed else {**answers, **dict.fromkeys(silent)},
         silent=silent,
+        **probed,
         size_bytes=size,
     )
 

@@ -1,4 +1,4 @@
-"""A real capacity run of small guests: the envelope ends the arm without KSM, the merged guests diverge.
+"""A real capacity run of small guests: each limit is found, and the merged guests diverge.
 
 Its guests are restored from the checkpoint that the proof has made.
 """
@@ -13,10 +13,13 @@ import pytest
 from this_host import GUESTS, MEMORY_MIB, MIB, Cells, State, left, playbook, succeeded
 
 from analysis.__main__ import main
+from analysis.model.capacity import FoundLimits, found_limits, line_bytes, peak_bytes, used_bytes
+from analysis.records.capacity import CapacityRun, load_capacity
 
 pytestmark = pytest.mark.system
 
-ENVELOPE_MIB = 1000
+# Two guests without KSM; three merged ones, the third of which passes the line while it is started
+ENVELOPE_MIB = 800
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +30,8 @@ def run(proof: Cells, before: State, tmp_path_factory: pytest.TempPathFactory) -
         "capacity_envelope_mib": ENVELOPE_MIB,
         "capacity_step_guests": GUESTS,
         "capacity_most_guests": GUESTS,
-        "capacity_probe_seconds": 2,
-        "capacity_divergence_seconds": 30,
+        "capacity_probes": 2,
+        "capacity_probe_seconds": 1,
         "run_id": "small",
         "results_directory": str(results),
     }
@@ -37,48 +40,80 @@ def run(proof: Cells, before: State, tmp_path_factory: pytest.TempPathFactory) -
     paths = sorted((results / "capacity/small/localhost").iterdir())
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in paths)
     records = {path.stem: json.loads(path.read_text()) for path in paths}
-    return {"results": results, "records": records, "left": left(before)}
+    (loaded,), problems = load_capacity(results)
+    assert problems == []
+    return {"results": results, "records": records, "run": loaded, "left": left(before)}
 
 
-def steps(run: dict[str, Any], policy: str) -> dict[int, dict[str, Any]]:
-    return {
-        record["guests"]: record
-        for record in run["records"].values()
-        if record["kind"] == "capacity_step" and record["policy"] == policy
-    }
+@pytest.fixture(scope="module")
+def limits(run: dict[str, Any]) -> dict[str, FoundLimits]:
+    loaded: CapacityRun = run["run"]
+    return {one.policy: one for one in found_limits(loaded)}
 
 
-def test_without_ksm_the_envelope_is_full_and_the_limit_exact(run: dict[str, Any]) -> None:
-    seen = steps(run, "off")
-    limit = max(guests for guests, record in seen.items() if record["stop"] is None)
-    assert 0 < limit < GUESTS
+def test_without_ksm_the_envelope_is_full_and_the_limit_exact(
+    run: dict[str, Any], limits: dict[str, FoundLimits]
+) -> None:
+    steady = limits["off"].steady
+    assert steady.reached and 0 < steady.guests < GUESTS
     # Each guest has its memory and QEMU's own, whatever the envelope is told.
-    assert limit * MEMORY_MIB < ENVELOPE_MIB < (limit + 1) * 2 * MEMORY_MIB
-    beyond = seen[limit + 1]
+    assert steady.guests * MEMORY_MIB < ENVELOPE_MIB < (steady.guests + 1) * 2 * MEMORY_MIB
+    beyond = run["records"][f"constant_fill-boot1-off-guests{steady.guests + 1:03d}"]
     assert beyond["stop"]["measure"] == "used_mib"
     assert beyond["observed"]["envelope"]["working_set_bytes"] > ENVELOPE_MIB * MIB
     assert beyond["observed"]["envelope"]["failcnt"] == 0
-    assert all(probe is not None for probe in beyond["observed"]["probes"].values())
+    assert all(probe["answer"] is not None for probe in beyond["observed"]["probes"])
 
 
-def test_with_ksm_the_same_guests_fit(run: dict[str, Any]) -> None:
-    on, off = steps(run, "ksm")[GUESTS], steps(run, "off")[GUESTS]
-    assert on["stop"] is None
-    assert on["observed"]["converged"] is True
-    used = {record["policy"]: record["observed"]["envelope"]["working_set_bytes"] for record in (on, off)}
-    assert used["off"] - used["ksm"] > GUESTS * 64 * MIB
+def test_merged_guests_fit_beyond_those_that_can_be_admitted(limits: dict[str, FoundLimits]) -> None:
+    off, on = limits["off"], limits["ksm"]
+    assert off.admission is not None and on.admission is not None and off.safe is not None
+    assert off.admission.guests == off.steady.guests
+    assert on.steady.guests > off.steady.guests
+    assert off.safe <= off.steady.guests <= on.admission.guests <= on.steady.guests
 
 
-def test_the_guests_live_through_their_divergence(run: dict[str, Any]) -> None:
-    (record,) = [one for one in run["records"].values() if one["kind"] == "divergence"]
-    observed = record["observed"]
-    assert observed["guests_alive"] == record["guests"] > 0
-    assert observed["oom_kills"] in (0, None)
-    sharing = observed["samples"]["pages_sharing"]
-    assert sharing[-1] < sharing[0] / 2
-    assert max(observed["samples"]["cow_ksm"]) - observed["samples"]["cow_ksm"][0] > 10_000
-    used = observed["samples"]["envelope_working_set_bytes"]
-    assert max(used) - used[0] > record["guests"] * 64 * MIB
+def test_what_is_used_at_most_while_guests_start_was_seen(run: dict[str, Any]) -> None:
+    loaded: CapacityRun = run["run"]
+    for step in (*loaded.arms["off"], *loaded.arms["ksm"]):
+        peak = peak_bytes(step)
+        assert (peak is None) == (step.guests == 0)
+        assert peak is None or peak <= line_bytes(step) + (MEMORY_MIB + 160) * MIB
+    on = {step.guests: step for step in loaded.arms["ksm"]}
+    last = max(on)
+    peak = peak_bytes(on[last])
+    # A guest is started whole, and then merged.
+    assert peak is not None and peak > used_bytes(on[last]) + 32 * MIB
+    assert on[last].observed.converged is True
+
+
+def test_each_probe_has_the_time_of_the_guests_virtual_cpu(run: dict[str, Any]) -> None:
+    loaded: CapacityRun = run["run"]
+    probes = [probe for step in loaded.arms["off"] for probe in step.observed.probes]
+    assert probes
+    for probe in probes:
+        assert probe.request is not None and probe.probe is not None and probe.read is not None
+        assert probe.request.run_seconds is not None and probe.read.run_seconds is not None
+        assert 0 < probe.request.run_seconds <= probe.request.seconds
+        # A probe works for its second, and reading all that a guest holds is work.
+        assert (probe.probe.run_seconds or 0) > probe.request.run_seconds
+        assert probe.read.run_seconds > probe.request.run_seconds
+        assert (probe.read_bytes or 0) > 64 * MIB
+
+
+def test_the_guests_live_through_their_divergence_until_the_envelope_is_full(run: dict[str, Any]) -> None:
+    seen = [one for one in run["records"].values() if one["kind"] == "divergence"]
+    for record in seen:
+        observed = record["observed"]
+        assert observed["guests_alive"] == record["guests"] > 0
+        assert observed["oom_kills"] in (0, None)
+        sharing = observed["samples"]["pages_sharing"]
+        assert sharing[-1] < sharing[0]
+        assert max(observed["samples"]["cow_ksm"]) - observed["samples"]["cow_ksm"][0] > 10_000
+        used = observed["samples"]["envelope_working_set_bytes"]
+        assert max(used) - used[0] > 64 * MIB
+    most = max(seen, key=lambda record: record["guests"])
+    assert max(most["observed"]["samples"]["envelope_working_set_bytes"]) > ENVELOPE_MIB * MIB
 
 
 def test_everything_is_put_right(run: dict[str, Any]) -> None:
@@ -86,6 +121,7 @@ def test_everything_is_put_right(run: dict[str, Any]) -> None:
     # As seen in another way
     assert list(Path("/sys/fs/cgroup").glob("**/ksmtestbed.partition")) == []
     assert list(Path("/sys/fs/cgroup").glob("**/machine-ksmtestbed.slice")) == []
+    assert list(Path("/run").glob("ksm-testbed-series-*")) == []
 
 
 def test_the_report_tells_it(run: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -25,8 +25,7 @@ CAPACITY = {
     "capacity_envelope_mib": 1000,
     "capacity_step_guests": 3,
     "capacity_most_guests": 3,
-    "capacity_probe_seconds": 2,
-    "capacity_divergence_seconds": 60,
+    "capacity_probes": 1,
 }
 # Phase -> what is asked for, and what the run says when it is in that phase
 PHASES: dict[str, tuple[dict[str, Any], str]] = {
@@ -41,8 +40,8 @@ PHASES: dict[str, tuple[dict[str, Any], str]] = {
     "census": ({"focus": 2, "census": True}, ": census"),
     "verify": ({"focus": 2}, ": verify"),
     "putting right": ({"focus": 1}, ": done in"),
-    "capacity step": (CAPACITY, "arm ksm: Let KSM settle"),
-    "divergence": (CAPACITY, "arm ksm: done in"),
+    "capacity step": (CAPACITY, "arm ksm, boot 1: Let KSM settle"),
+    "divergence": (CAPACITY, "arm ksm, boot 1: Let one guest"),
 }
 
 

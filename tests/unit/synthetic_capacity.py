@@ -145,16 +145,52 @@ def store_censuses(results: Path, run_id: str = "n6") -> None:
         )
 
 
+ANSWER = {
+    "write_latency_p50_us": 2.0,
+    "write_latency_p99_us": 20.0,
+    "touch_mib_per_second": 800.0,
+    "cpu_iterations_per_second": 1000.0,
+}
+
+
+def probe(guest: str, slow: float = 1.0) -> dict[str, Any]:
+    """A guest probed for 2 s beside half a second for the request, slower by a factor; so is reading."""
+    answer = {name: value * slow if "latency" in name else value / slow for name, value in ANSWER.items()}
+    took = {"request": (0.5, 0.4), "probe": (2.5, 2.4), "read": (1.5 * slow, 1.4 * slow)}
+    return {
+        "guest": guest,
+        "answer": answer,
+        **{
+            name: {"seconds": seconds, "run_seconds": ran, "wait_seconds": 0.1}
+            for name, (seconds, ran) in took.items()
+        },
+        "read_bytes": 100 * MIB,
+    }
+
+
+def envelope_samples(used_mib: list[float], saved_mib: list[float] | None = None) -> dict[str, Any]:
+    """A series of one sample a second."""
+    n = len(used_mib)
+    plan = synthetic_plan(guests=2)
+    samples = synthetic_records(plan, plan.cells[0])["merge"]["observed"]["samples"]
+    columns = {name: [column[0]] * n for name, column in samples.items()}
+    sharing = [round(value * MIB / PAGE) for value in saved_mib or [0.0] * n]
+    return {
+        **columns,
+        "seconds": [float(second) for second in range(n)],
+        "pages_sharing": sharing,
+        # KSM itself takes nothing.
+        "ksm_zero_pages": [0] * n,
+        "general_profit": [pages * PAGE for pages in sharing],
+        "cow_ksm": [100 * second for second in range(n)],
+        "envelope_working_set_bytes": [round(value * MIB) for value in used_mib],
+    }
+
+
 def capacity_record(**changes: Any) -> dict[str, Any]:
     """One sound capacity step: 4 idle guests, KSM off, in an envelope of 8 GiB."""
     plan = synthetic_plan(guests=2)
     record = copy.deepcopy(synthetic_records(plan, plan.cells[0])["off"])
-    probe = {
-        "write_latency_p50_us": 2.0,
-        "write_latency_p99_us": 20.0,
-        "touch_mib_per_second": 800.0,
-        "cpu_iterations_per_second": 1000.0,
-    }
     return {
         "schema_version": 2,
         "kind": "capacity_step",
@@ -178,7 +214,7 @@ def capacity_record(**changes: Any) -> dict[str, Any]:
                 "pressure": None,
             },
             "converged": None,
-            "probes": {f"guest{n:02d}": dict(probe) for n in range(1, 5)},
+            "probes": [probe(f"guest{n:02d}") for n in range(1, 5)],
             "window": {
                 "seconds": 10.0,
                 "ksmd_cpu_seconds": 1.0,
@@ -192,45 +228,56 @@ def capacity_record(**changes: Any) -> dict[str, Any]:
     }
 
 
-def step(policy: str, guests: int, used: float, stop: str = "", slow: float = 1.0) -> dict[str, Any]:
-    """A capacity step that uses so many MiB, its probes slower by a factor."""
-    record = capacity_record(policy=policy, guests=guests)
+def step(
+    policy: str,
+    guests: int,
+    used: float,
+    stop: str = "",
+    slow: float = 1.0,
+    *,
+    peak: float | None = None,
+    boot: int = 1,
+) -> dict[str, Any]:
+    """A capacity step that uses so many MiB, KSM's own among them, its probes slower by a factor.
+
+    ``peak``: the most that was used while its guests were started; None: that was not watched.
+    """
+    record = capacity_record(policy=policy, guests=guests, boot=boot)
     observed = record["observed"]
-    observed["envelope"]["working_set_bytes"] = round(used * MIB)
+    ksm = observed["host"]["ksm"]
+    own = (ksm["pages_sharing"] + (ksm["ksm_zero_pages"] or 0)) * PAGE - ksm["general_profit"]
+    observed["envelope"]["working_set_bytes"] = max(0, round(used * MIB) - own)
     observed["converged"] = None if policy == "off" else True
-    probe = observed["probes"]["guest01"]
-    for name in probe:
-        probe[name] = probe[name] * slow if "latency" in name else probe[name] / slow
-    observed["probes"] = {f"guest{n:02d}": dict(probe) for n in range(1, guests + 1)}
+    observed["probes"] = [probe(f"guest{n:02d}", slow) for n in range(1, guests + 1)]
+    if peak is not None:
+        observed["admission"] = envelope_samples([used, peak, used])
     if stop:
         record["stop"] = {"reason": stop, "measure": "envelope_free_bytes", "value": 1.0, "limit": 2.0}
     return record
 
 
-def divergence_record(saved_mib: list[float], used: list[float], alive: int = 4) -> dict[str, Any]:
-    """Merged guests that write from second 2 on; one sample a second."""
-    n = len(saved_mib)
+def divergence_record(
+    saved_mib: list[float], used: list[float], alive: int = 4, ends: tuple[float, ...] = ()
+) -> dict[str, Any]:
+    """Merged guests that diverge one after another from second 2 on; one sample a second.
+
+    ``ends``: when each guest has answered; all but the first begin when the one before has.
+    """
     record = capacity_record(kind="divergence", policy="ksm")
-    plan = synthetic_plan(guests=2)
-    samples = synthetic_records(plan, plan.cells[0])["merge"]["observed"]["samples"]
-    columns = {name: [column[0]] * n for name, column in samples.items()}
-    columns |= {
-        "seconds": [float(second) for second in range(n)],
-        "pages_sharing": [round(value * MIB / PAGE) for value in saved_mib],
-        "cow_ksm": [100 * second for second in range(n)],
-        "envelope_working_set_bytes": [round(value * MIB) for value in used],
-    }
-    probes = record["observed"]["probes"]
-    slow = {name: {**probe, "write_latency_p99_us": 500.0} for name, probe in probes.items()}
+    ends = ends or tuple(2.0 + (len(saved_mib) - 4) * turn / 4 for turn in range(1, 5))
     record["observed"] = {
-        "write": {
-            "started_seconds": 2.0,
-            "finished_seconds": n - 2.0,
-            "written_bytes": dict.fromkeys(probes, 300 * MIB),
-        },
-        "samples": columns,
-        "probes_before": probes,
-        "probes_during": slow,
+        "turns": [
+            {
+                "guest": f"guest{number:02d}",
+                "started_seconds": begin,
+                "finished_seconds": end,
+                "written_bytes": 300 * MIB,
+            }
+            for number, (begin, end) in enumerate(zip((2.0, *ends[:-1]), ends, strict=True), start=1)
+        ],
+        "held_bytes": {f"guest{number:02d}": 300 * MIB for number in range(1, 5)},
+        "samples": envelope_samples(used, saved_mib),
+        "psi_some_microseconds": {"cpu": 0, "memory": 80_000, "io": 0},
         "guests_alive": alive,
         "oom_kills": 0,
     }
@@ -239,7 +286,8 @@ def divergence_record(saved_mib: list[float], used: list[float], alive: int = 4)
 
 def store_capacity(results: Path, records: list[dict[str, Any]]) -> None:
     for record in records:
-        name = f"{record['kind']}-{record['policy']}-{record['guests']:02d}.json"
+        boot = record.get("boot", 1)
+        name = f"{record['kind']}-{record['policy']}-{boot}-{record['guests']:02d}.json"
         path = results / "capacity" / record["run_id"] / record["hypervisor"] / record["workload"] / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record))

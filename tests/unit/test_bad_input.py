@@ -203,9 +203,9 @@ def test_what_is_allowed_passes_the_same_checks(results: Path) -> None:
             "capacity_step_guests is '0': allowed is a whole number from 1 to 64.",
         ),
         (
-            {"capacity_envelope_mib": "0", "capacity_step_guests": "2"},
-            "capacity_stop_available_mib is 2048: a step of 2 and the probes may take 2368 MiB, so it must "
-            "be that or more, or capacity_step_guests or capacity_most_guests less.",
+            {"capacity_envelope_mib": "0", "capacity_stop_available_mib": "512"},
+            "capacity_stop_available_mib is 512: a guest and the probes may take 752 MiB, so it must be that "
+            "or more.",
         ),
     ],
 )

@@ -8,25 +8,27 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from synthetic import MIB
+from synthetic import MIB, synthetic_plan, synthetic_records
 from synthetic_capacity import capacity_record, divergence_record, step, store_capacity
 
 from analysis.__main__ import main
 from analysis.model.capacity import (
-    actual_limit,
+    admission_limit,
     conditions,
-    divergence,
-    relation,
-    steps_table,
+    found_limits,
+    safe_limit,
+    steady_limit,
     used_series,
 )
+from analysis.model.divergence import divergence
 from analysis.model.judging import judge
+from analysis.model.performance import costs, relation, steps_table
 from analysis.records.capacity import CapacityRun, load_capacity
 from analysis.records.forecasts import load_forecasts
 from analysis.records.models import RECORDS, DivergenceRecord, StepRecord
 from analysis.records.reading import RecordError, parse_record
 from analysis.report.capacity import capacity_parts, divergence_lines
-from analysis.report.forecast_figures import (
+from analysis.report.capacity_figures import (
     capacity_figure,
     divergence_figure,
     performance_figure,
@@ -70,9 +72,9 @@ def test_sound_records_fit() -> None:
     assert fits(without)
 
 
-def put(*keys: str, value: Any) -> Callable[[dict[str, Any]], None]:
+def put(*keys: str | int, value: Any) -> Callable[[dict[str, Any]], None]:
     def change(content: dict[str, Any]) -> None:
-        inner = content
+        inner: Any = content
         for key in keys[:-1]:
             inner = inner[key]
         inner[keys[-1]] = value
@@ -90,7 +92,8 @@ BAD_STEPS = [
     put("observed", "envelope", value=None),
     put("observed", "envelope", "usage_bytes", value=None),
     put("observed", "host", "meminfo", value={}),
-    put("observed", "probes", "guest01", value={"write_latency_p50_us": 1}),
+    put("observed", "probes", 0, "answer", value={"write_latency_p50_us": 1}),
+    put("observed", "admission", value={"seconds": [0.0]}),
     put("observed", "window", "seconds", value=0),
     put("observed", "window", "vmstat", value={"pgfault": 1}),
     put("observed", "window", "psi_some_microseconds", value={"memory": 1}),
@@ -113,7 +116,8 @@ def test_a_step_with_one_fault_is_refused(number: int) -> None:
         put("policy", value="off"),
         put("observed", "samples", "seconds", value=[0.0]),
         put("observed", "samples", "pages_sharing", value=[None, 1]),
-        put("observed", "write", value={}),
+        put("observed", "turns", value=[]),
+        put("observed", "turns", 0, "written_bytes", value=-1),
         put("observed", "guests_alive", value=None),
     ],
 )
@@ -123,44 +127,70 @@ def test_a_divergence_with_one_fault_is_refused(change: Callable[[dict[str, Any]
     assert not fits(content)
 
 
-def test_guests_that_diverge_do_no_cpu_work_and_those_that_are_probed_do() -> None:
-    def with_probe(*keys: str, value: float | None, of: Callable[[], dict[str, Any]]) -> bool:
-        content = of()
-        put("observed", *keys, value=value)(content)
-        return fits(content)
-
-    def diverging() -> dict[str, Any]:
-        return divergence_record([9.0, 8.0, 7.0], [1.0, 2.0, 3.0])
-
-    during = ("probes_during", "guest01")
-    assert with_probe(*during, "cpu_iterations_per_second", value=None, of=diverging)
-    assert with_probe(*during, value=None, of=diverging)
-    assert not with_probe(*during, "cpu_iterations_per_second", value=-1, of=diverging)
-    for name in ("write_latency_p50_us", "write_latency_p99_us", "touch_mib_per_second", "digest"):
-        assert not with_probe(*during, name, value=None, of=diverging)
-    for probes, of in (("probes_before", diverging), ("probes", capacity_record)):
-        assert not with_probe(probes, "guest01", "cpu_iterations_per_second", value=None, of=of)
-        assert with_probe(probes, "guest01", "cpu_iterations_per_second", value=7, of=of)
+def arm(policy: str, *used_and_peak: tuple[float, float | None], boot: int = 1) -> list[dict[str, Any]]:
+    """Steps of one guest more each, from none, with what is used and was used at most."""
+    return [
+        step(policy, guests, used, peak=peak, boot=boot) for guests, (used, peak) in enumerate(used_and_peak)
+    ]
 
 
-def test_the_actual_limit_is_the_last_step_without_a_stop(results: Path) -> None:
+def test_the_steady_limit_lies_beyond_the_last_guest_that_could_be_admitted(results: Path) -> None:
+    off = arm("off", (0, None), (4000, 4100), (8000, 8100), (12000, 12000))
+    on = arm("ksm", (0, None), (3000, 4100), (4500, 7200), (7500, 8800), (8190, 9900), (8200, 9000))
+    run = load(results, [*off, *on])
+    without, under = found_limits(run)
+    assert (without.policy, without.steady.guests, under.steady.guests) == ("off", 2, 4)
+    assert without.admission is not None and under.admission is not None
+    assert (without.admission.guests, under.admission.guests) == (2, 2)
+    assert under.steady.reason == "8200 of 8192 MiB are used"
+    assert under.admission.reason == "while guest 3 was started 8800 of 8192 MiB were used"
+    assert all(limit.reached for limit in (without.steady, under.steady, under.admission))
+
+
+def test_a_limit_that_was_stepped_over_lies_between(results: Path) -> None:
+    run = load(results, [step("off", 0, 0), step("off", 3, 1500), step("off", 6, 9000, "full")])
+    seen = steady_limit(run.arms["off"])
+    assert (seen.guests, seen.reached) == (3, False)
+    assert "between 3 and 5" in seen.reason
+
+
+def test_without_samples_nothing_is_said_of_admission(results: Path) -> None:
     run = load(results, both_arms())
-    off, on = actual_limit(run.arms["off"]), actual_limit(run.arms["ksm"])
-    assert (off.guests, off.reached, off.reason) == (4, True, "PSI above 20 %")
-    assert (on.guests, on.reached) == (6, False)
+    off, on = found_limits(run)
+    assert (off.steady.guests, off.steady.reached, off.steady.reason) == (4, True, "PSI above 20 %")
+    assert (on.steady.guests, on.steady.reached) == (6, False)
+    assert off.admission is None and admission_limit(run.arms["ksm"]) is None
+
+
+def test_the_safe_limit_is_that_of_guests_all_of_whose_memory_is_in_use() -> None:
+    def off(guests: int, used: float, resident: float | None) -> StepRecord:
+        record = step("off", guests, used)
+        plan = synthetic_plan(guests=2)
+        one = synthetic_records(plan, plan.cells[0])["off"]["observed"]["guests"]["guest01"]
+        one["mergeable_resident_bytes"] = None if resident is None else round(resident * MIB)
+        record["observed"]["guests"] = {f"guest{n:02d}": one for n in range(1, guests + 1)}
+        return StepRecord.model_validate_json(json.dumps(record))
+
+    # 420 a guest, 300 of them its own memory: 512 + 120 + 8 of rmap_items
+    assert safe_limit([off(0, 100, None), off(1, 520, 300), off(2, 940, 300)]) == ((8192 - 100) // 640)
+    assert safe_limit([off(2, 940, None)]) is None
+    assert safe_limit([]) is None
 
 
 def test_the_steps_are_tabled_by_the_guests_medians(results: Path) -> None:
     records = both_arms()
     # One guest of four is ten times as slow, one silent: the median is of the three that answered.
     probes = records[1]["observed"]["probes"]
-    probes["guest01"]["write_latency_p99_us"] = 4000.0
-    probes["guest02"] = None
+    probes[0]["answer"]["write_latency_p99_us"] = 4000.0
+    probes[1] = {"guest": "guest02", "answer": None}
     table = steps_table(load(results, records)).set_index(["policy", "guests"])
     row = table.loc[("off", 4)]
     assert row["write_latency_p99_us"] == 40
     assert row["silent_guests"] == 1
     assert row["used_bytes"] == 2000 * MIB
+    # (1.4 x 2 - 0.4) s for 100 MiB; (2.4 - 0.4) s for the 500 a second of 2 s
+    assert row["read_cpu_us_per_mib"] == pytest.approx(24_000)
+    assert row["operation_cpu_us"] == pytest.approx(2_000)
     assert row["psi_memory_percent"] == pytest.approx(10)
     assert row["ksmd_percent"] == pytest.approx(10)
     assert row["steal_percent"] == pytest.approx(2.5)
@@ -175,6 +205,31 @@ def test_memory_saved_against_performance_lost(results: Path) -> None:
     assert both["touch_lost_percent"].tolist() == pytest.approx([20, 50])
     assert both["cpu_lost_percent"].tolist() == pytest.approx([20, 50])
     assert both["p99_added_percent"].tolist() == pytest.approx([25, 100])
+    # A request that does nothing took 0.4 of 1.4 s with no slowness.
+    assert both["read_cpu_added_percent"].tolist() == pytest.approx([35, 400 * (1.4 - 0.7) / 2.4])
+
+
+def test_differences_are_taken_in_each_boot_and_averaged_over_them(results: Path) -> None:
+    records = [
+        step(policy, 2, used, slow=slow, boot=boot)
+        for boot, (policy, used, slow) in [
+            (1, ("off", 1000, 1.0)),
+            (1, ("ksm", 900, 1.0)),
+            (2, ("off", 3000, 2.0)),
+            (2, ("ksm", 2700, 2.5)),
+        ]
+    ]
+    run = load(results, records)
+    assert run.boots == [1, 2]
+    (one,) = costs(relation(steps_table(run)))
+    assert one.saved_bytes is not None and one.saved_bytes.mean == 200 * MIB
+    lost = one.lost["cpu_lost_percent"]
+    assert lost is not None
+    # 0 and 20 %: mean 10, and t of one degree of freedom
+    assert (lost.n_boots, lost.mean) == (2, pytest.approx(10))
+    assert lost.half_width == pytest.approx(12.706 * 10, rel=1e-3)
+    text = render(*capacity_parts(judge(run, [])))
+    assert "over 2 boots: no difference can be told of touch lost, CPU lost" in " ".join(text.split())
 
 
 def test_several_policies_are_each_compared_with_off(results: Path) -> None:
@@ -188,15 +243,16 @@ def test_several_policies_are_each_compared_with_off(results: Path) -> None:
         ("advisor", 2): 50 * MIB,
         ("advisor", 4): 100 * MIB,
     }
-    throughput, _latency = trade_off_figure(run).axes
-    assert [str(line.get_label()) for line in throughput.lines[:4]] == [
+    throughput, _latency, _cpu = trade_off_figure(run).axes
+    assert [bars.get_label() for bars in throughput.containers] == [
         "ksm, touching memory",
         "ksm, CPU work",
         "advisor, touching memory",
         "advisor, CPU work",
     ]
     text = render(*capacity_parts(judge(run, [])))
-    assert sum(line.startswith("advisor ") for line in text.splitlines()) == 5
+    # Two limits, two steps, two costs
+    assert sum(line.startswith("advisor ") for line in text.splitlines()) == 6
     assert max(map(len, text.splitlines())) <= 110
 
 
@@ -243,12 +299,12 @@ def test_the_host_counts_without_an_envelope(results: Path) -> None:
 def test_of_two_records_of_one_step_neither_is_taken(results: Path) -> None:
     store_capacity(results, [capacity_record(), capacity_record(guests=2)])
     copied = results / "capacity/again.json"
-    copied.write_text(next(results.rglob("capacity_step-off-04.json")).read_text())
+    copied.write_text(next(results.rglob("capacity_step-off-1-04.json")).read_text())
     (run,), (problem,) = load_capacity(results)
     assert [step.guests for step in run.arms["off"]] == [2]
     assert "are all the step to 4 guests with the policy off: a run has one" in problem
     assert "again.json" in problem
-    assert "capacity_step-off-04.json" in problem
+    assert "capacity_step-off-1-04.json" in problem
 
 
 NEWER = capacity_record(guests=6, schema_version=9)
@@ -287,8 +343,9 @@ def test_a_record_that_cannot_be_used_is_named_left_out_and_counted(
 
 
 def storm_content(alive: int = 4, **changes: Any) -> dict[str, Any]:
+    """Four guests that take turns from second 2 to 3, 4, 5 and 7, and regain 800 MiB."""
     saved = [1000.0, 1000, 1000, 900, 700, 400, 200, 200, 200]
-    content = divergence_record(saved, [3000 - value for value in saved], alive)
+    content = divergence_record(saved, [3000 - value for value in saved], alive, (3.0, 4.0, 5.0, 7.0))
     content["observed"] |= changes
     return content
 
@@ -321,9 +378,38 @@ def test_divergence_by_hand() -> None:
     # Of the 800 nothing is gone at second 2, and all at second 6.
     assert seen.mean_rate == pytest.approx(200 * MIB)
     assert seen.peak_used_bytes == 2800 * MIB
+    # 8192 - 2000 MiB are free at first.
+    assert seen.free_seconds == pytest.approx(6192 / 300)
     assert seen.cow_ksm == 800
-    assert (seen.p99_before_us, seen.p99_during_us) == (20, 500)
+    assert (seen.part, seen.full_part, seen.predicted_part) == (1, None, None)
+    # 80 ms of 8 s
+    assert seen.psi_memory_percent == pytest.approx(1)
     assert seen.safe_holds is True
+
+
+def test_the_part_that_differs_when_the_envelope_is_full() -> None:
+    content = storm_content()
+    content["envelope_bytes"] = 2650 * MIB
+    record = DivergenceRecord.model_validate_json(json.dumps(content))
+    seen = divergence(record, apart_bytes=2900.0 * MIB)
+    # 2800 MiB are used first at second 6, when the fourth guest is half way.
+    assert seen.full_part == pytest.approx(3.5 / 4)
+    assert seen.full_seconds == 4
+    # (2650 - 2000) of the (2900 - 2000) MiB
+    assert seen.predicted_part == pytest.approx(650 / 900)
+    assert (
+        "full when 88 % of what they hold differed (forecast: 72 %), 4 s after" in divergence_lines(seen)[0]
+    )
+    assert divergence(record, apart_bytes=2600.0 * MIB).predicted_part is None
+
+
+def test_a_safe_need_is_not_proved_by_a_part_of_the_guests() -> None:
+    content = storm_content()
+    del content["observed"]["turns"][3]
+    record = DivergenceRecord.model_validate_json(json.dumps(content))
+    seen = divergence(record, 2900.0 * MIB)
+    assert (seen.part, seen.safe_holds) == (0.75, None)
+    assert "75 % of what they hold differed, and it still fits" in divergence_lines(seen)[0]
 
 
 def test_the_safe_limit_does_not_hold_when_more_is_used_or_a_guest_died() -> None:
@@ -334,12 +420,13 @@ def test_the_safe_limit_does_not_hold_when_more_is_used_or_a_guest_died() -> Non
 
 
 def test_a_series_that_ends_too_early_gives_no_verdict() -> None:
-    write = {**storm_content()["observed"]["write"], "finished_seconds": 9.5}
-    seen = divergence(storm(write=write), 2900.0 * MIB)
+    turns = storm_content()["observed"]["turns"]
+    turns[3]["finished_seconds"] = 9.5
+    seen = divergence(storm(turns=turns), 2900.0 * MIB)
     assert (seen.whole, seen.safe_holds) == (False, None)
     assert "whether it holds is not known" in "\n".join(divergence_lines(seen))
     # A guest that is lost settles it all the same.
-    assert divergence(storm(alive=3, write=write), 2900.0 * MIB).safe_holds is False
+    assert divergence(storm(alive=3, turns=turns), 2900.0 * MIB).safe_holds is False
 
 
 def test_free_pages_on_per_cpu_lists_are_not_used_by_a_host_that_diverges() -> None:
@@ -351,17 +438,10 @@ def test_free_pages_on_per_cpu_lists_are_not_used_by_a_host_that_diverges() -> N
     # Not told in one sample: then they count as used.
     samples["per_cpu_free_pages"] = [0, *[25600] * 7, None]
     record = DivergenceRecord.model_validate_json(json.dumps(content))
-    assert used_series(record) == [14000 * MIB, *[14900 * MIB] * 7, 15000 * MIB]
+    assert used_series(record, record.observed.samples) == [14000 * MIB, *[14900 * MIB] * 7, 15000 * MIB]
     del samples["per_cpu_free_pages"]
     record = DivergenceRecord.model_validate_json(json.dumps(content))
-    assert used_series(record) == [14000 * MIB, *[15000 * MIB] * 8]
-
-
-def test_an_interrupted_way_back_is_no_limit(results: Path) -> None:
-    run = load(results, [step("off", 0, 0), step("off", 3, 1500), step("off", 6, 9000, "full")])
-    seen = actual_limit(run.arms["off"])
-    assert (seen.guests, seen.reached) == (3, False)
-    assert "between 3 and 5" in seen.reason
+    assert used_series(record, record.observed.samples) == [14000 * MIB, *[15000 * MIB] * 8]
 
 
 def test_the_figures_draw_the_measurements(results: Path) -> None:
@@ -372,10 +452,11 @@ def test_the_figures_draw_the_measurements(results: Path) -> None:
     assert list(drawn["ksm, measured"].get_ydata()) == pytest.approx(
         [n * MIB / GIB for n in (900, 1500, 1900)]
     )
-    throughput, _latency = trade_off_figure(run).axes
+    throughput, _latency, _cpu = trade_off_figure(run).axes
     seen = relation(steps_table(run))
-    assert list(throughput.lines[0].get_xdata()) == pytest.approx(list(seen["saved_bytes"] / GIB))
-    assert list(throughput.lines[1].get_ydata()) == pytest.approx(list(seen["cpu_lost_percent"]))
+    touch_bars, cpu_bars = (bars.lines[0] for bars in throughput.containers)
+    assert list(touch_bars.get_xdata()) == pytest.approx(list(seen["saved_bytes"] / GIB))
+    assert list(cpu_bars.get_ydata()) == pytest.approx(list(seen["cpu_lost_percent"]))
     touch = performance_figure(run).axes[0]
     assert list(touch.lines[0].get_ydata()) == pytest.approx([800, 400, 800])
     (axes,) = divergence_figure(storm(), divergence(storm(), None)).axes
@@ -388,13 +469,12 @@ def test_the_report_of_a_run_without_a_forecast(
     store_capacity(results, [*both_arms(), storm_content()])
     assert main(["report", "--results", str(results), "--figures", str(tmp_path / "drawn")]) == 0
     text = capsys.readouterr().out
-    assert "off, 5 guests: stopped: PSI above 20 %." in text
-    (line,) = [line.split() for line in text.splitlines() if line.startswith("KSM off  ")]
-    assert line[2] == "4"
-    assert "- ksm: the run ended before a limit." in text
-    assert "800 MiB regained by the guests, 200 MiB/s on average, 300 MiB/s at the peak" in " ".join(
-        text.split()
-    )
+    assert "off, boot 1, 5 guests: stopped: PSI above 20 %." in text
+    rows = [line.split() for line in text.splitlines() if line.startswith("KSM off  ")]
+    assert [row[2:4] for row in rows] == [["steady", "4"], ["admission", "-"]]
+    assert "- ksm, boot 1, steady limit: the run ended before a limit." in text
+    said = " ".join(text.split())
+    assert "800 MiB regained by the guests, 200 MiB/s on average, 300 MiB/s at the peak, at which" in said
     assert max(map(len, text.splitlines())) <= 110
     names = sorted(path.name for path in (tmp_path / "drawn").iterdir())
     assert names == [

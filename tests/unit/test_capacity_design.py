@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import yaml
 from planned import play_action, variables
 from synthetic_capacity import MIB, capacity_record
 
-from analysis.plan.capacity_design import CapacityDesign, arms, check_variables, fitting, next_guests, stop
+from analysis.plan.capacity_design import CapacityDesign, arms, check_variables, next_guests, stop
 from analysis.plan.design import PROJECT, Design, DesignError
+from analysis.records.models import StepObserved
 
 VARIABLES = yaml.safe_load((PROJECT / "inventory/group_vars/all/capacity.yml").read_text())
 EXPERIMENT = variables()
@@ -43,7 +45,8 @@ def test_the_defaults_and_strings_from_the_command_line() -> None:
             "capacity_workload names 'busy', which does not exist: there are constant_fill, ",
         ),
         ({"capacity_workload": "idle,random_fill"}, "names 'idle,random_fill', which does not exist"),
-        ({"capacity_workload": "idle=5,random_fill=5"}, "which does not exist"),
+        ({"capacity_workload": "idle=5,busy=5"}, "capacity_workload names 'busy', which does not exist"),
+        ({"capacity_workload": "idle=5"}, "a mix of two workloads or more"),
         ({"capacity_policy": "kms"}, "capacity_policy names 'kms', which does not exist: there are advisor"),
         ({"capacity_policy": "off"}, "capacity_policy names off, which is measured anyway: allowed are"),
         ({"capacity_most_guests": 0}, "capacity_most_guests is 0: allowed is a whole number from 1 to 999"),
@@ -51,6 +54,7 @@ def test_the_defaults_and_strings_from_the_command_line() -> None:
         ({"capacity_step_guests": 0}, "capacity_step_guests is 0"),
         ({"capacity_envelope_mib": "big"}, "capacity_envelope_mib is 'big'"),
         ({"capacity_probe_seconds": None}, "capacity_probe_seconds is not set"),
+        ({"capacity_probes": 0}, "capacity_probes is 0: allowed is a whole number from 1 to 100"),
         ({"capacity_step": 3}, "capacity_step is not a variable of a capacity run"),
     ],
 )
@@ -64,6 +68,13 @@ def test_what_chooses_an_experiments_cells_is_not_looked_at() -> None:
     assert capacity == DESIGN
     assert (design.loads, design.policies, design.guests) == (("constant_fill",), ("ksm",), (64,))
     assert capacity.digest(design) == capacity.digest(check_variables(VARIABLES, EXPERIMENT)[1])
+
+
+def test_a_mix_is_shares_of_any_number_of_guests() -> None:
+    mixed = {**VARIABLES, "capacity_workload": "random_fill=1,idle=2"}
+    capacity, design = check_variables(mixed, EXPERIMENT)
+    assert capacity.workload == "idle=2,random_fill=1"
+    assert (design.loads, design.guests) == (("idle", "random_fill"), (64,))
 
 
 def test_wrong_variables_of_both_kinds_are_named_at_once() -> None:
@@ -116,7 +127,7 @@ def test_the_action_returns_the_arms_and_refuses_a_run_that_exists(tmp_path: Pat
     planned = capacity_plan(tmp_path)
     folder = tmp_path / "capacity" / "some"
     assert (planned["run_id"], planned["directory"]) == ("some", str(folder))
-    assert planned["arms"] == ["off", "ksm"]
+    assert planned["arms"] == [{"boot": 1, "policy": "off"}, {"boot": 1, "policy": "ksm"}]
     assert planned["policies"] == arms(check_variables(VARIABLES, EXPERIMENT)[1])
     assert list(planned["workloads"]) == ["constant_fill"]
     assert (planned["most_guests"], planned["guest_memory_bytes"]) == (64, 512 * MIB)
@@ -132,16 +143,36 @@ def test_the_action_fails_in_the_designs_words(tmp_path: Path) -> None:
     assert refused["msg"] == "capacity_step_guests is 0: allowed is a whole number from 1 to 64."
 
 
-def test_the_cgroup_leaves_room_for_the_step_that_does_not_fit() -> None:
+def test_the_cgroup_leaves_room_for_a_guest_that_is_started_and_the_probes() -> None:
     experiment = Design.from_variables(EXPERIMENT)
-    three = replace(DESIGN, step_guests=3)
-    assert three.limit_bytes(experiment, 160) == (8192 + 3 * (512 + 160) + 64 * 16) * MIB
-    # Without an envelope the host's memory takes the step.
-    with pytest.raises(DesignError, match="is 2048: a step of 3 and the probes may take 3040"):
-        replace(three, envelope_mib=0).limit_bytes(experiment, 160)
+    assert DESIGN.limit_bytes(experiment, 160) == (8192 + 512 + 160 + 5 * 16) * MIB
+    # However many guests a step has: several are started only where they fit.
+    assert replace(DESIGN, step_guests=3).limit_bytes(experiment, 160) == DESIGN.limit_bytes(experiment, 160)
+    # Without an envelope the host's memory takes the guest.
+    with pytest.raises(DesignError, match="is 700: a guest and the probes may take 752 MiB"):
+        replace(DESIGN, envelope_mib=0, stop_available_mib=700).limit_bytes(experiment, 160)
 
 
-def observed(**changes: Any) -> dict[str, Any]:
+def test_each_boot_has_its_arms_and_its_checkpoint(tmp_path: Path) -> None:
+    arguments = {
+        "experiment": {**EXPERIMENT, "boots": 2, "first_boot": 3},
+        "capacity": VARIABLES,
+        "directory": str(tmp_path),
+        "run_id": "some",
+        "hypervisors": ["localhost"],
+    }
+    planned = play_action(tmp_path, {"capacity_plan": arguments})
+    assert [(arm["boot"], arm["policy"]) for arm in planned["arms"]] == [
+        (3, "off"),
+        (3, "ksm"),
+        (4, "off"),
+        (4, "ksm"),
+    ]
+    needs = [need["checkpoint"] for need in planned["disk_needs"]["localhost"] if "checkpoint" in need]
+    assert [(need["boot"], need["guests"]) for need in needs] == [(3, 64), (4, 64)]
+
+
+def observed(**changes: Any) -> StepObserved:
     record = copy.deepcopy(capacity_record())
     host = record["observed"]["host"]["meminfo"]
     host["MemAvailable_bytes"] = changes.get("available_mib", 8000) * MIB
@@ -149,67 +180,65 @@ def observed(**changes: Any) -> dict[str, Any]:
     window["psi_some_microseconds"]["memory"] = changes.get("stalled_us", 0)
     window["vmstat"] |= changes.get("vmstat", {})
     if changes.get("silent"):
-        record["observed"]["probes"]["guest02"] = None
-    record["observed"]["envelope"]["working_set_bytes"] = changes.get("used_mib", 1600) * MIB
-    seen: dict[str, Any] = record["observed"]
-    return seen
+        record["observed"]["probes"][1]["answer"] = None
+    if changes.get("guests") == 0:
+        record["observed"]["probes"] = []
+    return StepObserved.model_validate_json(json.dumps(record["observed"]))
 
 
 @pytest.mark.parametrize(
-    ("changes", "measure", "words"),
+    ("used_mib", "changes", "measure", "words"),
     [
-        ({"used_mib": 8193}, "used_mib", "the envelope of 8192 MiB is full: 8193 MiB are used"),
-        ({"silent": True}, "silent_guests", "no answer from guest02"),
-        ({"available_mib": 2047}, "available_mib", "the host has only 2047 MiB available"),
-        ({"vmstat": {"oom_kill": 1}}, "oom_kills", "the kernel killed 1 processes"),
+        (8193, {}, "used_mib", "the envelope of 8192 MiB is full: 8193 MiB are used"),
+        (1600, {"silent": True}, "silent_guests", "no answer from guest02"),
+        (1600, {"available_mib": 2047}, "available_mib", "the host has only 2047 MiB available"),
+        (1600, {"vmstat": {"oom_kill": 1}}, "oom_kills", "the kernel killed 1 processes"),
         # 10 s of probes, of which 10.1 % were spent waiting.
-        ({"stalled_us": 1_010_000}, "psi_memory_percent", "waited for memory during 10.1 % of the time"),
-        ({"vmstat": {"pswpout": 101}}, "swapped_pages_per_second", "swapped 10 pages a second"),
-        ({"vmstat": {"pgmajfault": 1001}}, "major_faults_per_second", "100 major faults a second"),
+        (
+            1600,
+            {"stalled_us": 1_010_000},
+            "psi_memory_percent",
+            "waited for memory during 10.1 % of the time",
+        ),
+        (1600, {"vmstat": {"pswpout": 101}}, "swapped_pages_per_second", "swapped 10 pages a second"),
+        (1600, {"vmstat": {"pgmajfault": 1001}}, "major_faults_per_second", "100 major faults a second"),
     ],
 )
-def test_each_limit_ends_an_arm_and_says_why(changes: dict[str, Any], measure: str, words: str) -> None:
-    found = stop(DESIGN, observed(**changes))
+def test_each_limit_ends_an_arm_and_says_why(
+    used_mib: float, changes: dict[str, Any], measure: str, words: str
+) -> None:
+    found = stop(DESIGN, observed(**changes), used_mib * MIB)
     assert found is not None
     assert (found["measure"], words in str(found["reason"])) == (measure, True), found
 
 
 def test_just_below_every_limit_goes_on() -> None:
-    seen = observed(
-        used_mib=8192, available_mib=2048, stalled_us=999_999, vmstat={"pswpin": 100, "pgmajfault": 1000}
-    )
-    assert stop(DESIGN, seen) is None
+    seen = observed(available_mib=2048, stalled_us=999_999, vmstat={"pswpin": 100, "pgmajfault": 1000})
+    assert stop(DESIGN, seen, 8192 * MIB) is None
 
 
 def test_without_a_guest_a_moments_faults_are_no_limit() -> None:
-    seen = observed(vmstat={"pgmajfault": 5000}, stalled_us=9_000_000)
-    seen["probes"] = {}
-    assert stop(DESIGN, seen) is None
-    seen["host"]["meminfo"]["MemAvailable_bytes"] = 1
-    assert stop(DESIGN, seen) is not None
+    hurried = {"vmstat": {"pgmajfault": 5000}, "stalled_us": 9_000_000, "guests": 0}
+    assert stop(DESIGN, observed(**hurried), 0) is None
+    assert stop(DESIGN, observed(**hurried, available_mib=1), 0) is not None
 
 
-def walk(limit: int, step: int, most: int = 64) -> list[int]:
-    """The steps of an arm on a host that holds so many guests."""
-    seen, steps, at = {}, [], 0
-    while True:
-        seen[at] = at > limit
+def walk(each_mib: float, step: int, most: int = 64) -> list[int]:
+    """The steps of an arm whose guests, of 672 MiB before they are merged, need so much each in 8192 MiB."""
+    design, steps, at = replace(DESIGN, step_guests=step, most_guests=most), [], 0
+    while at is not None:
         steps.append(at)
-        following = next_guests(seen, step, most)
-        if following is None:
-            assert fitting(seen) == min(limit, most)
-            return steps
-        at = following
+        free = 8192 - at * each_mib
+        if free < 0:
+            break
+        at = next_guests(at, free * MIB, 672 * MIB, design)
+    return steps
 
 
-def test_the_limit_is_exact_whatever_the_step() -> None:
-    assert walk(4, 1) == [0, 1, 2, 3, 4, 5]
-    assert walk(5, 3) == [0, 3, 6, 5]
-    assert walk(6, 3) == [0, 3, 6, 9, 8, 7]
-    assert walk(3, 3) == [0, 3, 6, 5, 4]
+def test_a_step_takes_more_than_one_guest_only_where_all_fit_unmerged() -> None:
+    assert walk(2000, 1) == [0, 1, 2, 3, 4, 5]
+    # With 9 guests 2144 MiB are left, room for 3; with 12 only 128.
+    assert walk(672, 4) == [0, 4, 8, 12, 13]
+    # With 36 guests 992 MiB are left, room for 1; that none is known to fit ends nothing.
+    assert walk(200, 5) == [0, 5, 10, 15, 20, 25, 29, 32, 34, 36, 37, 38, 39, 40, 41]
     assert walk(100, 3, most=7) == [0, 3, 6, 7]
-
-
-def test_a_host_that_holds_no_guest_ends_at_once() -> None:
-    assert next_guests({0: True}, 1, 64) is None
-    assert fitting({0: True}) is None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from plugin_files import load
-from synthetic_capacity import MIB, capacity_record, divergence_record
+from synthetic_capacity import MIB, capacity_record, divergence_record, envelope_samples, probe, step
 
 from analysis.records.action import GIVEN
 from analysis.records.models import RECORDS
@@ -31,9 +31,9 @@ CAPACITY = {
     "envelope_mib": 8192,
     "step_guests": 3,
     "most_guests": 64,
-    "probe_seconds": 6,
+    "probes": 5,
+    "probe_seconds": 2,
     "divergence": True,
-    "divergence_seconds": 120,
     "stop_psi_memory_percent": 10.0,
     "stop_available_mib": 1,
     "stop_major_faults_per_second": 100.0,
@@ -54,7 +54,7 @@ def plan(folder: Path | None = None, **changes: Any) -> dict[str, Any]:
         "envelope_bytes": changes.get("envelope_mib", 8192) * MIB or None,
         "forecasts": [],
         "guest_memory_bytes": 512 * MIB,
-        "most_guests": 64,
+        "full_guest_bytes": 672 * MIB,
         "design_digest": "sha256:" + "0" * 64,
     }
 
@@ -69,6 +69,7 @@ def snapshot(seconds: float, **changes: int) -> dict[str, Any]:
         host["vmstat"][name] += more
     return {
         "host": host,
+        "guests": {},
         "envelope": record["observed"]["envelope"],
         "other_mergeable": [{"pid": 77, "command": "qemu", "merging_pages": 0, "mergeable_bytes": MIB}],
         "provenance": {
@@ -82,7 +83,6 @@ def snapshot(seconds: float, **changes: int) -> dict[str, Any]:
 
 
 def arguments(**changes: Any) -> dict[str, Any]:
-    probe = capacity_record()["observed"]["probes"]["guest01"]
     return {
         "plan": plan(),
         "provenance": {
@@ -91,10 +91,11 @@ def arguments(**changes: Any) -> dict[str, Any]:
             "testbed_version": "0.1.0",
             "start": START,
         },
-        "policy": "off",
+        "arm": {"boot": 2, "policy": "off"},
         "guests": 2,
         "before": snapshot(1),
-        "probes": {"guest01": probe, "guest02": probe},
+        "probes": [probe("guest01"), probe("guest02")],
+        "admission": envelope_samples([1000, 1700, 1600]),
         "converged": None,
         **changes,
     }
@@ -111,19 +112,33 @@ def test_a_step_is_what_was_before_the_probes_and_what_their_time_did() -> None:
     assert [one["pid"] for one in record["observed"]["other_mergeable"]] == [77]
     assert record["stop"] is None
     assert record["envelope_bytes"] == 8192 * MIB
-    assert record["policy"] == "off" and record["requested"] == {"guest_reserve_bytes": 32 * MIB}
+    assert (record["boot"], record["policy"]) == (2, "off")
+    assert record["requested"] == {"guest_reserve_bytes": 32 * MIB, "host_reserve_bytes": MIB}
     assert record["provenance"]["start"] == START and record["provenance"]["image_digest"] == DIGEST
 
 
-def test_a_step_without_a_guest_has_no_start() -> None:
-    args = arguments(guests=0, probes={}, provenance={**arguments()["provenance"], "start": None})
+def test_a_step_without_a_guest_has_no_start_and_was_not_watched() -> None:
+    nobody = {"guests": 0, "probes": [], "admission": None}
+    args = arguments(**nobody, provenance={**arguments()["provenance"], "start": None})
     assert_sound(action.step_record(args, "host1", snapshot(11)))
 
 
 def test_a_guest_without_an_answer_stops_the_arm() -> None:
-    record = action.step_record(arguments(probes={"guest01": None}), "host1", snapshot(11))
+    silent = [probe("guest02"), {"guest": "guest01", "answer": None}]
+    record = action.step_record(arguments(probes=silent), "host1", snapshot(11))
     assert_sound(record)
     assert record["stop"]["reason"] == "no answer from guest01"
+
+
+def test_ksms_own_memory_fills_the_envelope_too() -> None:
+    before = snapshot(1)
+    before["envelope"]["working_set_bytes"] = 8192 * MIB - 1
+    assert action.step_record(arguments(before=before), "host1", snapshot(11))["stop"] is None
+    ksm = before["host"]["ksm"]
+    ksm["general_profit"] = (ksm["pages_sharing"] + (ksm["ksm_zero_pages"] or 0)) * 4096 - 3 * MIB
+    record = action.step_record(arguments(before=before), "host1", snapshot(11))
+    assert record["stop"]["reason"] == "the envelope of 8192 MiB is full: 8195 MiB are used"
+    assert action.is_full(plan(), before)
 
 
 def test_a_kernel_without_a_counter_has_null_there() -> None:
@@ -145,61 +160,89 @@ def test_without_an_envelope_the_host_is_the_limit() -> None:
 
 
 def diverged(**changes: Any) -> dict[str, Any]:
-    known = divergence_record([900, 900, 200, 100], [1000, 1000, 1700, 1800])["observed"]
-    said = {**known["probes_during"]["guest01"], "cpu_iterations_per_second": None}
-    answer = {**said, "written_bytes": 300 * MIB, "seconds": 1.5, "digest": "crc32-sha256:0"}
+    answer = {"written_bytes": 300 * MIB, "seconds": 1.5, "digest": "crc32-sha256:0"}
+    turns = [("guest01", 1003.0, 1004.5), ("guest02", 1004.5, 1008.5)]
     args = arguments(
         before=snapshot(3),
-        series={"began_seconds": 1002.0, "samples": known["samples"]},
-        divergences={"guest01": answer, "guest02": answer},
-        answered_seconds=1008.5,
-        alive=2,
-        policy="advisor",
+        series={
+            "began_monotonic_seconds": 1002.0,
+            "observed": {
+                "samples": divergence_record([900, 900, 200, 100], [1, 2, 3, 4])["observed"]["samples"]
+            },
+        },
+        divergences=[
+            {"guest": name, "began": began, "ended": ended, "answer": answer} for name, began, ended in turns
+        ],
+        held={"guest03": 300 * MIB},
+        alive=3,
+        guests=3,
+        arm={"boot": 1, "policy": "advisor"},
     )
     return {**args, **changes}
 
 
-def test_a_divergence_has_its_times_on_the_clock_of_the_series() -> None:
-    record = action.divergence_record(diverged(), "host1", snapshot(12, oom_kill=1))
+def test_a_divergence_has_its_turns_on_the_clock_of_the_series() -> None:
+    args = diverged()
+    # A clock that is set back moves nothing.
+    args["before"]["recorded_at"] = "2020-01-01T00:00:00.000000Z"
+    record = action.divergence_record(args, "host1", snapshot(12, oom_kill=1))
     assert_sound(record)
-    write = record["observed"]["write"]
-    assert (write["started_seconds"], write["finished_seconds"]) == (1.0, 6.5)
-    assert write["written_bytes"] == {"guest01": 300 * MIB, "guest02": 300 * MIB}
+    turns = record["observed"]["turns"]
+    assert [(one["guest"], one["started_seconds"], one["finished_seconds"]) for one in turns] == [
+        ("guest01", 1.0, 2.5),
+        ("guest02", 2.5, 6.5),
+    ]
+    assert record["observed"]["held_bytes"] == dict.fromkeys(("guest01", "guest02", "guest03"), 300 * MIB)
     assert record["observed"]["oom_kills"] == 1
     assert [one["pid"] for one in record["observed"]["other_mergeable"]] == [77]
     assert (record["policy"], record["stop"]) == ("advisor", None)
-    assert action.file_name(record) == "idle-divergence-guests002.json"
+    assert action.file_name(record) == "idle-boot1-divergence-guests003.json"
 
 
-def test_a_clock_that_is_set_back_moves_no_time_of_a_divergence() -> None:
-    args = diverged()
-    args["before"]["recorded_at"] = "2020-01-01T00:00:00.000000Z"
-    write = action.divergence_record(args, "host1", snapshot(12))["observed"]["write"]
-    assert (write["started_seconds"], write["finished_seconds"]) == (1.0, 6.5)
-
-
-def test_a_guest_lost_in_the_storm_leaves_the_end_open() -> None:
+def test_a_guest_lost_while_it_diverges_leaves_its_end_open() -> None:
     args = diverged(alive=1)
-    args["divergences"]["guest02"] = None
+    args["divergences"][1]["answer"] = None
     record = action.divergence_record(args, "host1", snapshot(12))
     assert_sound(record)
-    assert record["observed"]["write"]["finished_seconds"] is None
-    assert record["observed"]["probes_during"]["guest02"] is None
+    assert record["observed"]["turns"][1]["finished_seconds"] is None
     assert record["observed"]["guests_alive"] == 1
 
 
-@pytest.mark.parametrize(("guests", "stopped", "following"), [(3, False, 6), (6, True, 5), (4, True, None)])
-def test_the_next_step_follows_from_the_records_so_far(
-    tmp_path: Path, guests: int, stopped: bool, following: int | None
+def stored(folder: Path, *records: dict[str, Any]) -> None:
+    for record in records:
+        (folder / action.file_name(record)).write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("used_mib", "stopped", "following"),
+    # 3 guests of 672 MiB fit, then 1 of them, then it is tried; beyond the envelope it is over.
+    [(1600, False, 6), (7000, False, 4), (8191, False, 4), (8193, True, None)],
+)
+def test_how_many_guests_come_next_follows_from_the_room_that_is_left(
+    tmp_path: Path, used_mib: int, stopped: bool, following: int | None
 ) -> None:
-    stop = {"reason": "full", "measure": "used_mib", "value": 1.0, "limit": 0.5}
-    for number in sorted({0, 3, guests}):
-        record = capacity_record(guests=number, stop=stop if stopped and number == guests else None)
-        (tmp_path / action.file_name(record)).write_text(json.dumps(record))
-    other = capacity_record(guests=9, policy="ksm", stop=stop)  # the other arm's limit is not this one's
-    (tmp_path / action.file_name(other)).write_text(json.dumps(other))
-    found = action.progress(record, tmp_path, plan(tmp_path))
-    assert found["next_guests"] == following
-    assert found["fitting_guests"] == {"off": 3, "ksm": 0}
-    assert found["msg"].startswith(f"policy off, {guests} guests use 1600 MiB")
+    last = step("off", 3, used_mib, "full" if stopped else "")
+    stored(tmp_path, last)
+    found = action.progress(last, tmp_path, plan(tmp_path))
+    assert (found["next_guests"], found["diverging_guests"]) == (following, [])
+    assert found["msg"].startswith(f"boot 1, off, 3 guests use {used_mib} MiB")
     assert ("beyond the limit: full" in found["msg"]) is stopped
+
+
+def test_at_the_end_of_a_policys_arm_the_guests_of_its_limit_and_of_that_without_ksm_diverge(
+    tmp_path: Path,
+) -> None:
+    filled = {"workload": "idle=1,random_fill=1"}
+    records = [
+        {**one, **filled}
+        for one in (
+            *(step("off", n, n * 2500, "full" if n == 4 else "") for n in range(5)),
+            *(step("ksm", n, n * 1500, "full" if n == 6 else "") for n in range(7)),
+            step("off", 9, 100, boot=2),
+        )
+    ]
+    stored(tmp_path, *records)
+    found = action.progress(records[11], tmp_path, plan(tmp_path))
+    assert (found["next_guests"], found["diverging_guests"]) == (None, [5, 3])
+    nothing = plan(tmp_path, divergence=False)
+    assert action.progress(records[11], tmp_path, nothing)["diverging_guests"] == []

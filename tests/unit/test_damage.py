@@ -294,7 +294,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "pressure": ksm_probe.parse_pressure,
     "stat": ksm_probe.parse_stat,
     "ksm_stat": ksm_probe.parse_ksm_stat,
-    "smaps": ksm_probe.mergeable_bytes,
+    "smaps": ksm_probe.mergeable,
     "integer": lambda text: ksm_probe.to_int(text, Path("run")),
 }
 

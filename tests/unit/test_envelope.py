@@ -103,8 +103,8 @@ def test_what_is_refused(tmp_path: Path, v2: tuple[dict[str, Any], Path]) -> Non
     host_roots, folder = v2
     more = run(MODULE, memory_bytes=8193 * MIB, **host_roots)
     assert more["msg"] == (
-        "the envelope would be 8193 MiB, one step of guests included, and this host has only 8192 MiB "
-        "available: lower capacity_envelope_mib or capacity_step_guests"
+        "the envelope would be 8193 MiB, room to start a guest included, and this host has only 8192 MiB "
+        "available: lower capacity_envelope_mib"
     )
     assert "allowed is 1048576 or more" in run(MODULE, memory_bytes=5, **host_roots)["msg"]
     assert (folder / "memory.max").read_text() == "max\n"

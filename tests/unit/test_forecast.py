@@ -449,15 +449,22 @@ def test_a_cell_that_failed_is_left_out_and_named(capsys: pytest.CaptureFixture[
     assert "! not used: run bad, idle-ksm-guests8-boot1-rep1: missing" in text
 
 
-def test_the_envelope_has_no_base(capsys: pytest.CaptureFixture[str], results: Path) -> None:
+def test_the_envelope_has_no_base_and_counts_ksms_own_memory(
+    capsys: pytest.CaptureFixture[str], results: Path
+) -> None:
     store_numbers(results, NUMBERS)
     found = content(capsys, results, "--guests", "15", "--workload", "idle", "--envelope-mib", "8192")
     assert found["base_bytes"] == 0
-    # 400 of Pss_Anon and 1 of page tables a guest, less the gross and the 15 that no counter tells.
-    gross = 15 * 30 + 14 * 110 + 15 * 15
+    # 400 of Pss_Anon and 1 of page tables a guest, less the gross and 15 that no counter tells, and KSM's 4.5
+    gross = 15 * 30 + 14 * 110 + 15 * 15 - 15 * 4.5
     assert found["predicted"][0]["used_off"]["mean_bytes"] / MIB == pytest.approx(15 * 401)
     assert found["predicted"][0]["used_on"]["mean_bytes"] / MIB == pytest.approx(15 * 401 - gross, rel=1e-4)
-    assert found["loads"][0]["limits"]["off"] == 8192 // 401
+    limits, curve = found["loads"][0]["limits"], found["loads"][0]["curve"]
+    assert limits["off"] == 8192 // 401
+    # Beside 110 + 250.5 for each of 14 guests that are merged one of 401 and 4.5 that is not
+    peak = 110 + 14 * 250.5 + 401 + 4.5
+    assert curve["admission_bytes"][14] / MIB == pytest.approx(peak, rel=1e-4)
+    assert limits["admission"] < limits["on"]
 
 
 def test_the_base_is_read_where_one_number_of_guests_does_not_tell_it(
@@ -467,7 +474,7 @@ def test_the_base_is_read_where_one_number_of_guests_does_not_tell_it(
     store_censuses(results)
     empty = capacity_record(guests=0)
     meminfo = empty["observed"]["host"]["meminfo"]
-    empty["observed"]["probes"] = {}
+    empty["observed"]["probes"] = []
     hold_others(empty)
     meminfo["MemTotal_bytes"], meminfo["MemAvailable_bytes"] = TOTAL, TOTAL - round((BASE + 50) * MIB)
     store_capacity(results, [empty])

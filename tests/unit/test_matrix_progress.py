@@ -255,7 +255,8 @@ def test_a_place_is_read_from_the_variables_of_a_task() -> None:
     idle = cell("idle")
     assert place_of(Task("Measure", cell=idle, phase="off")) == Place(idle["cell_id"], "off", "Measure")
     assert place_of(Task("", cell=idle)) == Place(idle["cell_id"], "", "ksm")
-    assert place_of(Task("Probe", arm="off", phase="probe")) == Place("arm off", "probe", "Probe")
+    arm = {"boot": 2, "policy": "off"}
+    assert place_of(Task("Probe", arm=arm, phase="probe")) == Place("arm off, boot 2", "probe", "Probe")
     assert place_of(Task("Put right")) is None
     assert place_of(Task("Other", cell="{{ a_cell }}", arm=3)) is None
 

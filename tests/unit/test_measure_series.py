@@ -351,6 +351,20 @@ def test_it_ends_when_its_progress_is_removed(tree: Path) -> None:
     assert not progress.exists()
 
 
+def test_until_told_it_goes_on_whether_ksm_runs_or_not(tree: Path) -> None:
+    progress = tree / "progress"
+    progress.touch()
+    process = launch(tree, start_ksm=False, until="told", timeout_seconds=1e6, progress_path=str(progress))
+    wait_until(progress.read_text, "the first sample")
+    assert not merging(tree)
+    put(tree, "full_scans", 1)
+    wait_until(lambda: "scan 1," in progress.read_text(), "a later sample")
+    progress.unlink()
+    observed = result_of(process)["observed"]
+    assert "its controller asked it to end" in observed["reason"]
+    assert {observed["samples"]["full_scans"][0], observed["samples"]["full_scans"][-1]} == {0, 1}
+
+
 def test_it_ends_when_nobody_asks_for_its_progress(tree: Path) -> None:
     process, _ = begun(tree, patience_seconds=1)
     reason = result_of(process)["observed"]["reason"]

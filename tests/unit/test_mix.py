@@ -2,7 +2,7 @@
 
 import pytest
 
-from analysis.plan.mix import MixError, guest_workloads, mix_text, parse_mix
+from analysis.plan.mix import MixError, guest_workloads, mix_text, parse_mix, taking_turns
 
 
 def test_a_mix_is_read_and_named_by_the_alphabet() -> None:
@@ -33,6 +33,21 @@ def test_guests_take_the_workloads_by_the_alphabet_in_the_order_of_their_names()
         "guest10": "random_fill",
     }
     assert guest_workloads("idle", guests) == dict.fromkeys(sorted(guests), "idle")
+
+
+def test_guests_take_turns_by_their_shares_and_more_of_them_change_nothing_in_the_first() -> None:
+    shares = {"idle": 2, "random_fill": 1, "constant_fill": 3}
+    turns = taking_turns(shares, 60)
+    assert turns[:6] == ["constant_fill", "idle", "constant_fill", "random_fill", "idle", "constant_fill"]
+    assert all(taking_turns(shares, n) == turns[:n] for n in range(60))
+    assert {name: turns.count(name) for name in shares} == {name: 10 * n for name, n in shares.items()}
+    assert taking_turns({"idle": 1}, 3) == ["idle"] * 3
+
+
+def test_of_shares_each_guest_has_its_workload_by_its_number() -> None:
+    guests = [f"guest{number:02d}" for number in range(1, 102)]
+    does = guest_workloads("idle=1,random_fill=1", guests, shares=True)
+    assert [does[name] for name in guests] == ["idle", "random_fill"] * 50 + ["idle"]
 
 
 @pytest.mark.parametrize("guests", [[], ["a"], ["a", "b", "c", "d"]])

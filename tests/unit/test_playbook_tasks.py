@@ -14,7 +14,7 @@ import pytest
 from planned import variables
 from playing import play_book
 from plugin_files import ROOT, load, run
-from synthetic_capacity import capacity_record
+from synthetic_capacity import ANSWER, probe
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="long modules have their progress in /run")
 RECORDED = ROOT / "tests/fixtures/host/linux-6.18"
@@ -74,9 +74,8 @@ RESTORED = {
 }
 REPORT = {"filled_bytes": 1 << 20, "digest": "d", "fill_seconds": 1.5, "seed": "s"}
 VERDICT = {"filled_bytes": 1 << 20, "digest_before": "d", "digest_after": "d", "intact": True}
-PROBE = capacity_record()["observed"]["probes"]["guest01"]
 DIVERGED = {
-    **PROBE,
+    **ANSWER,
     "cpu_iterations_per_second": None,
     "written_bytes": 1 << 20,
     "digest": "d",
@@ -85,7 +84,7 @@ DIVERGED = {
 WORKLOAD = {
     "loaded": {"answers": dict.fromkeys(DOMAINS, REPORT), "silent": {}, "size_bytes": 1 << 20},
     "verified": {"answers": dict.fromkeys(DOMAINS, VERDICT), "silent": {}},
-    "probed": {"answers": dict.fromkeys(DOMAINS, PROBE), "silent": {}},
+    "probed": {"answers": {}, "silent": {}, "probes": [probe(name) for name in DOMAINS]},
     "diverged": {"answers": dict.fromkeys(DOMAINS, DIVERGED), "silent": {}},
 }
 BEGINS = ["guests absent", "ksm", "guests restored"]
@@ -276,35 +275,50 @@ def test_guests_that_are_measured_as_they_booted_are_kept_then_and_restored_for_
     assert host.log == ["put_right", *booted, *IDLE, "put_right"]
 
 
-STEP = ["guests restored", "workload loaded", "measure_host", "workload probed", "measure_host"]
+BEGINS_ARM = ["guests absent", "ksm", "measure_host", "measure_host"]
+# The first arm of a boot makes sure of its checkpoint.
+BEGINS_BOOT = ["guests absent", "guests restored", *BEGINS_ARM]
+# Watched in the background, from before the guests are started
+STEP = [
+    "measure_series",
+    "guests restored",
+    "workload loaded",
+    "measure_host",
+    "workload probed",
+    "measure_host",
+]
+SETTLED = [*STEP[:3], "measure_series", *STEP[3:]]
 
 
-def test_the_arms_of_a_capacity_run_go_up_one_by_one_and_then_all_guests_diverge(host: Host) -> None:
-    code, out = host.fill()
+def test_the_arms_of_each_boot_go_up_one_by_one_and_then_one_guest_after_another_diverges(host: Host) -> None:
+    code, out = host.fill(boots="2")
     assert code == 0, out
-    begins = ["guests absent", "ksm", "measure_host", "measure_host"]
-    settled = [*STEP[:2], "measure_series", *STEP[2:]]
-    arms = [*begins, *STEP, *STEP, *begins, *settled, *settled]
-    assert host.log[: 1 + len(arms)] == ["put_right", *arms]
-    diverged = ["guests restored", "measure_series", "workload probed"]
-    assert host.log[1 + len(arms) :][:3] == diverged
-    # The series in the background begins when it can.
-    last = ["measure_series", "measure_host", "workload diverged", "measure_host", "workload verified"]
-    assert sorted(host.log[4 + len(arms) :]) == sorted([*last, "put_right"])
+    arms = [*BEGINS_BOOT, *STEP, *STEP, *BEGINS_ARM, *SETTLED, *SETTLED]
+    turns = ["workload diverged", "measure_host"] * 2
+    settled = ["guests restored", "workload loaded", "measure_series"]
+    diverged = [*settled, "measure_series", "measure_host", *turns, "workload verified"]
+    assert host.log == ["put_right", *[*arms, *diverged] * 2, "put_right"]
     folder = host.folder / "results/capacity/run/localhost"
     records = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    steps = [f"constant_fill-{arm}-guests00{guests}" for arm in ("off", "ksm") for guests in range(3)]
-    assert set(records) == {*steps, "constant_fill-divergence-guests002"}
-    assert [records[name]["observed"]["converged"] for name in steps] == [None] * 4 + [False] * 2
-    assert records[steps[2]]["observed"]["probes"] == dict.fromkeys(DOMAINS, PROBE)
-    assert records["constant_fill-divergence-guests002"]["observed"]["guests_alive"] == 2
+    numbers = [(boot, arm, guests) for boot in (1, 2) for arm in ("off", "ksm") for guests in range(3)]
+    steps = [f"constant_fill-boot{boot}-{arm}-guests00{guests}" for boot, arm, guests in numbers]
+    divergences = [f"constant_fill-boot{boot}-divergence-guests002" for boot in (1, 2)]
+    assert set(records) == {*steps, *divergences}
+    assert [records[name]["observed"]["converged"] for name in steps[:6]] == [None] * 4 + [False] * 2
+    last = records[steps[2]]["observed"]
+    assert [one["guest"] for one in last["probes"]] == [*DOMAINS]
+    assert last["admission"]["seconds"] and set(last["guests"]) == set(DOMAINS)
+    assert records[steps[0]]["observed"]["admission"] is None
+    assert [records[name]["boot"] for name in divergences] == [1, 2]
+    observed = records[divergences[0]]["observed"]
+    assert observed["guests_alive"] == 2
+    assert [one["guest"] for one in observed["turns"]] == [*DOMAINS]
 
 
 def test_an_arm_ends_at_its_limit_and_the_other_one_is_taken_all_the_same(host: Host) -> None:
     code, out = host.fill(capacity_stop_available_mib="1048576")
     assert code == 0, out
-    begins = ["guests absent", "ksm", "measure_host", "measure_host"]
-    assert host.log == ["put_right", *begins, *begins, "put_right"]
+    assert host.log == ["put_right", *BEGINS_BOOT, *BEGINS_ARM, "put_right"]
 
 
 def test_a_step_that_fails_ends_the_run_with_its_reason(host: Host) -> None:

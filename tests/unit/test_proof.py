@@ -151,6 +151,19 @@ def test_a_forecast_of_limits_must_speak_of_the_capacity_run(
         check_capacity(forecasts, **{**CAPACITY, **change})
 
 
+def test_a_forecast_of_before_that_leaves_ksms_own_memory_out_of_an_envelope_is_refused(
+    results: Path,
+) -> None:
+    path = written(results, "limits", "--fit", "--envelope-mib", "8192")
+    content = json.loads(path.read_text())
+    for load in content["loads"]:
+        del load["curve"]["admission_bytes"], load["limits"]["admission"]
+    content["digest"] = digest(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(DesignError, match="leaves KSM's own memory out of the envelope"):
+        check_capacity(given_forecasts(str(path)), **CAPACITY)
+
+
 def test_a_run_that_goes_on_keeps_its_forecasts_and_takes_no_others(results: Path, forecast: Path) -> None:
     begun = open_run(results, plan_naming(forecast))
     assert read_plan(results / begun.run_id).forecasts == tuple(naming(forecast))

@@ -561,8 +561,8 @@ def capacity_steps(*forecasts: Path) -> list[dict[str, Any]]:
     """A run that names these forecasts."""
     names = [one.to_json() for one in naming(*forecasts)]
     off = [step("off", n, 401 * n) for n in (4, 12, 20)] + [step("off", 21, 8150, stop="pressure")]
-    # 15 of each guest go that no counter tells.
-    on = [step("ksm", n, 401 * n - 30 * n - 110 * (n - 1) - 15 * n) for n in (4, 12, 20)]
+    # 15 of each guest go that no counter tells, and KSM takes 4.5.
+    on = [step("ksm", n, 401 * n - 30 * n - 110 * (n - 1) - 15 * n + 4.5 * n) for n in (4, 12, 20)]
     steps = [*off, *on]
     for one in steps:
         one |= {"recorded_at": f"{LATER}.000000Z", "forecasts": names}
@@ -575,16 +575,38 @@ def test_predicted_and_actual_limits_are_joined(
     store_capacity(results, capacity_steps(limit_forecast))
     (found,) = seen(capsys, results)["capacity"]
     off, on = found["joins"]
-    assert (off["predicted"], off["actual"]) == (20, {"guests": 20, "reached": True, "reason": "pressure"})
+    (actual,) = off["actual"]
+    assert (off["predicted"], off["admission"]) == (20, 20)
+    assert actual["steady"] == {"guests": 20, "reached": True, "reason": "pressure"}
     assert off["worst_error"] == pytest.approx(21 * 401 / 8150 - 1, rel=1e-3)
     assert on["worst_error"] < 1e-3
-    assert on["actual"]["reached"] is False
+    assert on["actual"][0]["steady"]["reached"] is False
+    # 110 and 250.5 for each guest; while it is started the last one needs 401 and 4.5.
+    assert on["predicted"] == int((8192 - 110) // 250.5)
+    assert on["admission"] == 1 + int((8192 - 110 - 405.5) // 250.5)
     assert main(["report", "--results", str(results)]) == 0
     text = capsys.readouterr().out
-    rows = [line.split() for line in text[text.index("Limit, guests") :].splitlines()]
-    assert ["KSM", "off", "20", "20", "-", "-"] in [row[:6] for row in rows]
-    assert ["ksm", "20", "or", "more", "32"] in [row[:5] for row in rows]
-    assert "- ksm: the run ended before a limit." in text
+    rows = [line.split() for line in text[text.index("Limits, guests") :].splitlines()]
+    assert ["KSM", "off", "steady", "20", "20", "-"] in [row[:6] for row in rows]
+    assert ["ksm", "steady", "20", "or", "more", "32"] in [row[:6] for row in rows]
+    assert ["ksm", "admission", "-", "31"] in [row[:4] for row in rows]
+    assert "- ksm, boot 1, steady limit: the run ended before a limit." in text
+    assert main(["report", "--results", str(results), "--figures", str(results / "drawn")]) == 0
+    assert (results / "drawn/limits.png").exists()
+
+
+def test_a_forecast_that_leaves_ksms_own_memory_out_of_the_envelope_is_refused(
+    capsys: pytest.CaptureFixture[str], results: Path, limit_forecast: Path
+) -> None:
+    content = json.loads(limit_forecast.read_text())
+    for load in content["loads"]:
+        del load["curve"]["admission_bytes"], load["limits"]["admission"]
+    content["digest"] = digest(content)
+    limit_forecast.write_text(json.dumps(content))
+    store_capacity(results, capacity_steps(limit_forecast))
+    (found,) = seen(capsys, results)["capacity"]
+    assert found["joins"] == []
+    assert "it leaves KSM's own memory out of the envelope" in found["refused"][0]
 
 
 @pytest.mark.parametrize(
@@ -619,7 +641,7 @@ def test_each_arm_is_judged_by_the_forecast_of_its_policy(
     store_capacity(results, [*capacity_steps(limit_forecast), *advisor])
     (found,) = seen(capsys, results)["capacity"]
     assert [join["policy"] for join in found["joins"]] == ["off", "ksm"]
-    assert set(found["limits"]) == {"off", "ksm", "advisor"}
+    assert [limit["policy"] for limit in found["limits"]] == ["off", "ksm", "advisor"]
 
 
 def test_a_capacity_run_is_judged_by_the_forecast_that_it_names(

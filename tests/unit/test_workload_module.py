@@ -20,6 +20,7 @@ from analysis.records.capacity import PROBES
 
 MODULE = "plugins/modules/workload.py"
 workload = load(MODULE)
+probing = load("plugins/module_utils/probing.py")
 program = load("roles/guests/files/testbed_workload.py")
 MIB = 1 << 20
 RANDOM = [{"content": "random", "percent": 100}]
@@ -111,10 +112,10 @@ def test_a_guest_that_is_not_there_is_named(changes: dict[str, Any], said: str) 
 
 @pytest.mark.parametrize(
     ("state", "words"),
-    [("verified", ["verify"]), ("diverged", ["diverge"]), ("probed", ["probe", "2.5"])],
+    [("verified", ["verify"]), ("diverged", ["diverge"])],
 )
 def test_all_guests_are_asked_the_same_once_they_are_loaded(state: str, words: list[str]) -> None:
-    wanted = workload.words_for(asked(state, probe_seconds=2.5))
+    wanted = workload.words_for(asked(state))
     assert wanted == (dict.fromkeys(("guest01", "guest02", "guest03"), words), 0)
 
 
@@ -231,15 +232,59 @@ def test_each_guest_has_its_own_verdict(guests: Guests) -> None:
     }
 
 
-def test_probes_and_divergences_are_told_whole(guests: Guests) -> None:
+def test_a_divergence_is_told_whole(guests: Guests) -> None:
     guests.add("guest01")
-    probed, diverged = guests.run("probed"), guests.run("diverged")
-    assert not probed["changed"] and probed["answers"] == {"guest01": PROBE}
+    diverged = guests.run("diverged")
     assert diverged["changed"] and diverged["answers"] == {"guest01": ANSWERS["diverge"]}
-    assert [one["words"] for one in guests.made[0].heard] == [["probe", "6.0"], ["diverge"]]
+    assert [one["words"] for one in guests.made[0].heard] == [["diverge"]]
 
 
-@pytest.mark.parametrize("state", ["loaded", "verified", "probed", "diverged"])
+def test_guests_are_probed_one_after_another_with_what_nothing_and_reading_take(guests: Guests) -> None:
+    for number in range(1, 5):
+        guests.add(f"guest{number:02d}")
+    result = guests.run("probed", probes=2, probe_seconds=2.5)
+    assert not result["changed"] and result["answers"] == {}
+    assert [one["guest"] for one in result["probes"]] == ["guest01", "guest03"]
+    for one in result["probes"]:
+        assert (one["answer"], one["read_bytes"]) == (PROBE, 3 * MIB)
+        # There is no domain whose threads could be read.
+        assert all(one[name]["seconds"] > 0 for name in ("request", "probe", "read"))
+        assert one["read"]["run_seconds"] is None
+    heard = [[one["words"] for one in guest.heard] for guest in guests.made]
+    assert heard == [[["probe", "0"], ["probe", "0"], ["probe", "2.5"], ["verify"]], []] * 2
+
+
+def test_the_probes_end_at_a_guest_without_an_answer(guests: Guests, tmp_path: Path) -> None:
+    guests.add("guest01")
+    channels = {**guests.channels, "guest02": str(tmp_path / "guest02")}
+    result = guests.run("probed", channels=channels, probes=6, silence="null")
+    assert [(one["guest"], one["answer"] is None) for one in result["probes"]] == [
+        ("guest01", False),
+        ("guest02", True),
+    ]
+    assert "so it does not run" in result["silent"]["guest02"]
+
+
+@pytest.mark.parametrize(
+    ("probes", "turns"), [(1, [1]), (2, [1, 3]), (5, [1, 2, 3, 4, 1]), (6, [1, 2, 3, 4, 1, 3])]
+)
+def test_probes_are_spread_over_the_guests(probes: int, turns: list[int]) -> None:
+    assert probing.in_turn([1, 2, 3, 4], probes) == turns
+
+
+def test_the_time_of_the_virtual_cpus_is_that_of_their_threads_alone(tmp_path: Path) -> None:
+    (tmp_path / "ksm-guest01.pid").write_text("77\n")
+    threads = {"77": "qemu-system-x86", "80": "CPU 0/KVM", "81": "CPU 1/KVM", "82": "IO mon_iothread"}
+    for number, (tid, comm) in enumerate(threads.items(), start=1):
+        task = tmp_path / "77/task" / tid
+        task.mkdir(parents=True)
+        (task / "comm").write_text(f"{comm}\n")
+        (task / "schedstat").write_text(f"{number}000000000 {number}00000000 7\n")
+    assert probing.vcpu_seconds("ksm-guest01", tmp_path, tmp_path) == (5.0, 0.5)
+    assert probing.vcpu_seconds("ksm-guest02", tmp_path, tmp_path) is None
+
+
+@pytest.mark.parametrize("state", ["loaded", "verified", "diverged"])
 def test_a_guest_without_an_answer_fails_the_module_by_name_and_what_the_others_said_is_kept(
     guests: Guests, state: str
 ) -> None:
@@ -251,7 +296,7 @@ def test_a_guest_without_an_answer_fails_the_module_by_name_and_what_the_others_
     assert list(result["answers"]) == ["guest01"]
 
 
-@pytest.mark.parametrize("state", ["loaded", "verified", "probed", "diverged"])
+@pytest.mark.parametrize("state", ["loaded", "verified", "diverged"])
 def test_where_silence_is_a_finding_a_guest_without_an_answer_is_null_beside_one_that_gave_it(
     guests: Guests, tmp_path: Path, state: str
 ) -> None:
@@ -265,7 +310,7 @@ def test_where_silence_is_a_finding_a_guest_without_an_answer_is_null_beside_one
 
 
 def test_no_guests_are_no_failure(guests: Guests) -> None:
-    assert guests.run("probed")["answers"] == {}
+    assert guests.run("probed")["probes"] == []
 
 
 def test_what_cannot_be_filled_fails_in_one_sentence(guests: Guests) -> None:
@@ -324,7 +369,7 @@ class RealGuests:
         channels = {guest.path.name: str(guest.path) for guest in self.made}
         result = run(MODULE, state=state, channels=channels, timeout_seconds=FOREVER_SECONDS, **arguments)
         assert not result.get("failed"), result
-        return result["answers"]
+        return result["probes"] if state == "probed" else result["answers"]
 
     def load(self, segments: list[dict[str, Any]]) -> Any:
         return self.run(
@@ -359,8 +404,11 @@ def test_guests_hold_the_same_size_each_its_own_content_which_a_probe_leaves_int
     assert [answer["seed"] for answer in loaded.values()] == ["boot1:guest01", "boot1:guest02"]
     assert len({answer["digest"] for answer in loaded.values()}) == 2
     assert real.intact(loaded) == [True, True]
-    for seen in real.run("probed", probe_seconds=1).values():
-        assert set(seen) == set(PROBES) and all(value > 0 for value in seen.values())
+    for seen in real.run("probed", probe_seconds=1, probes=2):
+        answer = seen["answer"]
+        assert set(answer) == set(PROBES) and all(value > 0 for value in answer.values())
+        assert seen["probe"]["seconds"] > 1
+        assert seen["read_bytes"] == 4 * MIB
     assert real.intact(loaded) == [True, True]
 
 
