@@ -6,13 +6,13 @@ from statistics import fmean
 
 from analysis.errors import UserError
 from analysis.measure.pooling import Row, condition_text
-from analysis.measure.saving import Unknown, known, used_available_bytes
+from analysis.measure.saving import Unknown, known, saving, used_available_bytes
 from analysis.measure.statistics import wilson
 from analysis.measure.table import PROVENANCE, tidy
 from analysis.model.calibration import scope_used_bytes
 from analysis.model.sharing import HOST
 from analysis.plan.mix import load_name
-from analysis.plan.proof import covers
+from analysis.plan.proof import counts_ksm, covers
 from analysis.records.loading import COMPLETE, CellRecords, Run
 from analysis.records.models import ForecastRecord, Named, Predicted
 
@@ -319,7 +319,8 @@ def _measured(cell: CellRecords, forecast: ForecastRecord) -> dict[str, Use] | U
     if isinstance(used, Unknown):
         return used
     if forecast.scope != HOST:
-        return {USED: Use(*used)}
+        own = saving(cell).ksm_own if counts_ksm(forecast) else 0.0
+        return own if isinstance(own, Unknown) else {USED: Use(used[0], used[1] + own)}
     if forecast.others_bytes is None:
         return Unknown("the forecast does not tell what other programs held")
     return {

@@ -105,6 +105,19 @@ def test_a_sound_forecast_is_joined_and_has_no_error(
     }
 
 
+def test_a_forecast_of_an_envelope_is_scored_with_ksms_own_memory_as_it_counts_it(
+    capsys: pytest.CaptureFixture[str], results: Path
+) -> None:
+    store_numbers(results, NUMBERS)
+    path = results / "forecasts/held-out.json"
+    words = ["--guests", "15", "--envelope-mib", "8192", "--out", str(path)]
+    assert main(["forecast", "--results", str(results), *words]) == 0
+    capsys.readouterr()
+    measure(results)
+    score = scores(seen(capsys, results))["used_on"]
+    assert (score["cells"], abs(score["worst"]) < 1e-4) == (2, True)
+
+
 def test_what_other_programs_hold_moves_neither_a_forecast_nor_its_score(
     capsys: pytest.CaptureFixture[str], results: Path
 ) -> None:
