@@ -18,6 +18,8 @@ from small_project import HEED_SIGNALS
 from test_put_right import Host as Stubs
 from waiting import FOREVER_SECONDS, wait_until
 
+from analysis.plan.policies import read_policy
+
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="who takes a lease is root")
 lease_files = load("plugins/module_utils/lease.py")
 MEASURING = "Measure the cells"
@@ -245,7 +247,7 @@ module.exit_json(changed=False)
 def test_a_policy_that_the_host_refuses_now_is_named_before_the_lease_is_taken(host: Host) -> None:
     """Asked as in a cell: such as for a knob that the kernel refuses while others have pages merged."""
     (host.folder / "library/ksm.py").write_text(REFUSES)
-    policy = {"knobs": {"max_page_sharing": 9}, "optional_knobs": [], "thp_enabled": "keep"}
+    policy = read_policy("ksm").to_json() | {"knobs": {"max_page_sharing": 9}}
     check = {"check_host": {"policies": {"wide": policy}}, "vars": {"ksm_snapshot_path": "/a/snapshot.json"}}
     code, out = host.play(host.book([check]))
     assert code == 2, out

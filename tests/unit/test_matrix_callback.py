@@ -119,7 +119,7 @@ def test_a_capacity_run_tells_its_arms_and_has_its_log_in_its_own_directory(tmp_
         {
             "name": "Take each arm to its limit",
             "ansible.builtin.include_tasks": "arm.yml",
-            "loop": ["off", "ksm"],
+            "loop": [{"boot": 1, "policy": policy} for policy in ("off", "ksm")],
             "loop_control": {"loop_var": "arm"},
         },
     ]
@@ -128,12 +128,12 @@ def test_a_capacity_run_tells_its_arms_and_has_its_log_in_its_own_directory(tmp_
     code, said = project.run()
     assert code == 0, said
     assert plain(lines_of(said)) == [
-        "arm off: begins",
-        "arm off: Step",
-        "arm off: done in N s",
-        "arm ksm: begins",
-        "arm ksm: Step",
-        "arm ksm: done in N s",
+        "arm off, boot 1: begins",
+        "arm off, boot 1: Step",
+        "arm off, boot 1: done in N s",
+        "arm ksm, boot 1: begins",
+        "arm ksm, boot 1: Step",
+        "arm ksm, boot 1: done in N s",
     ]
     assert (directory / "progress.log").read_text().count("[localhost] off, 4 guests: fits\n") == 2
     assert directory.stat().st_mode & 0o777 == 0o700
