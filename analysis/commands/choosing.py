@@ -1,6 +1,6 @@
 """Which runs a command speaks of: the newest, named ones, all, or two sides; of one host where asked."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from analysis.measure.comparing import compare
 from analysis.measure.pooling import Chosen, largest_set
 from analysis.measure.statistics import summarise
 from analysis.measure.table import tidy
+from analysis.plan.design import Cell
 from analysis.records.loading import Run, find_run, find_runs, load_runs
 from analysis.records.reading import RecordError
 from analysis.report.comparison import Compared, Side
@@ -36,12 +37,17 @@ class Given:
 
 
 def chosen_runs(
-    results: Path, run_ids: Sequence[str] | None, *, everything: bool = False, hypervisor: str | None = None
+    results: Path,
+    run_ids: Sequence[str] | None,
+    *,
+    everything: bool = False,
+    hypervisor: str | None = None,
+    guests: int | None = None,
 ) -> Runs:
-    """The runs asked for; without ids the newest, or everything.
+    """The runs asked for; without ids the newest, or everything; with a number of guests its cells alone.
 
-    Raises RecordError where there is none, a run does not exist, none can be read, or the hypervisor is in
-    none of them.
+    Raises RecordError where there is none, a run does not exist, none can be read, or none of them has the
+    hypervisor or the number of guests.
     """
     found = find_runs(results)
     if run_ids:
@@ -52,6 +58,7 @@ def chosen_runs(
     if not loaded.runs:
         raise RecordError(" ".join(loaded.problems))
     runs = loaded.runs if hypervisor is None else of_hypervisor(loaded.runs, hypervisor)
+    runs = runs if guests is None else of_guests(runs, guests)
     others = tuple(directory.name for directory in found.directories if directory not in chosen)
     return Runs(runs, others, (*found.problems, *loaded.problems))
 
@@ -68,10 +75,20 @@ def of_hypervisor(runs: Sequence[Run], hypervisor: str) -> tuple[Run, ...]:
     hosts = sorted({cell.cell.hypervisor for run in runs for cell in run.cells})
     if hypervisor not in hosts:
         raise RecordError(f"--hypervisor is {hypervisor!r}: measured were {', '.join(hosts) or 'none'}.")
-    kept = [
-        replace(run, cells=tuple(cell for cell in run.cells if cell.cell.hypervisor == hypervisor))
-        for run in runs
-    ]
+    return _with(runs, lambda cell: cell.hypervisor == hypervisor)
+
+
+def of_guests(runs: Sequence[Run], guests: int) -> tuple[Run, ...]:
+    """The runs with the cells of so many guests alone. Raises RecordError naming the numbers measured."""
+    numbers = sorted({cell.cell.guests for run in runs for cell in run.cells})
+    if guests not in numbers:
+        raise RecordError(f"--guests is {guests}: measured were {', '.join(map(str, numbers)) or 'none'}.")
+    return _with(runs, lambda cell: cell.guests == guests)
+
+
+def _with(runs: Sequence[Run], wanted: Callable[[Cell], bool]) -> tuple[Run, ...]:
+    """The runs with these cells alone, and without those that have none."""
+    kept = [replace(run, cells=tuple(cell for cell in run.cells if wanted(cell.cell))) for run in runs]
     return tuple(run for run in kept if run.cells)
 
 

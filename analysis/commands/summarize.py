@@ -1,6 +1,6 @@
 """What was measured: memory freed, used and saved, with intervals over boots, beside the paper's figures.
 
-example: python -m analysis summarize --results results/reference/cells --all --html page.html
+example: python -m analysis summarize --results results/reference/cells --all --guests 15 --html page.html
 """
 
 import argparse
@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(choice, "the newest")
     choice.add_argument("--all", action="store_true", help="all runs together, the most that may be pooled")
     add_hypervisor(parser)
+    parser.add_argument("--guests", metavar="N", type=int, help="cells of so many guests alone")
     form = parser.add_mutually_exclusive_group()
     add_json(form)
     form.add_argument("--csv", action="store_true", help="print the tidy table, one line for each cell")
@@ -36,7 +37,11 @@ def run(arguments: argparse.Namespace) -> int:
     from analysis.report.tables import markdown, show
 
     found = chosen_runs(
-        arguments.results, arguments.run, everything=arguments.all, hypervisor=arguments.hypervisor
+        arguments.results,
+        arguments.run,
+        everything=arguments.all,
+        hypervisor=arguments.hypervisor,
+        guests=arguments.guests,
     )
     chosen = chosen_table(found.runs)
     answer = report.Answer(

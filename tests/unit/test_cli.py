@@ -104,6 +104,16 @@ def test_an_unknown_hypervisor_is_named_with_those_that_were_measured(
         assert "host1" not in shown
 
 
+def test_one_number_of_guests_is_summarised_alone(capsys: pytest.CaptureFixture[str], results: Path) -> None:
+    store(results, synthetic_plan(guests="4,15"))
+    error = mistake(capsys, "summarize", "--results", str(results), "--guests", "5")
+    assert "--guests is 5: measured were 4, 15." in error
+    assert main(["summarize", "--results", str(results), "--guests", "4"]) == 0
+    shown = capsys.readouterr().out
+    assert "host1: 4 guests" in shown
+    assert "15 guests" not in shown
+
+
 def test_a_damaged_run_is_named_and_the_others_are_summarised(
     capsys: pytest.CaptureFixture[str], results: Path
 ) -> None:
