@@ -160,10 +160,14 @@ def others_bytes(host: Host, guests: Mapping[str, Guest]) -> Value:
     """
     if not guests:
         return Unknown("the guests' processes were not read")
+    return less(float(host.meminfo["AnonPages_bytes"]), anonymous_bytes(guests))
+
+
+def anonymous_bytes(guests: Mapping[str, Guest]) -> Value:
+    """The guests' own anonymous memory: the sum of Pss_Anon of their processes."""
     if any("Pss_Anon_bytes" not in guest.smaps_rollup for guest in guests.values()):
         return NO_PSS_ANON
-    own = sum(guest.smaps_rollup["Pss_Anon_bytes"] for guest in guests.values())
-    return float(host.meminfo["AnonPages_bytes"] - own)
+    return float(sum(guest.smaps_rollup["Pss_Anon_bytes"] for guest in guests.values()))
 
 
 def gross_bytes(host: Host, knobs: Knobs, page_size_bytes: int) -> Value:

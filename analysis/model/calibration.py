@@ -12,9 +12,9 @@ from analysis.measure.efficiency import cell_census
 from analysis.measure.page_contents import Census
 from analysis.measure.pooling import Conditions, Row, condition_columns, condition_text, differing
 from analysis.measure.saving import (
-    NO_PSS_ANON,
     Unknown,
     Value,
+    anonymous_bytes,
     known,
     less,
     others_bytes,
@@ -205,10 +205,11 @@ def scope_used_bytes(cell: CellRecords, arm: SnapshotRecord, scope: str) -> Valu
 
 
 def _guests_bytes(arm: SnapshotRecord) -> Value:
-    guests = arm.observed.guests.values()
-    if any("Pss_Anon_bytes" not in guest.smaps_rollup for guest in guests):
-        return NO_PSS_ANON
-    return float(sum(guest.smaps_rollup["Pss_Anon_bytes"] + guest.page_tables_bytes for guest in guests))
+    guests = arm.observed.guests
+    own = anonymous_bytes(guests)
+    if isinstance(own, Unknown):
+        return own
+    return own + sum(guest.page_tables_bytes for guest in guests.values())
 
 
 def _sample(row: Row, records: CellRecords, predicted: Collection[tuple[str | None, int]]) -> Sample | str:
