@@ -24,6 +24,13 @@ def add_run(command: argparse._ActionsContainer, default: str) -> None:
     )
 
 
+def add_run_or_all(command: argparse.ArgumentParser) -> None:
+    """--run or --all; the newest run without either."""
+    choice = command.add_mutually_exclusive_group()
+    add_run(choice, "the newest")
+    choice.add_argument("--all", action="store_true", help="all runs together, the most that may be pooled")
+
+
 def add_hypervisor(command: argparse.ArgumentParser) -> None:
     """--hypervisor."""
     command.add_argument("--hypervisor", metavar="HOST", help="this host alone (default: every host)")

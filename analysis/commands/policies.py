@@ -5,15 +5,13 @@ example: python -m analysis policies --run 20261126T120000Z --figure pareto.png
 
 import argparse
 
-from analysis.commands.options import add_figure, add_hypervisor, add_json, add_results, add_run
+from analysis.commands.options import add_figure, add_hypervisor, add_json, add_results, add_run_or_all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
     add_results(parser)
-    choice = parser.add_mutually_exclusive_group()
-    add_run(choice, "the newest")
-    choice.add_argument("--all", action="store_true", help="all runs together, the most that may be pooled")
+    add_run_or_all(parser)
     add_hypervisor(parser)
     add_json(parser)
     add_figure(parser, "memory used against ksmd's CPU, a panel a workload")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.commands.options import add_hypervisor, add_json, add_results, add_run
+from analysis.commands.options import add_hypervisor, add_json, add_results, add_run_or_all
 
 if TYPE_CHECKING:
     from analysis.measure.policies import Place
@@ -41,9 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--guests", metavar="N", type=int, help="measured number of guests (default: the most)"
     )
     add_results(parser)
-    choice = parser.add_mutually_exclusive_group()
-    add_run(choice, "the newest")
-    choice.add_argument("--all", action="store_true", help="all runs together, the most that may be pooled")
+    add_run_or_all(parser)
     add_hypervisor(parser)
     add_json(parser)
     parser.add_argument(

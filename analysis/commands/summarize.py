@@ -6,15 +6,13 @@ example: python -m analysis summarize --results results/reference/cells --all --
 import argparse
 from pathlib import Path
 
-from analysis.commands.options import add_figure, add_hypervisor, add_json, add_results, add_run
+from analysis.commands.options import add_figure, add_hypervisor, add_json, add_results, add_run_or_all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
     add_results(parser)
-    choice = parser.add_mutually_exclusive_group()
-    add_run(choice, "the newest")
-    choice.add_argument("--all", action="store_true", help="all runs together, the most that may be pooled")
+    add_run_or_all(parser)
     add_hypervisor(parser)
     parser.add_argument("--guests", metavar="N", type=int, help="cells of so many guests alone")
     form = parser.add_mutually_exclusive_group()
