@@ -79,7 +79,8 @@ class _File:
 def load_capacity(results: Path) -> tuple[list[CapacityRun], list[str]]:
     """Every capacity run under ``results``/capacity, and a sentence for each record that is left out.
 
-    Of two records of one step neither says which holds: both are left out.
+    Of two records of one step neither says which holds: both are left out. So is one while which somebody
+    changed a knob of KSM.
     """
     files, problems = [], []
     for path in sorted((results / CAPACITY).rglob("*.json")):
@@ -101,6 +102,8 @@ def _read(path: Path) -> _File:
         if _kind(raw) == "divergence"
         else parse_record(raw, StepRecord, path.name)
     )
+    for change in record.observed.knob_changes:
+        raise RecordError(f"{path.name}: {change.words} {change.seconds:.0f} s after it had begun.")
     return _File(path, "sha256:" + hashlib.sha256(raw).hexdigest(), record)
 
 

@@ -162,10 +162,7 @@ def _knob_changed_meanwhile(_cell: Cell, records: Measured) -> str:
     protocol = frozenset() if asked.service else {"run"}
     for change in records.merge.observed.knob_changes:
         if change.knob not in tuned - protocol:
-            return (
-                f"somebody changed {change.knob} from {change.before} to {change.after} "
-                f"{change.seconds:.0f} s after KSM was switched on"
-            )
+            return f"{change.words} {change.seconds:.0f} s after KSM was switched on"
     return ""
 
 

@@ -376,6 +376,11 @@ class KnobChange(Model):
     before: str
     after: str
 
+    @property
+    def words(self) -> str:
+        """What was set to what."""
+        return f"somebody changed {self.knob} from {self.before} to {self.after}"
+
 
 class MergeObserved(Model):
     """A series, and whether and when the merge had settled (None: it had not).
@@ -863,7 +868,8 @@ class StepObserved(Model):
 
     ``admission``: the samples from before the step's guests were started until they had settled; None with no
     guest, and in records made before it was watched. ``guests``: empty where they were not read.
-    ``other_mergeable``: None where it was not read.
+    ``other_mergeable``: None where it was not read. ``knob_changes``: the first one of each knob that
+    somebody else made, in seconds from when the host was first looked at for this step.
     """
 
     host: Host
@@ -874,6 +880,7 @@ class StepObserved(Model):
     probes: tuple[Probe, ...]
     window: Window
     other_mergeable: tuple[OtherMergeable, ...] | None = None
+    knob_changes: tuple[KnobChange, ...] = ()
 
 
 class Turn(Model):
@@ -889,7 +896,7 @@ class DivergenceObserved(Model):
     """What came of guests that wrote over what KSM had merged, one after another until the envelope was full.
 
     ``held_bytes``: what each guest had filled.
-    ``psi_some_microseconds``: of the host, all turns together.
+    ``psi_some_microseconds``: of the host, all turns together. ``knob_changes``: as of a step.
     """
 
     turns: Annotated[tuple[Turn, ...], Field(min_length=1)]
@@ -899,6 +906,7 @@ class DivergenceObserved(Model):
     guests_alive: Count
     oom_kills: Count | None
     other_mergeable: tuple[OtherMergeable, ...] | None = None
+    knob_changes: tuple[KnobChange, ...] = ()
 
 
 class CapacityPhase(Model):

@@ -13,7 +13,8 @@ Arguments:
     filled_bytes: what each of the guests added now filled; 0 for none (step).
     proc_root, sys_root, run_root: the host's trees, for tests.
 
-A guest that gives no answer is a finding: it is null in the record, and the step does not fit.
+A guest that gives no answer is a finding: it is null in the record, and the step does not fit. What somebody
+else set of KSM meanwhile is in the record, too: such a step is the last one of its arm and says nothing.
 
 Returns for watch: job. For step: record (path), stop (null or why), next_guests (null: the arm is over, and a
 step after that does nothing), diverging_guests (the numbers of guests that are to diverge when it is),
@@ -50,6 +51,7 @@ from analysis.progress.module import begin_series, end_series, run_series, run_w
 from analysis.records.action import head, record_path, store
 from analysis.records.models import RECORDS, Host, ProbeAnswer, StepRecord
 from analysis.records.reading import RecordError, read_record
+from analysis.records.rivals import knob_changes
 
 ACTION = "capacity_record"
 # Longer than guests take to start, load and settle, beside the limit of the settling itself
@@ -109,21 +111,22 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         return {"record": str(path), **outcome}
 
     def _step(self, args: dict[str, Any], hypervisor: str, task_vars: dict[str, Any]) -> dict[str, Any]:
-        converged = self._settle(args, task_vars)
+        settled = self._settle(args, task_vars)
         series = self._end_watch(args, task_vars)
         before = self._snapshot(args, task_vars)
         probes = self._probe(args, task_vars)
         after = self._snapshot(args, task_vars)
         seen = {
-            "converged": converged,
+            "converged": None if settled is None else settled["observed"]["converged"],
             "before": before,
             "probes": probes,
             "admission": series and samples(series, args["plan"]),
+            "followed": [one for one in (series, settled) if one],
         }
         return step_record({**args, **seen}, hypervisor, after)
 
     def _divergence(self, args: dict[str, Any], hypervisor: str, task_vars: dict[str, Any]) -> dict[str, Any]:
-        self._settle(args, task_vars)
+        settled = self._settle(args, task_vars)
         args["watched"] = {"job": self._watch(args, task_vars)}
         before = after = self._snapshot(args, task_vars)
         said: list[dict[str, Any]] = []
@@ -144,19 +147,25 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         )
         held = {name: verdict["filled_bytes"] for name, verdict in proof.items() if verdict}
         seen = {"before": before, "series": series, "divergences": said, "alive": alive, "held": held}
+        seen["followed"] = [settled, series]
         return divergence_record({**args, **seen}, hypervisor, after)
 
-    def _settle(self, args: dict[str, Any], task_vars: dict[str, Any]) -> bool | None:
-        """Let KSM merge what it can; whether it settled, None where it does not run or has no guest."""
+    def _settle(self, args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any] | None:
+        """Let KSM merge what it can; the module's result, None where it does not run or has no guest."""
         policy = args["plan"]["policies"][args["arm"]["policy"]]
         if int(policy["run"]) != 1 or not args["guests"]:
             return None
         series = run_series(
-            self, task_vars, policy["requested"], guests=args["guests"], roots=self._roots(args)
+            self,
+            task_vars,
+            policy["requested"],
+            guests=args["guests"],
+            roots=self._roots(args),
+            domains=args["domains"],
         )
         if series.get("failed") or series.get("unreachable"):
             raise _ModuleFailed(series)
-        return bool(series["observed"]["converged"])
+        return series
 
     def _probe(self, args: dict[str, Any], task_vars: dict[str, Any]) -> list[dict[str, Any]]:
         if not args["channels"]:
@@ -292,6 +301,7 @@ def step_record(args: dict[str, Any], hypervisor: str, after: dict[str, Any]) ->
         "admission": args["admission"],
         "probes": args["probes"],
         "window": window(before, after),
+        "knob_changes": changed_by_others(args, before, after),
     }
     record = {**common(args, hypervisor, before, "capacity_step", observed), "stop": None}
     step = StepRecord.model_validate_json(json.dumps(record))
@@ -325,8 +335,15 @@ def divergence_record(args: dict[str, Any], hypervisor: str, after: dict[str, An
         "guests_alive": args["alive"],
         "oom_kills": None if None in kills else kills[1] - kills[0],
         "other_mergeable": before["other_mergeable"],
+        "knob_changes": changed_by_others(args, before, after),
     }
     return {**common(args, hypervisor, before, "divergence", observed), "stop": None}
+
+
+def changed_by_others(args: dict[str, Any], *readings: dict[str, Any]) -> list[dict[str, Any]]:
+    """What somebody else set of KSM while the series of a record were taken, and until its last reading."""
+    policy = args["plan"]["policies"][args["arm"]["policy"]]
+    return knob_changes(policy, guests=args["guests"] > 0, series=args["followed"], readings=readings)
 
 
 def common(
@@ -395,14 +412,16 @@ def progress(record: dict[str, Any], folder: Path, plan: dict[str, Any]) -> dict
             one = read_record(path, StepRecord)
         except RecordError:  # a divergence; or damaged since, which the report names
             continue
-        arms.setdefault(one.policy, []).append(one)
+        if not one.observed.knob_changes:
+            arms.setdefault(one.policy, []).append(one)
     used, line = used_bytes(step), line_bytes(step)
     design, following = CapacityDesign(**plan["capacity"]), None
-    if fits(step):
+    changes = step.observed.knob_changes
+    if fits(step) and not changes:
         following = next_guests(step.guests, line - used, plan["full_guest_bytes"], design)
     fills = any(read_workload(name).fills for name in mix_of(step.workload))
     diverging = set()
-    if following is None and step.policy != OFF and design.divergence and fills:
+    if following is None and step.policy != OFF and design.divergence and fills and not changes:
         diverging = {steady_limit(steps).guests for steps in arms.values()} - {0}
     peak = peak_bytes(step)
     return {
@@ -411,7 +430,8 @@ def progress(record: dict[str, Any], folder: Path, plan: dict[str, Any]) -> dict
         "diverging_guests": sorted(diverging, reverse=True),
         "msg": f"boot {step.boot}, {step.policy}, {step.guests} guests use {used / MIB:.0f} MiB"
         + ("" if peak is None else f", at most {peak / MIB:.0f} while they were started")
-        + (f"; beyond the limit: {step.stop.reason}" if step.stop else ""),
+        + (f"; beyond the limit: {step.stop.reason}" if step.stop else "")
+        + (f"; {changes[0].words}: it is left out, and its arm ends" if changes else ""),
     }
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from this_host import (
+    CAPACITY,
     CHECKPOINTS,
     GUESTS_DIRECTORY,
     RECORDS,
@@ -39,6 +40,8 @@ from this_host import (
     summary,
     whole,
 )
+
+from analysis.records.capacity import load_capacity
 
 pytestmark = pytest.mark.faults
 
@@ -70,6 +73,24 @@ def test_a_knob_is_changed_by_somebody_else(results: Path, proof: Cells, before:
         assert merge["converged"] is False
     whole(results, run_id)
     assert f"somebody changed {name} from {was} to {value}" in summary(results, run_id)
+
+
+def test_a_knob_is_changed_by_somebody_else_in_a_step_of_a_capacity_run(
+    tmp_path: Path, proof: Cells, before: State
+) -> None:
+    """That step is the last of its arm; no limit and no divergence is concluded from it."""
+    run = started(tmp_path, run_id="rival-step", **CAPACITY, **LONG)
+    follow(run, "arm ksm, boot 1: Let KSM settle")
+    follow(run, MERGES)
+    (KSM / "pages_to_scan").write_text("10000")
+    code, said = finished(run)
+    assert code == 0, said
+    assert left(before) == []
+    whole(tmp_path, "rival-step", capacity=True)
+    (loaded,), (problem,) = load_capacity(tmp_path)
+    assert "somebody changed pages_to_scan from 20000 to 10000" in problem
+    assert [step.guests for step in loaded.arms["ksm"]] == [0]
+    assert loaded.divergences == ()
 
 
 # libvirt

@@ -32,6 +32,16 @@ GUESTS = 3
 MEMORY_MIB = 256
 # The first two of the guests that booted
 SIZE = {"guests": 2, "guest_memory_mib": MEMORY_MIB}
+# A capacity run of one step
+CAPACITY = {
+    "name": "capacity.yml",
+    "guests": None,
+    "guest_memory_mib": MEMORY_MIB,
+    "capacity_envelope_mib": 1000,
+    "capacity_step_guests": 3,
+    "capacity_most_guests": 3,
+    "capacity_probes": 1,
+}
 Cells = dict[str, dict[str, Any]]
 # Against guests that hang; on a busy machine they take as long as they take.
 PATIENCE = {"guests_boot_timeout_seconds": 3600, "guests_answer_timeout_seconds": 3600}

@@ -342,6 +342,28 @@ def test_a_record_that_cannot_be_used_is_named_left_out_and_counted(
     assert sentence in said
 
 
+def test_what_somebody_changed_a_knob_during_is_named_and_nothing_is_concluded_from_it(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change = {"seconds": 7.6, "knob": "run", "before": "0", "after": "1"}
+    beyond = capacity_record(guests=5, stop={"reason": "full", "measure": "x", "value": 1.0, "limit": 0.0})
+    diverged = storm_content()
+    for record in (beyond, diverged):
+        record["observed"]["knob_changes"] = [change]
+    store_capacity(results, [capacity_record(), beyond, diverged])
+    assert main(["report", "--results", str(results), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["left_out"]) == 2
+    assert found["left_out"][0].endswith(
+        "idle: capacity_step-off-1-05.json: somebody changed run from 0 to 1 8 s after it had begun"
+    )
+    assert [step["guests"] for step in found["capacity"][0]["steps"]] == [4]
+    assert main(["report", "--results", str(results)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Divergence" not in said
+    assert "KSM off, boot 1, steady limit: the run ended before a limit" in said
+
+
 def storm_content(alive: int = 4, **changes: Any) -> dict[str, Any]:
     """Four guests that take turns from second 2 to 3, 4, 5 and 7, and regain 800 MiB."""
     saved = [1000.0, 1000, 1000, 900, 700, 400, 200, 200, 200]

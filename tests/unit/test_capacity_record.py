@@ -51,6 +51,11 @@ def plan(folder: Path | None = None, **changes: Any) -> dict[str, Any]:
         "directory": str(folder),
         "capacity": {**CAPACITY, **changes},
         "design": {"guest_reserve_mib": 32},
+        "policies": {
+            "off": {"run": 0, "knobs": {}, "service": ""},
+            "ksm": {"run": 1, "knobs": {"pages_to_scan": 20000, "merge_across_nodes": 1}, "service": ""},
+            "advisor": {"run": 1, "knobs": {"advisor_mode": "scan-time"}, "service": ""},
+        },
         "envelope_bytes": changes.get("envelope_mib", 8192) * MIB or None,
         "forecasts": [],
         "guest_memory_bytes": 512 * MIB,
@@ -82,6 +87,15 @@ def snapshot(seconds: float, **changes: int) -> dict[str, Any]:
     }
 
 
+def merging(seconds: float, run: int = 1, **knobs: Any) -> dict[str, Any]:
+    """A reading with run, and the knobs of the policy ksm with these laid over them."""
+    seen = snapshot(seconds)
+    seen["host"]["ksm"]["run"] = run
+    asked = {"pages_to_scan": 20000, "merge_across_nodes": 1, "use_zero_pages": 0}
+    seen["provenance"]["ksm_knobs"] |= asked | knobs
+    return seen
+
+
 def arguments(**changes: Any) -> dict[str, Any]:
     return {
         "plan": plan(),
@@ -97,6 +111,7 @@ def arguments(**changes: Any) -> dict[str, Any]:
         "probes": [probe("guest01"), probe("guest02")],
         "admission": envelope_samples([1000, 1700, 1600]),
         "converged": None,
+        "followed": [],
         **changes,
     }
 
@@ -128,6 +143,58 @@ def test_a_guest_without_an_answer_stops_the_arm() -> None:
     record = action.step_record(arguments(probes=silent), "host1", snapshot(11))
     assert_sound(record)
     assert record["stop"]["reason"] == "no answer from guest01"
+
+
+def series(began: float, *changes: dict[str, Any]) -> dict[str, Any]:
+    return {"began_monotonic_seconds": began, "observed": {"knob_changes": changes, "converged": True}}
+
+
+def changed(seconds: float, knob: str, before: str, after: str) -> dict[str, Any]:
+    return {"seconds": seconds, "knob": knob, "before": before, "after": after}
+
+
+SWITCHED_ON = changed(3.0, "run", "0", "1")
+STOPPED = changed(4.0, "run", "1", "0")
+PAGES = changed(5.0, "pages_to_scan", "20000", "10")
+
+
+@pytest.mark.parametrize(
+    ("policy", "watched", "settled", "now", "expected"),
+    [
+        ("ksm", [SWITCHED_ON], [], {}, []),
+        ("ksm", [SWITCHED_ON, PAGES], [], {"pages_to_scan": 10}, [PAGES]),
+        # KSM was followed from two seconds after the host was.
+        ("ksm", [], [STOPPED], {"run": 0}, [STOPPED | {"seconds": 6.0}]),
+        # While the guests were probed nothing was sampled.
+        ("ksm", [], [], {"use_zero_pages": 1}, [changed(12.0, "use_zero_pages", "0", "1")]),
+        ("off", [], [], {"run": 1}, [changed(12.0, "run", "0", "1")]),
+        ("off", [PAGES], [], {"pages_to_scan": 10}, []),
+        # The kernel's advisor sets this one at each scan.
+        ("advisor", [SWITCHED_ON, PAGES], [], {"pages_to_scan": 10}, []),
+    ],
+)
+def test_what_somebody_sets_of_ksm_during_a_step_is_recorded(
+    policy: str,
+    watched: list[dict[str, Any]],
+    settled: list[dict[str, Any]],
+    now: dict[str, Any],
+    expected: list[dict[str, Any]],
+) -> None:
+    was = {"run": int(policy != "off")} | ({"advisor_mode": "scan-time"} if policy == "advisor" else {})
+    args = arguments(
+        before=merging(8, **was),
+        arm={"boot": 1, "policy": policy},
+        followed=[series(999.0, *watched), series(1001.0, *settled)],
+    )
+    record = action.step_record(args, "host1", merging(11, **was | now))
+    assert_sound(record)
+    assert record["observed"]["knob_changes"] == expected
+
+
+def test_a_knob_that_was_set_before_a_step_is_seen_by_what_the_policy_says() -> None:
+    args = arguments(before=merging(1, pages_to_scan=10), arm={"boot": 1, "policy": "ksm"})
+    record = action.step_record(args, "host1", merging(2, pages_to_scan=10))
+    assert record["observed"]["knob_changes"] == [changed(0.0, "pages_to_scan", "20000", "10")]
 
 
 def test_ksms_own_memory_fills_the_envelope_too() -> None:
@@ -163,7 +230,7 @@ def diverged(**changes: Any) -> dict[str, Any]:
     answer = {"written_bytes": 300 * MIB, "seconds": 1.5, "digest": "crc32-sha256:0"}
     turns = [("guest01", 1003.0, 1004.5), ("guest02", 1004.5, 1008.5)]
     args = arguments(
-        before=snapshot(3),
+        before=merging(3),
         series={
             "began_monotonic_seconds": 1002.0,
             "observed": {
@@ -176,7 +243,7 @@ def diverged(**changes: Any) -> dict[str, Any]:
         held={"guest03": 300 * MIB},
         alive=3,
         guests=3,
-        arm={"boot": 1, "policy": "advisor"},
+        arm={"boot": 1, "policy": "ksm"},
     )
     return {**args, **changes}
 
@@ -185,7 +252,9 @@ def test_a_divergence_has_its_turns_on_the_clock_of_the_series() -> None:
     args = diverged()
     # A clock that is set back moves nothing.
     args["before"]["recorded_at"] = "2020-01-01T00:00:00.000000Z"
-    record = action.divergence_record(args, "host1", snapshot(12, oom_kill=1))
+    later = merging(12)
+    later["host"]["vmstat"]["oom_kill"] = 1
+    record = action.divergence_record(args, "host1", later)
     assert_sound(record)
     turns = record["observed"]["turns"]
     assert [(one["guest"], one["started_seconds"], one["finished_seconds"]) for one in turns] == [
@@ -195,8 +264,17 @@ def test_a_divergence_has_its_turns_on_the_clock_of_the_series() -> None:
     assert record["observed"]["held_bytes"] == dict.fromkeys(("guest01", "guest02", "guest03"), 300 * MIB)
     assert record["observed"]["oom_kills"] == 1
     assert [one["pid"] for one in record["observed"]["other_mergeable"]] == [77]
-    assert (record["policy"], record["stop"]) == ("advisor", None)
+    assert (record["policy"], record["stop"]) == ("ksm", None)
+    assert record["observed"]["knob_changes"] == []
     assert action.file_name(record) == "idle-boot1-divergence-guests003.json"
+
+
+def test_a_knob_that_somebody_sets_while_guests_diverge_is_recorded() -> None:
+    followed = [series(1000.0), series(1002.0, changed(4.0, "pages_to_scan", "20000", "10"))]
+    record = action.divergence_record(diverged(followed=followed), "host1", merging(12))
+    assert_sound(record)
+    (change,) = record["observed"]["knob_changes"]
+    assert (change["knob"], change["seconds"]) == ("pages_to_scan", 6.0)
 
 
 def test_a_guest_lost_while_it_diverges_leaves_its_end_open() -> None:
@@ -227,6 +305,19 @@ def test_how_many_guests_come_next_follows_from_the_room_that_is_left(
     assert (found["next_guests"], found["diverging_guests"]) == (following, [])
     assert found["msg"].startswith(f"boot 1, off, 3 guests use {used_mib} MiB")
     assert ("beyond the limit: full" in found["msg"]) is stopped
+
+
+def test_a_step_in_which_somebody_changed_a_knob_ends_its_arm_and_sets_no_limit(tmp_path: Path) -> None:
+    rivals = step("off", 3, 1600)
+    rivals["observed"]["knob_changes"] = [changed(5.0, "run", "0", "1")]
+    filled = {"workload": "random_fill"}
+    stored(tmp_path, step("off", 2, 1000) | filled, rivals | filled)
+    found = action.progress(rivals | filled, tmp_path, plan(tmp_path))
+    assert (found["next_guests"], found["diverging_guests"]) == (None, [])
+    assert found["msg"].endswith("; somebody changed run from 0 to 1: it is left out, and its arm ends")
+    last = step("ksm", 4, 8200, "full") | filled
+    stored(tmp_path, step("ksm", 3, 7000) | filled, last)
+    assert action.progress(last, tmp_path, plan(tmp_path))["diverging_guests"] == [3, 2]
 
 
 def test_at_the_end_of_a_policys_arm_the_guests_of_its_limit_and_of_that_without_ksm_diverge(
