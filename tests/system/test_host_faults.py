@@ -203,8 +203,9 @@ def own_disk(tmp_path: Path) -> Iterator[Path]:
             playbook(name="teardown.yml", lease_end=True)
 
 
-def test_the_disk_of_checkpoints_and_guests_fills_up(results: Path, before: State, own_disk: Path) -> None:
+def test_the_disk_of_checkpoints_and_guests_fills_up(results: Path, own_disk: Path) -> None:
     """While guests are saved, and while a guest writes; with room again they boot and are measured."""
+    before = state()
     asked = {"guests": 1, "guest_memory_mib": 192, "focus": 1, **ENDLESS}
     run = started(results, run_id="disk-checkpoint", **asked)
     follow(run, "booting 1 guests")
