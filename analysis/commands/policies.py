@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_or_all(parser)
     add_hypervisor(parser)
     add_json(parser)
-    add_figure(parser, "memory used against ksmd's CPU, a panel a workload")
+    add_figure(parser, "memory used against ksmd's CPU and the guests' p99, a panel a workload")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Forecasts beside what was measured afterwards, and capacity runs on their way to the limit.
+"""Forecasts beside what was measured afterwards, capacity runs on their way to the limit, and performance.
 
 example: python -m analysis report --figures figures
 """
@@ -12,6 +12,7 @@ from analysis.commands.options import add_json, add_results, add_run
 
 if TYPE_CHECKING:
     from analysis.commands.choosing import Runs
+    from analysis.measure.policies import Place
     from analysis.report.scores import Scores
 
 
@@ -31,12 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print every forecast beside what was measured afterwards, and the capacity runs.
+    """Print every forecast beside what was measured afterwards, the capacity runs, and cells with probes.
 
     A run is scored by the forecasts that it names alone.
 
-    Returns 1 when nothing could be joined and there is no capacity run. A file that cannot be used is named
-    and left out. Raises UserError or OSError with a text for the user.
+    Returns 1 when nothing could be joined, there is no capacity run and no guest was probed. A file that
+    cannot be used is named and left out. Raises UserError or OSError with a text for the user.
     """
     from analysis.model.judging import judge
     from analysis.model.scoring import Joined, Refused, ScoringError, join, measured, not_read
@@ -49,12 +50,13 @@ def run(arguments: argparse.Namespace) -> int:
     forecasts, damaged_forecasts = load_forecasts(results, arguments.forecast)
     capacity, damaged_steps = load_capacity(results)
     left_out = [*damaged_forecasts, *damaged_steps]
-    if not forecasts and not capacity and not left_out:
+    runs = _runs(results, arguments.run)
+    probed, apart = _probed(runs)
+    if not forecasts and not capacity and not probed and not left_out:
         raise ScoringError(
             f"{arguments.results} holds no forecast and no capacity run: write one with `python -m analysis "
             "forecast --guests N --out results/forecasts/NAME.json` before the run that it predicts."
         )
-    runs = _runs(results, arguments.run)
     cells = measured(runs.runs) if forecasts else []
     named = {run.plan.run_id: run.plan.forecasts for run in runs.runs}
     joined: list[Joined] = []
@@ -73,7 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
         refused=tuple(refused),
         not_read=tuple(not_read(named, (one.record for one in forecasts))),
         capacity=tuple(judge(run, sound) for run in capacity),
-        left_out=(*left_out, *(problem.rstrip(".") for problem in runs.problems)),
+        probed=probed,
+        left_out=(*left_out, *(problem.rstrip(".") for problem in (*runs.problems, *apart))),
     )
     if arguments.figures:
         _draw(arguments.figures, scores)
@@ -81,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(score_json(scores))
     else:
         show(*score_parts(scores))
-    return 0 if joined or capacity else 1
+    return 0 if joined or capacity or scores.probed else 1
 
 
 def own_or_published(results: Path) -> Path:
@@ -102,6 +105,20 @@ def _runs(results: Path, run_ids: Sequence[str] | None) -> "Runs":
     return chosen_runs(results, run_ids, everything=True)
 
 
+def _probed(runs: "Runs") -> tuple[tuple["Place", ...], list[str]]:
+    """Cells in which guests were probed, by place, and a sentence for each run that is not of them."""
+    from analysis.commands.choosing import chosen_table
+    from analysis.measure.policies import side_by_side
+    from analysis.report.summary import left_out_words
+
+    probed = [run for run in runs.runs if run.plan.design.probes]
+    if not probed:
+        return (), []
+    chosen = chosen_table(probed)
+    apart = [words.removeprefix("! ") for words in left_out_words(chosen.left_out)]
+    return tuple(side_by_side(chosen.table, probed)), apart
+
+
 def _has_runs(results: Path) -> bool:
     from analysis.records.loading import find_runs
     from analysis.records.reading import RecordError
@@ -113,7 +130,7 @@ def _has_runs(results: Path) -> bool:
 
 
 def _draw(directory: Path, scores: "Scores") -> None:
-    from analysis.model.performance import relation, steps_table
+    from analysis.model.performance import cell_costs, costs, relation, steps_table
     from analysis.model.scoring import groups
     from analysis.plan.design import load_file_name
     from analysis.report import capacity_figures, forecast_figures
@@ -131,10 +148,15 @@ def _draw(directory: Path, scores: "Scores") -> None:
         if run.arms:
             save(capacity_figures.capacity_figure(run, judged.loads), directory / f"capacity-{name}.png")
             save(capacity_figures.performance_figure(run), directory / f"performance-{name}.png")
-        if run.arms and not relation(steps_table(run)).empty:
-            save(capacity_figures.trade_off_figure(run), directory / f"trade-off-{name}.png")
+        lost = costs(relation(steps_table(run))) if run.arms else []
+        if lost:
+            figure = capacity_figures.trade_off_figure(run.workload, lost)
+            save(figure, directory / f"trade-off-{name}.png")
         for number, (record, seen) in enumerate(zip(run.divergences, judged.divergences, strict=True), 1):
             save(
                 capacity_figures.divergence_figure(record, seen),
                 directory / f"divergence-{name}-{number}.png",
             )
+    for (host, workload), lost in cell_costs(scores.probed).items():
+        figure = capacity_figures.trade_off_figure(workload, lost)
+        save(figure, directory / f"trade-off-cells-{host}-{load_file_name(workload)}.png")

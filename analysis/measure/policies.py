@@ -9,7 +9,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.measure.burndown import Burndown, burndown, first_at
+from analysis.measure.performance import boot_of, controls_of, lost_in
 from analysis.measure.pooling import pooling_conflicts
+from analysis.measure.probes import COSTS
 from analysis.measure.saving import Unknown, saving
 from analysis.measure.statistics import (
     CHECKPOINT,
@@ -22,7 +24,7 @@ from analysis.measure.statistics import (
 )
 from analysis.measure.table import KEY, TREATMENT, UNCONVERGED
 from analysis.plan.design import MIB
-from analysis.plan.policies import policy_order
+from analysis.plan.policies import OFF, policy_order
 from analysis.plan.workloads import in_order
 from analysis.records.loading import COMPLETE, CellRecords, Run
 
@@ -30,7 +32,7 @@ from analysis.records.loading import COMPLETE, CellRecords, Run
 USE, CPU, CPU_SETTLED = "guests_use_mib_per_vm", "ksmd_cpu_seconds", "settled_ksmd_percent"
 GROSS, TO_BEST, LOST = "gross_mib_per_vm", "best_90_percent_seconds", "lost_mib_per_vm_seconds"
 OF_TABLE = ("freed_mib_per_vm", GROSS, CPU)
-COURSE = (*OF_TABLE, USE, "seconds_to_90_percent", TO_BEST, LOST, CPU_SETTLED)
+COURSE = (*OF_TABLE, USE, "seconds_to_90_percent", TO_BEST, LOST, CPU_SETTLED, *COSTS)
 PERCENT = 90
 
 _PLACE = ("hypervisor", *(name for name in TREATMENT if name != "policy"))
@@ -85,7 +87,8 @@ class Place:
     ``horizon_seconds``: the longest series of all its cells, over which what is lost is counted. ``most``:
     the policy with the greatest mean gross saving, ``least``: that under which the guests use least; None
     where no policy tells. ``left_out``: a sentence for each policy that cannot be compared, ``lines``
-    the others, maybe none.
+    the others, maybe none. ``control``: of COSTS, what order and chance alone did in cells under off, over
+    the boots, and was taken off what each policy costs; empty where not every boot has such a cell.
     """
 
     hypervisor: str
@@ -97,6 +100,7 @@ class Place:
     least: str | None
     lines: tuple[Line, ...]
     left_out: tuple[str, ...]
+    control: Mapping[str, Estimate | None]
 
     def line(self, policy: str) -> Line:
         """The line of a policy that is here."""
@@ -128,8 +132,7 @@ class _Cell:
 
     @property
     def boot(self) -> str:
-        """Two checkpoints of one boot would not be the same start."""
-        return f"{self.row['boot_key']} {self.row['checkpoint']}"
+        return boot_of(self.records)
 
 
 def against(mine: Mapping[str, float], theirs: Mapping[str, float]) -> Against | None:
@@ -154,7 +157,8 @@ def side_by_side(table: pd.DataFrame, runs: Sequence[Run]) -> list[Place]:
         (run.plan.run_id, cell.cell.hypervisor, cell.cell.cell_id): cell for run in runs for cell in run.cells
     }
     loads = in_order(usable["workload"])
-    places = [_place(rows, records) for _key, rows in usable.groupby(list(_PLACE), sort=True)]
+    controls = [one for one in records.values() if one.cell.policy == OFF and one.status == COMPLETE]
+    places = [_place(rows, records, controls) for _key, rows in usable.groupby(list(_PLACE), sort=True)]
     return sorted(places, key=lambda one: (one.hypervisor, one.guests, loads.index(one.workload)))
 
 
@@ -171,7 +175,11 @@ def lost_byte_seconds(seconds: Sequence[float], saved: Sequence[float], best: fl
     return best * until - area
 
 
-def _place(rows: pd.DataFrame, records: Mapping[tuple[str, str, str], CellRecords]) -> Place:
+def _place(
+    rows: pd.DataFrame,
+    records: Mapping[tuple[str, str, str], CellRecords],
+    controls: Sequence[CellRecords],
+) -> Place:
     kept, left_out = _comparable(rows)
     cells: dict[str, list[_Cell]] = {policy: [] for policy in kept}
     for row in rows[rows["policy"].isin(kept)].to_dict("records"):
@@ -180,7 +188,11 @@ def _place(rows: pd.DataFrame, records: Mapping[tuple[str, str, str], CellRecord
     horizon = max((cell.growth.seconds[-1] for mine in cells.values() for cell in mine), default=0.0)
     most = _extreme({policy: [(c.boot, float(c.row[GROSS])) for c in mine] for policy, mine in cells.items()})
     best = {} if most is None else _by_boot([(c.boot, float(c.growth.final_bytes)) for c in cells[most]])
-    lines = tuple(_line(policy, mine, best, horizon) for policy, mine in cells.items())
+    control = controls_of([cell.records for mine in cells.values() for cell in mine], controls)
+    chance = {
+        name: {boot: fmean(one[name] for one in mine) for boot, mine in control.items()} for name in COSTS
+    }
+    lines = tuple(_line(policy, mine, best, horizon, chance) for policy, mine in cells.items())
     uses = {line.policy: seen.mean for line in lines if (seen := line.estimates[USE]) is not None}
     first = rows.iloc[0]
     return Place(
@@ -193,6 +205,10 @@ def _place(rows: pd.DataFrame, records: Mapping[tuple[str, str, str], CellRecord
         least=min(uses, key=uses.__getitem__, default=None),
         lines=lines,
         left_out=tuple(left_out),
+        control={
+            name: estimate([[one[name] for one in mine] for mine in control.values()])
+            for name in (COSTS if control else ())
+        },
     )
 
 
@@ -217,8 +233,14 @@ def _comparable(rows: pd.DataFrame) -> tuple[list[str], list[str]]:
     return kept, left_out
 
 
-def _line(policy: str, cells: Sequence[_Cell], best: Mapping[str, float], horizon: float) -> Line:
-    measured = [(cell.boot, _values(cell, best.get(cell.boot), horizon)) for cell in cells]
+def _line(
+    policy: str,
+    cells: Sequence[_Cell],
+    best: Mapping[str, float],
+    horizon: float,
+    chance: Mapping[str, Mapping[str, float]],
+) -> Line:
+    measured = [(cell.boot, _values(cell, best.get(cell.boot), horizon, chance)) for cell in cells]
     boots: dict[str, list[dict[str, float]]] = {}
     for boot, values in measured:
         boots.setdefault(boot, []).append(values)
@@ -242,8 +264,13 @@ def _line(policy: str, cells: Sequence[_Cell], best: Mapping[str, float], horizo
     )
 
 
-def _values(cell: _Cell, best: float | None, horizon: float) -> dict[str, float]:
-    """What one cell says, by COURSE; NaN for what it does not tell. ``best``: bytes saved in its boot."""
+def _values(
+    cell: _Cell, best: float | None, horizon: float, chance: Mapping[str, Mapping[str, float]]
+) -> dict[str, float]:
+    """What one cell says, by COURSE; NaN for what it does not tell.
+
+    ``best``: bytes saved in its boot. ``chance``: what to take off of COSTS by boot, of none nothing.
+    """
     growth, unit = cell.growth, cell.records.cell.guests * MIB
     own = growth.seconds_to[PERCENT]
     to_best = None if best is None else first_at(growth.seconds, growth.saved_bytes, best * PERCENT / 100)
@@ -258,6 +285,7 @@ def _values(cell: _Cell, best: float | None, horizon: float) -> dict[str, float]
         TO_BEST: nan if to_best is None else to_best,
         LOST: lost,
         CPU_SETTLED: _settled_percent(cell.records),
+        **{name: worse - chance[name].get(cell.boot, 0.0) for name, worse in lost_in(cell.records).items()},
     }
 
 

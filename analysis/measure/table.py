@@ -9,6 +9,7 @@ from analysis.measure.burndown import burndown
 from analysis.measure.others import marks
 from analysis.measure.saving import OF_HOST, PER_VM, Unknown, parted, saving
 from analysis.plan.design import MIB
+from analysis.plan.policies import OFF
 from analysis.records.checks import conditions, flat, swap_used_bytes
 from analysis.records.loading import COMPLETE, CellRecords, Run
 
@@ -44,8 +45,11 @@ def tidy(runs: list[Run]) -> pd.DataFrame:
     recorded, and ``settled`` when the samples judged again say so too; ``swap_used_bytes``, the host's swap
     in use when the cell began; ``provenance.*`` and ``requested.*``, the conditions.
     What was not measured is NaN or None, never 0. Only a row of status complete may be averaged.
+    Cells under the policy off, in which nothing was to be saved, have no row.
     """
-    cells = [(run.plan.run_id, records) for run in runs for records in run.cells]
+    cells = [
+        (run.plan.run_id, records) for run in runs for records in run.cells if records.cell.policy != OFF
+    ]
     measured = [(run_id, records) for run_id, records in cells if records.status == COMPLETE]
     table = _frame(
         [
@@ -164,7 +168,9 @@ def _verification(records: CellRecords) -> dict[str, Any]:
 def _conditions(records: CellRecords) -> dict[str, Any]:
     """The physical boot, and what two measurements must have in common to be of one treatment."""
     asked, found = records.on.requested, records.provenance
-    reserve = {"guest_reserve_bytes": asked.guest_reserve_bytes}
+    # Named where it is: guests that are probed hold more, and were asked something between the two arms.
+    probes = {} if asked.probes is None else {"probes": asked.probes}
+    reserve = {"guest_reserve_bytes": asked.guest_reserve_bytes, **probes}
     given = {**conditions(found, reserve, service=asked.service), **marks(records)}
     wanted = asked.model_dump(include={"ksm_knobs", "service", "thp_enabled"})
     return {

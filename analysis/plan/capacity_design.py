@@ -11,6 +11,7 @@ from analysis.errors import UserError
 from analysis.plan.design import (
     MIB,
     MOST_GUESTS,
+    MOST_PROBES,
     Caster,
     Design,
     DesignError,
@@ -37,6 +38,7 @@ _CELLS = {
     "policies": DEFAULT,
     "guests": 1,
     "repetitions": 1,
+    "probes": 0,
     "cell_order_seed": "",
 }
 
@@ -250,7 +252,7 @@ _CASTS: dict[str, Caster] = {
     "envelope_mib": whole(0, MIB),
     "step_guests": whole(1, 64),
     "most_guests": whole(1, MOST_GUESTS),
-    "probes": whole(1, 100),
+    "probes": whole(1, MOST_PROBES),
     "probe_seconds": whole(1, 600),
     "divergence": boolean,
     "stop_psi_memory_percent": number(0.1, 100),

@@ -32,6 +32,7 @@ CHECKPOINTS = ("keep", "fresh", "measured")
 # What becomes of a host on which other processes offer memory to KSM
 REFUSE, ALLOW = "refuse", "allow"
 MOST_GUESTS = 999
+MOST_PROBES = 100
 LAST_PORT = 65535
 # A seed is drawn from 0 to one below this.
 SEEDS = 1 << 32
@@ -50,6 +51,8 @@ HANDLING = frozenset(
 
 # Ways to say what the guests do: what they come to is compared, not the words.
 LOADS = frozenset({"focus", "workloads", "mix"})
+# Variables that say nothing but what policies, workloads and what is requested of a record say
+SAID_ELSEWHERE = frozenset({"ksm_knobs", "thp_enabled", "others", "keep_loaded", "probes"})
 # Each cell starts from the same checkpoint, so its place in the order changes nothing in it.
 SEED = "cell_order_seed"
 
@@ -94,7 +97,9 @@ class Design:
     ``workloads`` (empty: not given) takes the place of ``focus``, and ``mix`` ("" or in the order of the
     alphabet) of both. Lists are in one order, whatever the order in which they were given.
     ``cell_order_seed``: None where it is to be drawn. ``thp_enabled``: "" for each policy's own mode.
-    ``others``: refuse or allow memory that others on the host offer to KSM.
+    ``others``: refuse or allow memory that others on the host offer to KSM. ``keep_loaded``: False loads the
+    guests of every cell after their restore, whatever their workload's file says. ``probes``: of guests, one
+    after another, in each arm; with 0 ``off`` is no policy.
     """
 
     focus: tuple[int, ...]
@@ -113,6 +118,8 @@ class Design:
     boot_wave: int
     keep_guests: bool
     census: bool
+    keep_loaded: bool
+    probes: int
     guest_ssh_port_base: int
     image_source: str
     image_checksum: str
@@ -193,6 +200,7 @@ class Design:
             "sample_interval_seconds": self.sample_interval_seconds,
             # What every run did before there was a choice is not said.
             **({"others": ALLOW} if self.others == ALLOW else {}),
+            **({"probes": self.probes} if self.probes else {}),
         }
 
     def policies_json(self) -> dict[str, dict[str, Any]]:
@@ -204,19 +212,22 @@ class Design:
     def workloads_json(self) -> dict[str, dict[str, Any]]:
         """Each single workload that occurs, by its name, those within a mix too, as a plan holds it."""
         single = parse_mix(self.mix, "mix") if self.mix else self.loads
-        return {name: read_workload(name).to_json() for name in single}
+        found = {name: read_workload(name) for name in single}
+        if not self.keep_loaded:
+            found = {name: replace(one, checkpoint_loaded=False) for name, one in found.items()}
+        return {name: one.to_json() for name, one in found.items()}
 
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON of what is measured.
 
         The handling of guests and the order of the cells are left out; policies and workloads count with
-        what their files say, and others with what is requested.
+        what their files say, keep_loaded with these, and others and probes with what is requested.
         """
         variables = {
             name: value
             for name, value in self.to_json().items()
-            if name not in HANDLING | LOADS | {SEED, "ksm_knobs", "thp_enabled", "others"}
+            if name not in HANDLING | LOADS | SAID_ELSEWHERE | {SEED}
         }
         return canonical_digest(
             {
@@ -381,10 +392,15 @@ def existing_load(name: str, value: Any) -> str:
 
 def existing_policy(name: str, value: Any) -> str:
     """Check the name of one policy other than off, and its file. Raises UserError."""
+    known = [policy for policy in policy_names() if policy != OFF]
+    if str(value) == OFF:
+        raise DesignError(f"{name} names off, which is measured anyway: allowed are {', '.join(known)}.")
+    return _policy(name, value)
+
+
+def _policy(name: str, value: Any) -> str:
     text = str(value)
     known = [policy for policy in policy_names() if policy != OFF]
-    if text == OFF:
-        raise DesignError(f"{name} names off, which is measured anyway: allowed are {', '.join(known)}.")
     if text.split(LAID_OVER, maxsplit=1)[0] not in policy_names():
         raise DesignError(f"{name} names {text!r}, which does not exist: there are {', '.join(known)}.")
     return read_policy(text).name
@@ -499,6 +515,17 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
             f"ksm_knobs has {knob}, which the policy {policy} sets, too: leave one out."
             for knob in sorted(both)
         ]
+    probes = values.get("probes")
+    if OFF in values.get("policies", ()) and (not probes or values["policies"] == (OFF,)):
+        wrong.append(
+            "policies names off, which every cell begins with: allowed is off beside other policies and "
+            "with probes, for which it shows what order and chance do."
+        )
+    if probes and values.get("checkpoint") == "measured":
+        wrong.append(
+            "checkpoint is 'measured', which saves guests after they were measured as they booted: allowed "
+            "is no probes, for which idle guests hold memory that the checkpoint would have."
+        )
     mix, guests = values.get("mix"), values.get("guests")
     if mix and guests and guests != (mixed := sum(parse_mix(mix, "mix").values()),):
         asked = f"guests, {guests[0]}" if len(guests) == 1 else "guests, which must be one number"
@@ -529,7 +556,7 @@ _CASTS: dict[str, Caster] = {
     "focus": _focus,
     "workloads": _workloads,
     "mix": _mix,
-    "policies": several(existing_policy, _EACH_ONCE),
+    "policies": several(_policy, _EACH_ONCE),
     "guests": several(whole(1, MOST_GUESTS), "each number once, with commas between"),
     "boots": whole(1, 1000),
     "first_boot": whole(1, 1000),
@@ -542,6 +569,8 @@ _CASTS: dict[str, Caster] = {
     "boot_wave": whole(0, MOST_GUESTS),
     "keep_guests": boolean,
     "census": boolean,
+    "keep_loaded": boolean,
+    "probes": whole(0, MOST_PROBES),
     "guest_ssh_port_base": whole(1024, LAST_PORT - 1),
     "image_source": _text,
     "image_checksum": _checksum,

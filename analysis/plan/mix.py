@@ -87,6 +87,19 @@ def keeps_load(load: str, workloads: Mapping[str, Any]) -> bool:
     return any(workloads[name]["checkpoint_loaded"] for name in mix_of(load))
 
 
+def loads_later(load: str, workloads: Mapping[str, Any]) -> bool:
+    """Whether some guests of a load are filled after they were restored, kept or not."""
+    return any(
+        workloads[name]["segments"] and not workloads[name]["checkpoint_loaded"] for name in mix_of(load)
+    )
+
+
 def load_contents(load: str, workloads: Mapping[str, Any]) -> dict[str, Any]:
-    """Segments of each workload of a load: guests kept with other ones do not hold it."""
-    return {name: workloads[name]["segments"] for name in mix_of(load)}
+    """Segments that the guests of each workload hold in the load's checkpoint: none where loaded after it.
+
+    Guests kept with other ones do not hold the load.
+    """
+    return {
+        name: workloads[name]["segments"] if workloads[name]["checkpoint_loaded"] else []
+        for name in mix_of(load)
+    }

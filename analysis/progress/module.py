@@ -133,7 +133,7 @@ def run_series(
         guests: their number, for the progress.
         roots: proc_root, sys_root and run_root.
         domains: guest -> libvirt domain, of those that must run all the while.
-        start_ksm, until, duration_seconds: as in the module.
+        start_ksm, until, duration_seconds: as in the module; with told it ends after the duration, too.
 
     Returns: the module's result; a failure has failed=True.
     """
@@ -145,10 +145,8 @@ def run_series(
         "interval_seconds": requested["sample_interval_seconds"],
         "until": until,
         "duration_seconds": duration_seconds,
-        **{
-            name: rule[name]
-            for name in ("timeout_seconds", "min_full_scans", "window_scans", "threshold_percent")
-        },
+        "timeout_seconds": limit,
+        **{name: rule[name] for name in ("min_full_scans", "window_scans", "threshold_percent")},
         "guests": guests,
         "domains": dict(domains or {}),
         **roots,

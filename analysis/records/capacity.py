@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.plan.policies import OFF, policy_order
-from analysis.records.models import CapacityPhase, DivergenceRecord, ProbeAnswer, StepRecord
+from analysis.records.models import CapacityPhase, DivergenceRecord, StepRecord
 from analysis.records.reading import RecordError, parse_record
 
 CAPACITY = "capacity"
-PROBES = tuple(ProbeAnswer.model_fields)
 
 # Run, hypervisor, workload, memory of a guest, envelope
 RunKey = tuple[str, str, str, int, int | None]

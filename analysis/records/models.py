@@ -114,7 +114,10 @@ class Convergence(Model):
 
 
 class Requested(Model):
-    """What was asked for; ``service``: "" for none; ``others``: what else KSM could merge on the host."""
+    """What was asked for; ``service``: "" for none; ``others``: what else KSM could merge on the host.
+
+    ``probes``: of guests, in each arm; None for none.
+    """
 
     policy: Text
     ksm_knobs: Knobs
@@ -125,6 +128,7 @@ class Requested(Model):
     convergence: Convergence
     sample_interval_seconds: Above0
     others: OthersMode = "refuse"
+    probes: Positive | None = None
 
 
 class Start(Model):
@@ -132,7 +136,7 @@ class Start(Model):
 
     ``origin``: checkpoint (restored into fresh processes) or boot (measured in those that booted).
     ``booted_at``: of the physical boot, which each checkpoint of it has. ``loaded``: whether the checkpoint
-    holds what the guests filled. ``confinement``: of the QEMU processes, as the kernel showed it; None in
+    holds all that the guests filled. ``confinement``: of the QEMU processes, as the kernel showed it; None in
     records made before it was looked at, and where no guest was started.
     """
 
@@ -352,13 +356,68 @@ class Samples(Model):
         return self
 
 
+class ProbeAnswer(Model):
+    """A guest's answer: latency of writing a page, throughput of memory and of the CPU."""
+
+    write_latency_p50_us: Amount
+    write_latency_p99_us: Amount
+    touch_mib_per_second: Amount
+    cpu_iterations_per_second: Amount
+
+
+class VcpuTime(Model):
+    """What a guest's request took: on the host's clock, and of the threads of its virtual CPUs.
+
+    ``run_seconds``: on a CPU of the host; ``wait_seconds``: ready and waiting for one
+    (/proc/PID/task/TID/schedstat). Both None where the kernel does not tell.
+    """
+
+    seconds: Amount
+    run_seconds: Amount | None
+    wait_seconds: Amount | None
+
+
+class Probe(Model):
+    """One guest probed while the others do nothing; ``answer``: None for a guest that gave none.
+
+    ``request``: a request that does nothing, ``probe``: the guest's own probe, ``read``: reading all memory
+    that it holds, ``read_bytes``. These are None in records of guests that were all probed at the same time.
+    """
+
+    guest: Text
+    answer: ProbeAnswer | None
+    request: VcpuTime | None = None
+    probe: VcpuTime | None = None
+    read: VcpuTime | None = None
+    read_bytes: Count | None = None
+
+
+class PsiTotals(Model):
+    """Microseconds for which some task waited."""
+
+    cpu: Count
+    memory: Count
+    io: Count
+
+
+class Window(Model):
+    """What happened on the host while the guests were probed."""
+
+    seconds: Above0
+    ksmd_cpu_seconds: Amount
+    steal_seconds: Amount | None
+    vmstat: Annotated[dict[str, Count | None], *_has("pgfault", "pgmajfault", "cow_ksm", "pswpin", "pswpout")]
+    psi_some_microseconds: PsiTotals | None
+
+
 # --- the records of a cell ------------------------------------------------------------------------------
 
 
 class SnapshotObserved(Model):
     """Host and guests at one moment; ``workload``: what each guest that filled memory filled.
 
-    ``tuners``: programs that ran and set KSM's knobs by themselves.
+    ``tuners``: programs that ran and set KSM's knobs by themselves. ``probes``: of guests, one after another
+    right after that moment, and ``window`` what their time did to the host; None where none was probed.
     """
 
     host: Host
@@ -366,6 +425,8 @@ class SnapshotObserved(Model):
     other_mergeable: tuple[OtherMergeable, ...]
     tuners: Names = ()
     workload: dict[str, Filled]
+    probes: tuple[Probe, ...] = ()
+    window: Window | None = None
 
 
 class KnobChange(Model):
@@ -650,7 +711,8 @@ class PlannedVariables(Model):
 
     ``cell_order_seed``: "" where it was drawn. ``first_boot``: the number of the first
     of the boots. ``follow_seconds``: of the series after the on record.
-    ``others``: whether memory that others offer to KSM was refused or allowed.
+    ``others``: whether memory that others offer to KSM was refused or allowed. ``keep_loaded``: whether
+    guests were kept loaded where their workload's file says so. ``probes``: of guests, in each arm.
     """
 
     focus: Annotated[tuple[Positive, ...], Field(min_length=1), AfterValidator(_distinct)]
@@ -669,6 +731,8 @@ class PlannedVariables(Model):
     boot_wave: Count
     keep_guests: bool
     census: bool
+    keep_loaded: bool = True
+    probes: Count = 0
     guest_ssh_port_base: int
     image_source: Text
     image_checksum: str
@@ -799,60 +863,6 @@ class Envelope(Model):
     working_set_bytes: Count
     failcnt: Count | None
     pressure: Pressure | None
-
-
-class ProbeAnswer(Model):
-    """A guest's answer: latency of writing a page, throughput of memory and of the CPU."""
-
-    write_latency_p50_us: Amount
-    write_latency_p99_us: Amount
-    touch_mib_per_second: Amount
-    cpu_iterations_per_second: Amount
-
-
-class VcpuTime(Model):
-    """What a guest's request took: on the host's clock, and of the threads of its virtual CPUs.
-
-    ``run_seconds``: on a CPU of the host; ``wait_seconds``: ready and waiting for one
-    (/proc/PID/task/TID/schedstat). Both None where the kernel does not tell.
-    """
-
-    seconds: Amount
-    run_seconds: Amount | None
-    wait_seconds: Amount | None
-
-
-class Probe(Model):
-    """One guest probed while the others do nothing; ``answer``: None for a guest that gave none.
-
-    ``request``: a request that does nothing, ``probe``: the guest's own probe, ``read``: reading all memory
-    that it holds, ``read_bytes``. These are None in records of guests that were all probed at the same time.
-    """
-
-    guest: Text
-    answer: ProbeAnswer | None
-    request: VcpuTime | None = None
-    probe: VcpuTime | None = None
-    read: VcpuTime | None = None
-    read_bytes: Count | None = None
-
-
-class PsiTotals(Model):
-    """Microseconds for which some task waited."""
-
-    cpu: Count
-    memory: Count
-    io: Count
-
-
-class Window(Model):
-    """What happened on the host while the guests were probed."""
-
-    seconds: Above0
-    ksmd_cpu_seconds: Amount
-    steal_seconds: Amount | None
-    vmstat: Annotated[dict[str, Count | None], *_has("pgfault", "pgmajfault", "cow_ksm", "pswpin", "pswpout")]
-    psi_some_microseconds: PsiTotals | None
 
 
 class EnvelopeSamples(Samples):

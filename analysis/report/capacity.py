@@ -14,6 +14,7 @@ from analysis.plan.design import MIB
 from analysis.plan.policies import OFF
 from analysis.records.capacity import CapacityRun
 from analysis.report.forecast import count
+from analysis.report.performance import differing
 from analysis.report.quantities import COSTS, QUANTITIES, STEPS
 from analysis.report.tables import Grid, Part, heading, notes, table
 
@@ -127,13 +128,9 @@ def _cost_remarks(both: pd.DataFrame) -> list[str]:
             continue
         for one in costs(by_boot.assign(policy=policy, guests=0, saved_bytes=0.0)):
             told = {name: seen for name, seen in one.lost.items() if seen is not None}
-            differ = [name for name, seen in told.items() if abs(seen.mean) > (seen.half_width or 0.0)]
-            same = [QUANTITIES[name].label for name in told if name not in differ]
-            words = [f"{QUANTITIES[name].label} {QUANTITIES[name].estimate(told[name])} %" for name in differ]
-            words += [f"no difference can be told of {', '.join(same)}"] if same else []
             remarks.append(
                 f"{policy}, mean over all N with its 95 % interval over {len(by_boot)} boots: "
-                f"{'; '.join(words)}."
+                f"{differing(told)}."
             )
     return remarks
 

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from analysis.model.capacity import FoundLimits, found_limits, used_series
 from analysis.model.divergence import Divergence, saved_series
 from analysis.model.judging import JudgedRun
-from analysis.model.performance import Cost, costs, relation, steps_table
+from analysis.model.performance import Cost, steps_table
 from analysis.plan.design import MIB
 from analysis.plan.policies import OFF as NO_KSM
 from analysis.records.capacity import CapacityRun
@@ -104,13 +104,12 @@ def capacity_figure(run: CapacityRun, loads: Mapping[str, LoadForecast]) -> Figu
     return figure
 
 
-def trade_off_figure(run: CapacityRun) -> Figure:
+def trade_off_figure(load: str, seen: Sequence[Cost]) -> Figure:
     """Memory saved against performance lost, each policy against off at the same N, marked with its N.
 
     Means over boots with their 95 % intervals where there are several.
     Raises FigureError when no number of guests was seen with KSM off and under a policy.
     """
-    seen = costs(relation(steps_table(run))) if run.arms else []
     if not seen:
         raise FigureError("there is nothing to draw: no number of guests was seen with KSM off and on.")
     policies = list(dict.fromkeys(one.policy for one in seen))
@@ -126,7 +125,7 @@ def trade_off_figure(run: CapacityRun) -> Figure:
             ),
             strict=True,
         ):
-            for policy, dashes in zip(policies, DASHES, strict=False):
+            for policy, dashes in zip(policies, cycle(DASHES), strict=False):
                 mine = [one for one in seen if one.policy == policy and one.saved_bytes is not None]
                 _trade_off_lines(axes, mine, names, dashes, "" if len(policies) == 1 else f"{policy}, ")
             axes.axhline(0, color=GREY, linewidth=0.8)
@@ -135,7 +134,7 @@ def trade_off_figure(run: CapacityRun) -> Figure:
             axes.legend(frameon=False, fontsize=9)
         entitle(
             figure,
-            f"{run.workload.replace('_', ' ')}: memory saved against performance lost, {', '.join(policies)} "
+            f"{load.replace('_', ' ')}: memory saved against performance lost, {', '.join(policies)} "
             "against KSM off",
         )
     return figure

@@ -7,9 +7,11 @@ from typing import Any
 
 from analysis.measure.policies import COURSE, CPU, CPU_SETTLED, TO_BEST, USE, Against, Line, Place
 from analysis.measure.pooling import LeftOut
+from analysis.measure.probes import OPERATION_CPU, P99
 from analysis.measure.statistics import LEAST_BOOTS
 from analysis.plan.workloads import title
 from analysis.records.loading import Run
+from analysis.report.performance import has_performance, performance_grid, performance_remarks
 from analysis.report.quantities import COMPARED_POLICIES, QUANTITIES, UNITS
 from analysis.report.summary import described, left_out_words, measured_on, replicates
 from analysis.report.tables import Grid, Part, heading, notes, table
@@ -26,6 +28,8 @@ def policy_parts(
     for place in places:
         if place.lines:
             parts += [heading(place_name(place)), _grid(place)]
+        if has_performance(place):
+            parts.append(performance_grid(place))
         if len(place.lines) > 1 and place.least is not None:
             parts.append(_against_grid(place, place.line(place.least)))
     return [*parts, notes([*warnings(places, left_out, problems), *_legend(places)])]
@@ -63,6 +67,7 @@ def _legend(places: Sequence[Place]) -> Iterator[str]:
                 f"{place_name(place)}: the best is {place.most}, whose gross saving is greatest; lost "
                 f"on the way: over {place.horizon_seconds:.0f} s."
             )
+        yield from (f"{place_name(place)}: {remark}" for remark in performance_remarks(place))
     yield "Pareto: no other policy uses less memory for as little CPU of ksmd until settled, by the means."
     yield f"{UNITS} `python -m analysis quantities` says what every column is and where it comes from."
 
@@ -96,11 +101,11 @@ def _shown(place: Place, line: Line, name: str) -> str:
 
 
 def _against_grid(place: Place, least: Line) -> Grid:
-    rows = []
+    rows, compared = [], _compared(place)
     for line in place.lines:
         if line is least:
             continue
-        found = {name: line.less(least, name) for name in _AGAINST}
+        found = {name: line.less(least, name) for name in compared}
         use = found[USE]
         rows.append(
             (
@@ -110,10 +115,15 @@ def _against_grid(place: Place, least: Line) -> Grid:
                 _told_apart(use),
             )
         )
-    heads = ("policies", "boots", *(QUANTITIES[name].head for name in _AGAINST), "which is")
+    heads = ("policies", "boots", *(QUANTITIES[name].head for name in compared), "which is")
     return table(
         heads, rows, title=f"Against {least.policy}, under which the guests use least, paired by boot"
     )
+
+
+def _compared(place: Place) -> tuple[str, ...]:
+    """What policies are compared with the best one by: performance, too, where it was measured."""
+    return (*_AGAINST, P99, OPERATION_CPU) if has_performance(place) else _AGAINST
 
 
 def _signed(name: str, seen: Against | None) -> str:
@@ -134,20 +144,22 @@ def policy_json(
 ) -> str:
     """The places as JSON: run_ids, quantities, places and notes.
 
-    Of each policy of a place its boots, unsettled and unreached cells, settings, estimates by quantity,
-    ``against``: paired differences from the policy ``least``, and whether it is on the Pareto front.
+    Of a place ``control``: of what is lost in performance, what cells under off show. Of each policy its
+    boots, unsettled and unreached cells, settings, estimates by quantity, ``against``: paired differences
+    from the policy ``least``, and whether it is on the Pareto front.
     """
     content = {
         "schema_version": 1,
         "run_ids": [run.plan.run_id for run in runs],
         "quantities": described(COURSE),
-        "places": [_place(place) for place in places],
+        "places": [place_json(place) for place in places],
         "notes": [*warnings(places, left_out, problems), UNITS],
     }
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def _place(place: Place) -> dict[str, Any]:
+def place_json(place: Place) -> dict[str, Any]:
+    """One place as JSON, see :func:`policy_json`."""
     kept = ("hypervisor", "workload", "guests", "guest_memory_bytes", "horizon_seconds", "most", "least")
     least = None if place.least is None else place.line(place.least)
     return {
@@ -158,7 +170,7 @@ def _place(place: Place) -> dict[str, Any]:
                 "estimates": {name: seen and asdict(seen) for name, seen in line.estimates.items()},
                 "against": {
                     name: None if seen is None else {**asdict(seen), "apart": seen.apart}
-                    for name in _AGAINST
+                    for name in _compared(place)
                     if least is not None
                     for seen in [line.less(least, name)]
                 },
@@ -166,5 +178,6 @@ def _place(place: Place) -> dict[str, Any]:
             }
             for line in place.lines
         ],
+        "control": {name: seen and asdict(seen) for name, seen in place.control.items()},
         "left_out": list(place.left_out),
     }

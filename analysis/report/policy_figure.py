@@ -1,4 +1,4 @@
-"""The Pareto figure of policies: the memory that the guests use against ksmd's CPU."""
+"""The Pareto figure of policies: the memory that the guests use against ksmd's CPU and the guests' p99."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.measure.policies import CPU, CPU_SETTLED, USE, Place
+from analysis.measure.probes import P99
 from analysis.measure.statistics import Estimate
 from analysis.plan.policies import policy_order
 from analysis.report.figures import (
@@ -27,13 +28,13 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def pareto_figure(places: Sequence[Place]) -> Figure:
-    """A panel for each place and each of ksmd's two costs that are known of two policies or more there.
+    """A panel for each place and each cost that is known of two policies or more there: ksmd's two, p99.
 
     A line joins the policies that no other one beats in both, by their means. Raises FigureError when there
     is no such place.
     """
     panels = [
-        (place, cost) for cost in (CPU, CPU_SETTLED) for place in places if len(_drawn(place, cost)) > 1
+        (place, cost) for cost in (CPU, CPU_SETTLED, P99) for place in places if len(_drawn(place, cost)) > 1
     ]
     if not panels:
         raise FigureError("there is nothing to draw: no place has two policies that can be compared.")
@@ -57,7 +58,7 @@ def pareto_figure(places: Sequence[Place]) -> Figure:
             for handle, label in zip(*one.get_legend_handles_labels(), strict=True)
         }
         figure.legend(handles.values(), handles, loc="outside right upper", frameon=False, fontsize=8)
-        entitle(figure, "Memory against ksmd's CPU: left and down is better")
+        entitle(figure, "Memory against what it costs: left and down is better")
         figure.supxlabel(
             "Mean of the boots; lines on points: 95 % interval. Hollow: not settled in some cell. "
             "Grey line: no policy is better in both.",
@@ -94,5 +95,5 @@ def _panel(axes: Axes, place: Place, cost: str, looks: dict[str, tuple[str, str]
     costs = [spent.mean for _policy, _use, spent, _settled in _drawn(place, cost)]
     if 0 < min(costs) < max(costs) / WIDE:
         axes.set_xscale("log")
-    else:
+    elif min(costs) >= 0:
         axes.set_xlim(left=0)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from analysis.measure.policies import Place
 from analysis.model.capacity import found_limits
 from analysis.model.judging import JudgedRun
 from analysis.model.performance import costs, relation, steps_table
@@ -30,6 +31,8 @@ from analysis.model.scoring import (
 from analysis.model.sharing import HOST
 from analysis.plan.design import MIB
 from analysis.report.capacity import capacity_parts
+from analysis.report.performance import has_performance, performance_grid, performance_remarks
+from analysis.report.policies import place_json, place_name
 from analysis.report.quantities import QUANTITIES
 from analysis.report.tables import Grid, Part, heading, notes, table
 
@@ -45,8 +48,8 @@ class Scores:
     """What a report is of.
 
     ``forecasts``: how many were read; ``refused``: each cell that a forecast covers and that is not scored;
-    ``not_read``: a sentence for each forecast that a run names and that cannot be used; ``left_out``: one for
-    each file or run that cannot be used.
+    ``not_read``: a sentence for each forecast that a run names and that cannot be used; ``probed``: cells in
+    which guests were probed; ``left_out``: a sentence for each file or run that cannot be used.
     """
 
     forecasts: int
@@ -54,6 +57,7 @@ class Scores:
     refused: tuple[Refused, ...]
     not_read: tuple[str, ...]
     capacity: tuple[JudgedRun, ...]
+    probed: tuple[Place, ...]
     left_out: tuple[str, ...]
 
 
@@ -62,6 +66,9 @@ def score_parts(scores: Scores) -> list[Part]:
     parts: list[Part] = _joined_parts(scores) if scores.forecasts or scores.not_read else []
     for judged in scores.capacity:
         parts += capacity_parts(judged)
+    for place in filter(has_performance, scores.probed):
+        parts += [heading(place_name(place)), performance_grid(place)]
+        parts.append(notes([*(f"! {one}" for one in place.left_out), *performance_remarks(place)]))
     if scores.left_out:
         n = len(scores.left_out)
         parts.append(heading("1 file or run is left out" if n == 1 else f"{n} files or runs are left out"))
@@ -80,6 +87,7 @@ def score_json(scores: Scores) -> str:
         "not_read": list(scores.not_read),
         "left_out": list(scores.left_out),
         "capacity": [_capacity_json(judged) for judged in scores.capacity],
+        "probed": [place_json(place) for place in scores.probed],
     }
     return json.dumps(content, indent=2)
 

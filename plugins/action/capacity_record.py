@@ -49,7 +49,8 @@ from analysis.plan.variables import plain_data
 from analysis.plan.workloads import read_workload
 from analysis.progress.module import begin_series, end_series, run_series, run_workload
 from analysis.records.action import head, record_path, store
-from analysis.records.models import RECORDS, Host, ProbeAnswer, StepRecord
+from analysis.records.models import RECORDS, Host, StepRecord
+from analysis.records.probes import as_recorded, window
 from analysis.records.reading import RecordError, read_record
 from analysis.records.rivals import knob_changes
 
@@ -58,8 +59,6 @@ ACTION = "capacity_record"
 WATCH_SECONDS = 3600
 # KSM may merge what a guest fills within seconds; between two samples the most that was used is not seen.
 WATCH_INTERVAL_SECONDS = 0.25
-VMSTAT = ("pgfault", "pgmajfault", "cow_ksm", "pswpin", "pswpout", "oom_kill")
-RESOURCES = ("cpu", "memory", "io")
 KEPT = ("next_guests", "diverging_guests", "load_size_bytes")
 
 
@@ -172,11 +171,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             return []
         capacity = args["plan"]["capacity"]
         asked = {name: capacity[name] for name in ("probes", "probe_seconds")}
-        probes: list[dict[str, Any]] = self._workload(args, task_vars, "probed", **asked)["probes"]
-        for probe in probes:
-            if probe["answer"]:
-                probe["answer"] = {name: probe["answer"][name] for name in ProbeAnswer.model_fields}
-        return probes
+        return as_recorded(self._workload(args, task_vars, "probed", **asked)["probes"])
 
     @staticmethod
     def _roots(args: dict[str, Any]) -> dict[str, str]:
@@ -367,28 +362,6 @@ def common(
             "host_reserve_bytes": plan["capacity"]["stop_available_mib"] * MIB,
         },
         "observed": observed,
-    }
-
-
-def window(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """What happened on the host from one snapshot to the other; None for what the kernel does not count."""
-    hosts = before["host"], after["host"]
-
-    def difference(*path: str) -> Any:
-        ends = []
-        for node in hosts:
-            for name in path:
-                node = None if node is None else node.get(name)  # noqa: PLW2901 -- walks down
-            ends.append(node)
-        return None if None in ends else max(0, ends[1] - ends[0])
-
-    psi = {name: difference("psi", name, "some", "total_microseconds") for name in RESOURCES}
-    return {
-        "seconds": round(after["monotonic_seconds"] - before["monotonic_seconds"], 3),
-        "ksmd_cpu_seconds": difference("ksmd_cpu_seconds"),
-        "steal_seconds": difference("cpu_seconds", "steal"),
-        "vmstat": {name: difference("vmstat", name) for name in VMSTAT},
-        "psi_some_microseconds": None if None in psi.values() else psi,
     }
 
 

@@ -13,14 +13,16 @@ Arguments:
         Of a mix both name the guests that hold something, by their names in domains. Where there is none,
         no guest is asked, and the host is as in the record on.
     drop_caches: drop the host's caches before it is read (off, on).
+    requested.probes: so many probes of guests, by their channels, after the host was read (off, on).
     failure: phase, task and message (failed).
-    start_ksm: merge begins with writing 1 to run (default true); after goes on with what runs.
+    start_ksm: merge begins with writing 1 to run (default true); after goes on with what runs. Under the
+        policy off nothing is started, and merge is as long as the default policy takes to settle or so.
     until, duration_seconds: what ends merge or after (converged or seconds), as in the module measure_series.
     replace: write over a record of this phase (default false; a failed record always replaces its kind).
     proc_root, sys_root, run_root: the host's trees, for tests.
 
-Returns: record (path), msg (one line), cell_id, changed (by starting KSM or dropping caches). A failed record
-adds its message to the fact failures, with which the run ends when all has been measured.
+Returns: record (path), msg (one line), cell_id, changed (by starting KSM, dropping caches or probing). A
+failed record adds its message to the fact failures, with which the run ends when all has been measured.
 """
 
 from __future__ import annotations
@@ -33,11 +35,13 @@ from typing import Any
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 
+from analysis.plan.policies import OFF
 from analysis.plan.variables import add_failure, plain_data
 from analysis.progress.module import run_series, run_workload, show_begin
 from analysis.records.action import GIVEN, head, prepare, record_path, store
 from analysis.records.models import PHASES as RECORDS
 from analysis.records.models import Machine
+from analysis.records.probes import as_recorded, window
 from plugins.module_utils.ksm_convergence import saved_pages
 
 ACTION = "measure_record"
@@ -48,6 +52,10 @@ YAML_TRUTH = {False: "off", True: "on"}
 # Whether KSM was in use before is of cells alone.
 GIVEN_OF_CELLS = (*GIVEN, "ksm_before")
 NEEDS = {"off": "domains", "on": "domains", "failed": "failure"}
+# What a guest's own probe takes
+PROBE_SECONDS = 2
+# Between the two arms of a cell under the policy off
+IDLE_SECONDS = 30.0
 MESSAGE_LIMIT_CHARACTERS = 4000
 MIB = 1 << 20
 
@@ -85,7 +93,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         elif phase == "verify":
             measured = self._verify(args, variables)
         else:
-            measured = self._host(args, variables, args["domains"], drop_caches=args["drop_caches"])
+            measured = self._arm(args, variables)
         if measured.get("failed") or measured.get("unreachable"):
             return {**result, **measured}
         record = assemble(args, measured, observed(args, measured))
@@ -131,6 +139,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             required_if=[("until", "seconds", ["duration_seconds"])],
         )
         plain = plain_data(args)
+        if plain["cell"].get("policy") == OFF:
+            plain["start_ksm"] = False
         needed = NEEDS.get(plain["phase"])
         if needed and not plain[needed]:
             raise AnsibleActionFail(f"{ACTION}: phase {plain['phase']} needs the argument {needed}.")
@@ -162,6 +172,29 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         args["verify"] = answer["answers"]
         return self._host(args, task_vars, {})
 
+    def _arm(self, args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+        """Read the host; then probe some guests where that is asked for, and see what it did to the host."""
+        read = self._host(args, task_vars, args["domains"], drop_caches=args["drop_caches"])
+        probes = args["requested"].get("probes")
+        if not probes or read.get("failed") or read.get("unreachable"):
+            return read
+        asked = {
+            "state": "probed",
+            "channels": args["channels"],
+            "probes": probes,
+            "probe_seconds": PROBE_SECONDS,
+            "silence": "null",
+        }
+        answer = run_workload(self, task_vars, asked)
+        if answer.get("failed") or answer.get("unreachable"):
+            return answer
+        after = self._host(args, task_vars, {})
+        if after.get("failed") or after.get("unreachable"):
+            return after
+        ends = ({**one["observed"], "monotonic_seconds": one["monotonic_seconds"]} for one in (read, after))
+        seen = {**read["observed"], "probes": as_recorded(answer["probes"]), "window": window(*ends)}
+        return {**read, "changed": True, "observed": seen}
+
     def _host(
         self,
         args: dict[str, Any],
@@ -179,6 +212,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         return measured
 
     def _merge(self, args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+        off = args["cell"].get("policy") == OFF
         return run_series(
             self,
             task_vars,
@@ -187,8 +221,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             domains=args["domains"],
             roots={name: args[name] for name in ("proc_root", "sys_root", "run_root")},
             start_ksm=args["start_ksm"],
-            until=args["until"],
-            duration_seconds=args["duration_seconds"],
+            until="told" if off else args["until"],
+            duration_seconds=IDLE_SECONDS if off else args["duration_seconds"],
         )
 
     def _failed(self, args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:

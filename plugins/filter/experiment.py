@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from analysis.plan.design import check_run_id
-from analysis.plan.mix import guest_workloads, keeps_load, load_contents
+from analysis.plan.mix import guest_workloads, keeps_load, load_contents, loads_later
 from analysis.progress.matrix import FIRST_PHASE, named_phase
 
 
@@ -16,20 +16,36 @@ def guest_segments(
     load: str,
     workloads: Mapping[str, Any],
     shares: bool = False,
+    *,
+    kept: bool | None = None,
 ) -> dict[str, Any]:
     """Return guest -> segments that it fills, of the guests that came to the barrier now.
 
     What a guest does follows from its place among all of them (domains), also where some run already; with
-    shares from its place alone.
+    shares from its place alone. With kept only those whose load a checkpoint is to hold (True), or the
+    others (False): each guest of a mix is loaded where guests that all do the same are.
     """
     does = guest_workloads(load, domains, shares=shares)
-    return {name: workloads[does[name]]["segments"] for name in barrier}
+    return {
+        name: workloads[does[name]]["segments"]
+        for name in barrier
+        if kept is None or workloads[does[name]]["checkpoint_loaded"] is kept
+    }
 
 
 def workload_reports(guests: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, Any]:
     """Return guest -> what it said when it was loaded, now or before its checkpoint; empty where none was."""
-    reports = (guests.get("load") or {}).get("reports") or loaded.get("answers") or {}
+    reports = {**((guests.get("load") or {}).get("reports") or {}), **(loaded.get("answers") or {})}
     return {name: reports[name] for name in guests.get("domains") or {} if name in reports}
+
+
+def start_with(
+    start: Mapping[str, Any] | None, load: str, workloads: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return the start of guests with this load, as a record has it: loaded where all that is filled was."""
+    if start is None:
+        return None
+    return {**start, "loaded": start["loaded"] and not loads_later(load, workloads)}
 
 
 def member(answers: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
@@ -63,6 +79,7 @@ class FilterModule:
             "keeps_load": keeps_load,
             "load_contents": load_contents,
             "workload_reports": workload_reports,
+            "start_with": start_with,
             "member": member,
             "failure_of": failure_of,
             "checked_run_id": check_run_id,

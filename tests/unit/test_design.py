@@ -10,6 +10,8 @@ from planned import measured, planned, play_action, variables
 
 from analysis.plan.design import (
     PROJECT,
+    REFERENCE,
+    RESULTS,
     VARIABLES,
     Design,
     DesignError,
@@ -101,7 +103,9 @@ def test_strings_from_the_command_line_are_typed(name: str, given: Any, typed: A
         ("policies", "", "each one once, with commas between"),
         ("policies", [], "each one once, with commas between"),
         ("policies", "ksm,ksm", "has ksm more than once"),
-        ("policies", "off,ksm", "names off, which is measured anyway: allowed are advisor, kernel-default"),
+        ("policies", "off,ksm", "names off, which every cell begins with: allowed is off beside other"),
+        ("probes", "101", "a whole number from 0 to 100"),
+        ("keep_loaded", "perhaps", "true or false"),
         ("mix", "idle", "each workload once with its number of guests from 1"),
         ("mix", "idle=10,idle=5", "each workload once"),
         ("mix", "idle=15,random_fill=0", "number of guests from 1"),
@@ -358,8 +362,13 @@ def test_the_digest_tells_designs_apart_and_ignores_how_guests_are_handled() -> 
     assert design(ksm_knobs={"b": 1, "a": 2}).digest == design(ksm_knobs={"a": "2", "b": 1}).digest
     # What the policy says already is no other design.
     assert design(thp_enabled="keep").digest == design().digest
+    # As a plan of before these variables has it
+    assert design(probes=0, keep_loaded=True).digest == design().digest
+    assert design(focus=2, keep_loaded=False).digest == design(focus=2).digest
+    assert design(focus=3, keep_loaded=False).digest != design(focus=3).digest
     for change in (
         {"guests": 14},
+        {"probes": 5},
         {"guests": "14,15"},
         {"ksm_knobs": {"pages_to_scan": 100}},
         {"policies": "smart_scan"},
@@ -369,6 +378,38 @@ def test_the_digest_tells_designs_apart_and_ignores_how_guests_are_handled() -> 
         {"others": "allow"},
     ):
         assert design(**change).digest != design().digest, change
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"policies": "off", "probes": 5}, "policies names off, which every cell begins with"),
+        ({"checkpoint": "measured", "probes": 5}, "checkpoint is 'measured', .*: allowed is no probes"),
+    ],
+)
+def test_probes_that_show_nothing_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(DesignError, match=words):
+        design(**changes)
+
+
+def test_cells_under_off_stand_beside_others_where_guests_are_probed() -> None:
+    probed = design(policies="off,ksm", probes=5)
+    assert {cell.policy for cell in probed.cells(["host1"], 1)} == {"off", "ksm"}
+    assert {name: one["requested"]["probes"] for name, one in probed.policies_json().items()} == {
+        "off": 5,
+        "ksm": 5,
+    }
+
+
+def test_guests_that_are_not_kept_loaded_are_loaded_in_each_cell() -> None:
+    assert design(focus=3).workloads_json()["random_fill"]["checkpoint_loaded"] is True
+    assert design(focus=3, keep_loaded=False).workloads_json()["random_fill"]["checkpoint_loaded"] is False
+
+
+def test_the_digest_of_a_published_plan_is_that_of_its_variables_today() -> None:
+    plan = read_plan(RESULTS / REFERENCE / "mix-even-15")
+    given = {**variables(), **plan.to_json()["design"]}
+    assert Design.from_variables(given).digest == plan.design_digest
 
 
 def test_what_is_requested_says_that_others_are_allowed_and_else_what_it_always_said() -> None:

@@ -47,20 +47,44 @@ def test_a_load_is_kept_where_its_files_say_so(load_: str, kept: bool) -> None:
     assert FILTERS["keeps_load"](load_, WORKLOADS) is kept
 
 
-def test_the_contents_of_a_load_are_those_of_each_of_its_workloads() -> None:
+def test_a_mix_is_loaded_before_its_checkpoint_where_its_workload_alone_is_and_after_it_otherwise() -> None:
+    mix = "constant_fill=1,idle=1,random_fill=1"
+    segments = FILTERS["guest_segments"]
+    assert segments(THREE, THREE, mix, WORKLOADS, kept=True) == {"guest03": RANDOM}
+    assert segments(THREE, THREE, mix, WORKLOADS, kept=False) == {"guest01": CONSTANT, "guest02": []}
     contents = FILTERS["load_contents"]
+    assert contents(mix, WORKLOADS) == {"constant_fill": [], "idle": [], "random_fill": RANDOM}
     assert contents("random_fill", WORKLOADS) == {"random_fill": RANDOM}
-    assert contents("idle=5,constant_fill=1", WORKLOADS) == {"idle": [], "constant_fill": CONSTANT}
+    assert contents("idle=5,random_fill=1", WORKLOADS) == {"idle": [], "random_fill": RANDOM}
 
 
-def test_reports_are_of_the_load_that_came_with_the_checkpoint_else_of_the_one_made_now() -> None:
+@pytest.mark.parametrize(
+    ("load_", "restored_loaded", "loaded"),
+    [
+        ("random_fill", True, True),
+        ("idle=2,random_fill=1", True, True),
+        ("constant_fill=2,random_fill=1", True, False),
+        ("constant_fill", False, False),
+    ],
+)
+def test_a_start_is_loaded_where_its_checkpoint_holds_all_that_is_filled(
+    load_: str, restored_loaded: bool, loaded: bool
+) -> None:
+    start = FILTERS["start_with"]({"from": "checkpoint", "loaded": restored_loaded}, load_, WORKLOADS)
+    assert start == {"from": "checkpoint", "loaded": loaded}
+    assert FILTERS["start_with"](None, load_, WORKLOADS) is None
+
+
+def test_reports_are_of_the_load_that_came_with_the_checkpoint_and_of_the_one_made_now() -> None:
     reports = FILTERS["workload_reports"]
     domains = {"guest01": "ksm-testbed-guest01", "guest02": "ksm-testbed-guest02"}
     kept = {"guest01": {"digest": "kept"}, "guest02": {"digest": "kept"}, "guest03": {"digest": "of more"}}
     now = {"answers": {"guest02": {"digest": "now"}}}
-    assert reports({"domains": domains, "load": {"reports": kept}}, now) == {
-        name: kept[name] for name in domains
-    }
+    kept_loaded = {"domains": domains, "load": {"reports": kept}}
+    assert reports(kept_loaded, {"skipped": True}) == {name: kept[name] for name in domains}
+    # Of a mix one guest came loaded, and the other was loaded after that
+    one_kept = {"domains": domains, "load": {"reports": {"guest01": {"digest": "kept"}}}}
+    assert reports(one_kept, now) == {"guest01": {"digest": "kept"}, **now["answers"]}
     assert reports({"domains": domains, "load": {}}, now) == now["answers"]
     assert reports({"domains": domains, "load": {}}, {"skipped": True}) == {}
     assert reports({}, {}) == {}

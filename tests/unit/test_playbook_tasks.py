@@ -275,6 +275,38 @@ def test_guests_that_are_measured_as_they_booted_are_kept_then_and_restored_for_
     assert host.log == ["put_right", *booted, *IDLE, "put_right"]
 
 
+def test_guests_are_probed_in_both_arms_and_under_off_nothing_is_started(host: Host) -> None:
+    code, out = host.measure(policies="ksm,off", probes="2", census="true", follow_seconds="1")
+    assert code == 0, out
+    probed = ["measure_host", "workload probed", "measure_host"]
+    cell = [*BEGINS, "workload loaded", *probed, "measure_series", *probed]
+    verified = ["workload verified", "measure_host"]
+    ksm, off = [*cell, "measure_series", "census", *verified], [*cell, *verified]
+    assert host.log in (["put_right", *ksm, *off, "put_right"], ["put_right", *off, *ksm, "put_right"])
+    for policy in ("ksm", "off"):
+        records = host.records(f"idle-{policy}-guests2-boot1-rep1")
+        for arm in ("off", "on"):
+            observed = records[arm]["observed"]
+            assert [one["guest"] for one in observed["probes"]] == [*DOMAINS]
+            assert observed["window"]["seconds"] > 0
+            assert records[arm]["requested"]["probes"] == 2
+
+
+def test_a_mix_is_kept_with_the_guests_whose_load_is_and_the_others_are_loaded_after_it(host: Host) -> None:
+    code, out = host.measure(mix="constant_fill=1,random_fill=1")
+    assert code == 0, out
+    kept = ["workload loaded", "guests saved", "guests restored"]
+    assert host.log[4 : 4 + len(kept) + 1] == [*kept, "workload loaded"]
+    records = host.records("mix-constant_fill1-random_fill1-ksm-guests2-boot1-rep1")
+    assert records["off"]["provenance"]["start"]["loaded"] is False
+
+
+def test_guests_are_loaded_after_each_restore_where_they_are_not_to_be_kept_loaded(host: Host) -> None:
+    code, out = host.measure(focus="3", keep_loaded="false")
+    assert code == 0, out
+    assert host.log[3:6] == ["guests restored", "workload loaded", "measure_host"]
+
+
 BEGINS_ARM = ["guests absent", "ksm", "measure_host", "measure_host"]
 # The first arm of a boot makes sure of its checkpoint.
 BEGINS_BOOT = ["guests absent", "guests restored", *BEGINS_ARM]

@@ -16,7 +16,7 @@ from channel_guest import ChannelGuest, answer
 from plugin_files import ROOT, RUN, load, run
 from waiting import FOREVER_SECONDS, wait_until
 
-from analysis.records.capacity import PROBES
+from analysis.records.probes import PROBES
 
 MODULE = "plugins/modules/workload.py"
 workload = load(MODULE)

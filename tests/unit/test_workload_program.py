@@ -21,7 +21,7 @@ import pytest
 from plugin_files import ROOT, load
 from waiting import FOREVER_SECONDS, wait_until
 
-from analysis.records.capacity import PROBES
+from analysis.records.probes import PROBES
 
 PROGRAM = ROOT / "roles/guests/files/testbed_workload.py"
 MIB = 1 << 20
