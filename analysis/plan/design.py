@@ -45,7 +45,15 @@ RESULTS = PROJECT / "results"
 
 # How guests are handled, not what is measured: a run may go on with another value.
 HANDLING = frozenset(
-    {"boot_wave", "keep_guests", "census", "follow_seconds", "guest_ssh_port_base", "checkpoint"}
+    {
+        "boot_wave",
+        "keep_guests",
+        "census",
+        "survey_sample",
+        "follow_seconds",
+        "guest_ssh_port_base",
+        "checkpoint",
+    }
 )
 
 # Ways to say what the guests do: what they come to is compared, not the words.
@@ -94,6 +102,7 @@ class Design:
     ``workloads`` (empty: not given) takes the place of ``focus``, and ``mix`` ("" or in the order of the
     alphabet) of both. Lists are in one order, whatever the order in which they were given.
     ``cell_order_seed``: None where it is to be drawn. ``thp_enabled``: "" for each policy's own mode.
+    ``survey_sample``: of the survey before KSM is on, one in so many contents; 0: none is taken.
     ``others``: refuse or allow memory that others on the host offer to KSM.
     """
 
@@ -113,6 +122,7 @@ class Design:
     boot_wave: int
     keep_guests: bool
     census: bool
+    survey_sample: int
     guest_ssh_port_base: int
     image_source: str
     image_checksum: str
@@ -542,6 +552,7 @@ _CASTS: dict[str, Caster] = {
     "boot_wave": whole(0, MOST_GUESTS),
     "keep_guests": boolean,
     "census": boolean,
+    "survey_sample": whole(0, MIB),
     "guest_ssh_port_base": whole(1024, LAST_PORT - 1),
     "image_source": _text,
     "image_checksum": _checksum,

@@ -35,6 +35,7 @@ def variables(**changes: Any) -> dict[str, Any]:
         "cell_order_seed": 1,
         "keep_guests": False,
         "census": False,
+        "survey_sample": 0,
         "guest_ssh_port_base": 22200,
         "image_source": "build",
         "image_checksum": "",
