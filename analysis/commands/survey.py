@@ -2,6 +2,9 @@
 
 Shows what `ansible-playbook playbooks/survey.yml -i HOSTS -e census=true` has read.
 
+With --proof: surveys that an experiment took in its cells before KSM was on (-e survey_sample=1), beside what
+KSM then saved.
+
 example: python -m analysis survey --json
 """
 
@@ -17,8 +20,11 @@ from analysis.plan.design import check_run_id
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
     add_results(parser)
-    add_run(parser, "the newest survey")
+    add_run(parser, "the newest survey; with --proof every run")
     add_hypervisor(parser)
+    parser.add_argument(
+        "--proof", action="store_true", help="surveys of an experiment's cells beside what KSM then saved"
+    )
     add_json(parser)
 
 
@@ -27,6 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises UserError or OSError with a text for the user.
     """
+    if arguments.proof:
+        return _prove(arguments)
     from analysis.records.placement import FILE, PlacementRecord
     from analysis.records.reading import RecordError, read_record
     from analysis.records.survey import SurveyRecord
@@ -68,6 +76,25 @@ def run(arguments: argparse.Namespace) -> int:
     if problems:
         print("\n".join(problems), file=sys.stderr)
     return int(bool(problems))
+
+
+def _prove(arguments: argparse.Namespace) -> int:
+    """Show surveys of cells beside what KSM then saved; 1 where there is none."""
+    from analysis.commands.choosing import chosen_runs
+    from analysis.measure.foretold import foretold
+    from analysis.report.foretold import foretold_content, foretold_parts
+    from analysis.report.tables import show
+
+    found = chosen_runs(
+        arguments.results, arguments.run, everything=not arguments.run, hypervisor=arguments.hypervisor
+    )
+    lines, problems = foretold(found.runs)
+    problems += found.problems
+    if arguments.json:
+        print(json.dumps(foretold_content(lines, problems), indent=2, ensure_ascii=False))
+    else:
+        show(*foretold_parts(lines, problems))
+    return 0 if lines else 1
 
 
 def _stored(results: Path, run_ids: list[str] | None, hypervisor: str | None) -> list[Path]:

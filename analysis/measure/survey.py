@@ -15,9 +15,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import chi2, norm  # type: ignore[import-untyped]
 
-from analysis.records.survey import Stratum, SurveyCensus
+from analysis.records.survey import Stratum, SurveyCensus, SurveyRecord
 
 CONFIDENCE = 0.95
+# The kernel's own where its knob is not there to be read
+_MAX_PAGE_SHARING = 256
+# Kernels that have it map the zero pages of a huge page that is split to the kernel's own (mm/huge_memory.c;
+# Documentation/admin-guide/mm/transhuge.rst).
+_FREES_ZEROS = "shrink_underused"
 _Z = float(norm.ppf((1 + CONFIDENCE) / 2))
 
 Numbers = npt.NDArray[np.float64]
@@ -42,28 +47,39 @@ class Total:
         """The upper end."""
         return self.pages + self.half_width_pages
 
+    def scaled(self, unit: float) -> "Total":
+        """The same in another unit, of which a page has so many."""
+        return Total(self.pages * unit, self.half_width_pages * abs(unit))
+
 
 @dataclass(frozen=True)
 class Saving:
-    """Where resident pages go under a perfect KSM, as in analysis.measure.page_contents.IdealSaving."""
+    """Where resident pages go under a perfect KSM, as in analysis.measure.page_contents.IdealSaving.
+
+    ``counted``: of the ideal what KSM's counters will show: zero pages of huge pages, which the kernel frees
+    when KSM splits these, are in none.
+    """
 
     zero: Total
     within: Total
     between: Total
     limited: Total
     ideal: Total
+    counted: Total
 
 
 @dataclass(frozen=True)
 class SurveyedPages:
     """The census of a survey.
 
-    ``max_page_sharing``: of the host; ``use_zero_pages``: whether KSM keeps no zero page of its own.
+    ``max_page_sharing``: of the host; ``use_zero_pages``: whether KSM keeps no zero page of its own;
+    ``frees_zeros``: whether a huge page that is split gives its zero pages back.
     """
 
     census: SurveyCensus
     max_page_sharing: int
     use_zero_pages: bool
+    frees_zeros: bool = False
 
     @cached_property
     def resident_pages(self) -> int:
@@ -87,12 +103,15 @@ class SurveyedPages:
         zero = Total(self.zero_pages - kept_zeros, 0.0)
         parts = self.total(lambda copies, held: copies - 1 - self._further(copies))
         limited = self.total(lambda copies, held: self._further(copies))
+        ideal = Total(zero.pages - further_zeros + parts.pages, parts.half_width_pages)
+        uncounted = self.zero_huge_pages if self.frees_zeros else 0
         return Saving(
             zero=zero,
             within=self.total(lambda copies, held: copies - held),
             between=self.total(lambda copies, held: held - 1),
             limited=Total(limited.pages + further_zeros, limited.half_width_pages),
-            ideal=Total(zero.pages - further_zeros + parts.pages, parts.half_width_pages),
+            ideal=ideal,
+            counted=Total(ideal.pages - uncounted, ideal.half_width_pages),
         )
 
     def total(self, of: Of) -> Total:
@@ -153,6 +172,19 @@ class SurveyedPages:
             float(sum(weight * value for weight, value in zip(weights, values, strict=True)))
             for values in zip(*rows, strict=True)
         ]
+
+
+def surveyed_pages(record: SurveyRecord) -> SurveyedPages | None:
+    """What the census of a survey tells under the host's own settings; None without one."""
+    census, host = record.observed.census, record.provenance
+    if census is None:
+        return None
+    return SurveyedPages(
+        census,
+        max_page_sharing=int(host.ksm_knobs.get("max_page_sharing", _MAX_PAGE_SHARING)),
+        use_zero_pages=host.ksm_knobs.get("use_zero_pages", 0) == 1,
+        frees_zeros=_FREES_ZEROS in host.thp,
+    )
 
 
 def _table(stratum: Stratum) -> tuple[Numbers, Numbers, Numbers]:

@@ -46,7 +46,15 @@ RESULTS = PROJECT / "results"
 
 # How guests are handled, not what is measured: a run may go on with another value.
 HANDLING = frozenset(
-    {"boot_wave", "keep_guests", "census", "follow_seconds", "guest_ssh_port_base", "checkpoint"}
+    {
+        "boot_wave",
+        "keep_guests",
+        "census",
+        "survey_sample",
+        "follow_seconds",
+        "guest_ssh_port_base",
+        "checkpoint",
+    }
 )
 
 # Ways to say what the guests do: what they come to is compared, not the words.
@@ -99,7 +107,8 @@ class Design:
     ``cell_order_seed``: None where it is to be drawn. ``thp_enabled``: "" for each policy's own mode.
     ``others``: refuse or allow memory that others on the host offer to KSM. ``keep_loaded``: False loads the
     guests of every cell after their restore, whatever their workload's file says. ``probes``: of guests, one
-    after another, in each arm; with 0 ``off`` is no policy.
+    after another, in each arm; with 0 ``off`` is no policy. ``survey_sample``: of the survey before KSM is on,
+    one in so many contents; 0: none is taken.
     """
 
     focus: tuple[int, ...]
@@ -120,6 +129,7 @@ class Design:
     census: bool
     keep_loaded: bool
     probes: int
+    survey_sample: int
     guest_ssh_port_base: int
     image_source: str
     image_checksum: str
@@ -571,6 +581,7 @@ _CASTS: dict[str, Caster] = {
     "census": boolean,
     "keep_loaded": boolean,
     "probes": whole(0, MOST_PROBES),
+    "survey_sample": whole(0, MIB),
     "guest_ssh_port_base": whole(1024, LAST_PORT - 1),
     "image_source": _text,
     "image_checksum": _checksum,

@@ -21,9 +21,9 @@ def record_interruption(
 
     Args:
         run_directory: of the run, with its plan.
-        hypervisor_cells: hypervisor -> cell_id, the phase (restore, load, off, merge, on, census, verify) and
-            the task that ran. Nothing is written for a hypervisor that is not in it, nor in a cell that has
-            all of its records or has failed already.
+        hypervisor_cells: hypervisor -> cell_id, the phase (restore, load, survey, off, merge, on, census,
+            verify) and the task that ran. Nothing is written for a hypervisor that is not in it, nor in a
+            cell that has all of its records or has failed already.
         message: why.
 
     Returns the files written. Raises UserError when the directory is not a run or the run has no such cell.

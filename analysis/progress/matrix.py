@@ -15,7 +15,7 @@ from typing import Any, Protocol
 MEASURING_PLAYS = ("Measure the cells", "Measure the capacity")
 FIRST_PHASE = "restore"
 # Action -> the phase that it belongs to, where its task names none itself
-PHASES = {"workload": "load", "census_record": "census"}
+PHASES = {"workload": "load", "survey_record": "survey", "census_record": "census"}
 # What a module shows by analysis.progress.module, and the saving in it (module measure_series)
 MODULE_LINE = re.compile(r"    \[(?P<host>[^\]]+)\] (?P<text>.*)")
 # What a long module's action shows first: analysis.progress.module.show_begin
@@ -101,7 +101,7 @@ class _Running:
     next_phases: dict[str, str] = field(default_factory=dict)  # of a task that may yet be skipped
     saved: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)  # host -> in which phase, as words
-    without_census: list[str] = field(default_factory=list)
+    missing: list[tuple[str, str]] = field(default_factory=list)  # host, and what it has not
     boot_seconds: float = 0.0
 
 
@@ -216,10 +216,10 @@ class MatrixProgress:
         on = f" on {host}" if self._several else ""
         return [*lines, self._line(f"failed{on}{running.failed[host]}, task {task!r}")]
 
-    def without_census(self, host: str) -> list[str]:
-        """A host's census could not be had; the cell is measured all the same."""
+    def missing(self, host: str, action: str) -> list[str]:
+        """A host's survey or census could not be had; the cell is measured all the same."""
         if self._running:
-            self._running.without_census.append(host)
+            self._running.missing.append((host, PHASES[action]))
         return self.works(host)
 
     def cell_ended(self) -> list[str]:
@@ -251,8 +251,7 @@ class MatrixProgress:
                 parts.append(f"failed{on}{running.failed[host]}")
             elif host in running.saved:
                 parts.append(f"saved {running.saved[host]} MiB/VM{on}")
-            if host in running.without_census:
-                parts.append(f"no census{on}")
+            parts += [f"no {what}{on}" for where, what in running.missing if where == host]
         return "".join(f", {part}" for part in parts)
 
     def seconds_left(self) -> float | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
+from ansible.utils.display import Display
 
 from analysis.errors import UserError
 from analysis.plan.design import SCHEMA_VERSION
+from analysis.plan.variables import add_failure
 from analysis.records.models import Model
 from analysis.records.writing import WriteError, prepare_folder, write_record
 
@@ -52,6 +54,28 @@ def store(action: str, path: Path, record: Mapping[str, Any], model: type[Model]
     """Check and write a record. Raises AnsibleActionFail."""
     with refusals(action):
         write_record(path, record, model)
+
+
+def taken_or_missing(
+    what: str, directory: str, task_vars: Mapping[str, Any], take: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the result of an action that takes a record which a cell can do without.
+
+    Where it cannot be had it is said and added to the fact failures, and the action succeeds: ``missing`` is
+    then true, and there is no record. ``directory``: the cell's.
+    """
+    try:
+        answer = take()
+    except AnsibleActionFail as error:
+        answer = {"failed": True, "msg": str(error)}
+    if not answer.get("failed"):
+        return answer
+    why = str(answer.get("msg") or "its module failed").strip()
+    msg = f"no {what} of {Path(directory).name}, whose measurement is not affected: {why}"
+    host = task_vars.get("inventory_hostname", "")
+    Display().display(f"    [{host}] {msg}")
+    facts = add_failure(task_vars, f"{host}: {msg}")
+    return {"changed": False, "missing": True, "msg": msg, "ansible_facts": facts}
 
 
 def head(

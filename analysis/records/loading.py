@@ -29,6 +29,8 @@ from analysis.records.models import (
     VerifyRecord,
 )
 from analysis.records.reading import RecordError, read_record
+from analysis.records.survey import FILE as SURVEY_FILE
+from analysis.records.survey import SurveyRecord
 
 COMPLETE, FAILED, INVALID, MISSING = "complete", "failed", "invalid", "missing"
 
@@ -88,6 +90,20 @@ class CellRecords:
     def after(self) -> AfterRecord | None:
         """The series after the on record, read when it is asked for; None without. Raises RecordError."""
         return self._beside("after", AfterRecord)
+
+    @cached_property
+    def survey(self) -> SurveyRecord | None:
+        """The survey before KSM was on, read when it is asked for; None without one. Raises RecordError."""
+        path = self.directory / SURVEY_FILE
+        if not path.exists():
+            return None
+        try:
+            record = read_record(path, SurveyRecord)
+        except RecordError as error:
+            raise RecordError(f"{self.directory}: {error}.") from None
+        if (record.run_id, record.hypervisor) != (self.run_id, self.cell.hypervisor):
+            raise RecordError(f"{path} is the record of another run or host.")
+        return record
 
     @property
     def provenance(self) -> Provenance:

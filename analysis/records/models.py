@@ -482,7 +482,7 @@ class VerifyObserved(Model):
 class FailedObserved(Model):
     """Where a cell failed."""
 
-    phase: Literal["restore", "load", "off", "merge", "on", "after", "census", "verify"]
+    phase: Literal["restore", "load", "survey", "off", "merge", "on", "after", "census", "verify"]
     task: str
     message: str
 
@@ -710,7 +710,7 @@ class PlannedVariables(Model):
     """The variables of an experiment as they were given, typed; they can be given again.
 
     ``cell_order_seed``: "" where it was drawn. ``first_boot``: the number of the first
-    of the boots. ``follow_seconds``: of the series after the on record.
+    of the boots. ``follow_seconds``: of the series after the on record. ``survey_sample``: 0: no survey.
     ``others``: whether memory that others offer to KSM was refused or allowed. ``keep_loaded``: whether
     guests were kept loaded where their workload's file says so. ``probes``: of guests, in each arm.
     """
@@ -733,6 +733,7 @@ class PlannedVariables(Model):
     census: bool
     keep_loaded: bool = True
     probes: Count = 0
+    survey_sample: Count = 0
     guest_ssh_port_base: int
     image_source: Text
     image_checksum: str

@@ -414,6 +414,15 @@ _ALL = (
         "What a perfect KSM would save on the host as it is: the four parts above together.",
     ),
     Quantity(
+        "surveyed_counted_mib",
+        "of it in KSM's counters",
+        "MiB",
+        0,
+        f"{_SURVEY}; /sys/kernel/mm/transparent_hugepage/shrink_underused",
+        "What KSM's counters would show of the ideal saving: where the kernel frees the zero pages of a huge "
+        "page that is split, these are in none.",
+    ),
+    Quantity(
         "surveyed_gross_mib",
         "saved by KSM now",
         "MiB",
@@ -436,6 +445,22 @@ _ALL = (
         0,
         "survey: one page in 64, drawn at random, is hashed before and after",
         "Pages that became others while all were read; the ideal saving errs by no more.",
+    ),
+    Quantity(
+        "foretold_mib_per_vm",
+        "foretold",
+        PER_VM,
+        1,
+        _SURVEY,
+        "What a survey of a cell's guests, taken before KSM was on, says that it will save.",
+    ),
+    Quantity(
+        "foretold_error_percent",
+        "error",
+        "%",
+        1,
+        "a survey in a cell and the cell's records",
+        "Foretold by the survey less saved then, over saved; mean over boots of the cells' own.",
     ),
     Quantity(
         "machine_alone_mib",
@@ -751,6 +776,7 @@ SURVEY = (
     "surveyed_between_mib",
     "surveyed_limited_mib",
     "surveyed_ideal_mib",
+    "surveyed_counted_mib",
     "surveyed_gross_mib",
     "surveyed_own_mib",
 )

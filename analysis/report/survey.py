@@ -9,7 +9,7 @@ from typing import Any
 from analysis.measure.room import Room, free_bytes, gross_bytes, own_bytes, rooms
 from analysis.measure.saving import RMAP_ITEM_BYTES
 from analysis.measure.scanning import page_seconds, published
-from analysis.measure.survey import SurveyedPages, Total
+from analysis.measure.survey import SurveyedPages, Total, surveyed_pages
 from analysis.plan.design import MIB
 from analysis.records.survey import SurveyRecord, VirtualMachine
 from analysis.report.quantities import MACHINE, QUANTITIES, SURVEY
@@ -20,8 +20,6 @@ _PAIRS = 3
 # In the line above it already
 _PART = "surveyed_zero_huge_mib"
 _HOUR, _DAY = 3600, 86400
-# The kernel's own where its knob is not there to be read
-_MAX_PAGE_SHARING = 256
 _RUN = {0: "off (run 0)", 1: "on (run 1)", 2: "off, and unmerging (run 2)"}
 
 
@@ -34,14 +32,7 @@ class Survey:
     @cached_property
     def pages(self) -> SurveyedPages | None:
         """What its census tells; None without one."""
-        census, knobs = self.record.observed.census, self.record.provenance.ksm_knobs
-        if census is None:
-            return None
-        return SurveyedPages(
-            census,
-            max_page_sharing=int(knobs.get("max_page_sharing", _MAX_PAGE_SHARING)),
-            use_zero_pages=knobs.get("use_zero_pages", 0) == 1,
-        )
+        return surveyed_pages(self.record)
 
     @cached_property
     def names(self) -> Mapping[int, str]:
@@ -66,14 +57,15 @@ class Survey:
             saving = self.pages.saving()
             found |= {
                 "surveyed_resident_mib": Total(self.pages.resident_pages * unit, 0.0),
-                "surveyed_zero_mib": _scaled(saving.zero, unit),
+                "surveyed_zero_mib": saving.zero.scaled(unit),
                 "surveyed_zero_huge_mib": Total(self.pages.zero_huge_pages * unit, 0.0),
-                "surveyed_within_mib": _scaled(saving.within, unit),
-                "surveyed_between_mib": _scaled(saving.between, unit),
-                "surveyed_limited_mib": _scaled(saving.limited, -unit),
-                "surveyed_ideal_mib": _scaled(saving.ideal, unit),
+                "surveyed_within_mib": saving.within.scaled(unit),
+                "surveyed_between_mib": saving.between.scaled(unit),
+                "surveyed_limited_mib": saving.limited.scaled(-unit),
+                "surveyed_ideal_mib": saving.ideal.scaled(unit),
+                "surveyed_counted_mib": saving.counted.scaled(unit),
                 "surveyed_own_mib": Total(self.pages.resident_pages * RMAP_ITEM_BYTES / MIB, 0.0),
-                "surveyed_moved_mib": _scaled(self.pages.moved(), unit),
+                "surveyed_moved_mib": self.pages.moved().scaled(unit),
             }
         return found
 
@@ -105,10 +97,6 @@ class Survey:
             ),
             reverse=True,
         )
-
-
-def _scaled(total: Total, unit: float) -> Total:
-    return Total(total.pages * unit, total.half_width_pages * abs(unit))
 
 
 def _room(room: Room | None) -> dict[str, float | None]:

@@ -18,14 +18,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible.utils.display import Display
 
 from analysis.plan.design import check_hypervisors, check_run_id
-from analysis.plan.variables import add_failure, plain_data
+from analysis.plan.variables import plain_data
 from analysis.progress.module import run_with_progress
-from analysis.records.action import GIVEN, head, prepare, record_path, refusals, store
+from analysis.records.action import GIVEN, head, prepare, record_path, refusals, store, taken_or_missing
 from analysis.records.models import CensusRecord
 
 ACTION = "census_record"
@@ -47,19 +45,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         args = self._arguments()
         if not args["optional"]:
             return self._take(args, variables, result)
-        try:
-            answer = self._take(args, variables, result)
-        except AnsibleActionFail as error:
-            answer = {"failed": True, "msg": str(error)}
-        if not answer.get("failed"):
-            return answer
-        why = str(answer.get("msg") or "its module failed").strip()
-        cell = args["cell"].get("cell_id", "")
-        msg = f"no census of {cell}, whose measurement is not affected: {why}"
-        host = variables.get("inventory_hostname", "")
-        Display().display(f"    [{host}] {msg}")
-        facts = add_failure(variables, f"{host}: {msg}")
-        return {**result, "changed": False, "missing": True, "msg": msg, "ansible_facts": facts}
+        return taken_or_missing(
+            "census", args["directory"], variables, lambda: self._take(args, variables, result)
+        )
 
     def _take(
         self, args: dict[str, Any], task_vars: dict[str, Any], result: dict[str, Any]

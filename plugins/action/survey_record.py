@@ -6,10 +6,12 @@ Arguments:
     testbed_version: of this project.
     census, sample, cpu_percent, pause: as in the module survey.
     compare: of a census, keep a sketch for the action survey_placement (default false).
+    optional: where no survey can be had say so, add it to the fact failures, and succeed (default false).
     timeout_seconds: the longest time for all.
     proc_root, sys_root, run_root: the host's trees, for tests.
 
-Returns: record (path), msg (one line), changed (always false).
+Returns: record (path), msg (one line), changed (always false); missing, true where an optional survey could
+not be had, and there is no record.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from ansible.plugins.action import ActionBase
 from analysis.plan.design import SCHEMA_VERSION, check_hypervisors, check_run_id
 from analysis.plan.variables import plain_data
 from analysis.progress.module import run_with_progress
-from analysis.records.action import prepare, record_path, refusals, store
+from analysis.records.action import prepare, record_path, refusals, store, taken_or_missing
 from analysis.records.sketches import common_seed, keep_sketch
 from analysis.records.survey import FILE, KIND, SurveyRecord
 
@@ -39,10 +41,20 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     TRANSFERS_FILES = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Survey, check, write."""
+        """Survey; where it is optional, its failure is only said."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
         args = self._arguments()
+        if not args["optional"]:
+            return self._take(args, variables, result)
+        return taken_or_missing(
+            "survey", args["directory"], variables, lambda: self._take(args, variables, result)
+        )
+
+    def _take(
+        self, args: dict[str, Any], variables: dict[str, Any], result: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Survey, check, write."""
         hypervisor = str(variables.get("inventory_hostname", ""))
         with refusals(ACTION):
             check_run_id(args["run_id"])
@@ -94,6 +106,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "cpu_percent": {"type": "int", "default": 100},
                 "pause": {"type": "bool", "default": False},
                 "compare": {"type": "bool", "default": False},
+                "optional": {"type": "bool", "default": False},
                 "timeout_seconds": {"type": "float", "default": 3600.0},
                 **{name: {"type": "str", "default": f"/{name.removesuffix('_root')}"} for name in ROOTS},
             },

@@ -12,7 +12,7 @@ from typing import Any
 from ansible import context
 from ansible.plugins.callback import CallbackBase
 
-from analysis.progress.matrix import BEGINS, MEASURING_PLAYS, MODULE_LINE, MatrixProgress, place_of
+from analysis.progress.matrix import BEGINS, MEASURING_PLAYS, MODULE_LINE, PHASES, MatrixProgress, place_of
 from analysis.records.writing import make_private_directory
 
 DOCUMENTATION = """
@@ -92,8 +92,8 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
             self.log = Path(answer[PLANS[action]]) / LOG_FILE
             if "cells" in answer:
                 self._say(self.progress.planned(answer["cells"], answer["pending"]))
-        elif answer.get("missing") is True and action == "census_record":
-            self._say(self.progress.without_census(result.host.get_name()))
+        elif answer.get("missing") is True and action in PHASES:
+            self._say(self.progress.missing(result.host.get_name(), action))
         elif action == "guests":
             times = answer.get("times") or {}
             if times.get("boot"):

@@ -37,6 +37,7 @@ def variables(**changes: Any) -> dict[str, Any]:
         "census": False,
         "keep_loaded": True,
         "probes": 0,
+        "survey_sample": 0,
         "guest_ssh_port_base": 22200,
         "image_source": "build",
         "image_checksum": "",

@@ -162,7 +162,7 @@ def test_a_census_that_failed_does_not_fail_the_cell() -> None:
     run = Run(idle)
     run.task(idle, "census")
     assert run.lines[-1].endswith(": census")
-    assert run.progress.without_census("localhost") == []
+    assert run.progress.missing("localhost", "census_record") == []
     run.task(idle, "verify")
     run.task(None)
     assert run.lines[-1].endswith("done in 0 s, no census")

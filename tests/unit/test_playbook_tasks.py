@@ -15,6 +15,7 @@ from planned import variables
 from playing import play_book
 from plugin_files import ROOT, load, run
 from synthetic_capacity import ANSWER, probe
+from synthetic_survey import survey_record
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="long modules have their progress in /run")
 RECORDED = ROOT / "tests/fixtures/host/linux-6.18"
@@ -104,6 +105,8 @@ class Host:
             self._write(f"actions/{name}.py", ACTION, name, RESTORED)
         for name in ("ksm", "census"):
             self._write(f"library/{name}.py", MODULE, name, {})
+        surveyed = survey_record({"one": [1, 2, 0], "two": [1, 3, 0]})
+        self._write("library/survey.py", MODULE, "survey", {**surveyed, "sketch": None})
         self._write("library/workload.py", MODULE, "workload", WORKLOAD)
         tree = shutil.copytree(RECORDED, folder / "host")
         roots = {f"{name}_root": str(tree / name) for name in ("proc", "sys")}
@@ -255,14 +258,32 @@ def test_after_a_failure_only_the_hosts_of_the_run_are_put_right_and_none_in_che
     assert sorted(path.parent.parent.name for path in failed) == hosts
 
 
-def test_a_cell_whose_census_fails_is_measured_all_the_same_and_the_run_says_so(host: Host) -> None:
-    host.fails("census", "no numpy")
-    code, out = host.measure(census="true")
+def test_guests_are_surveyed_before_ksm_is_on_where_that_is_asked_for(host: Host) -> None:
+    code, out = host.measure(survey_sample="16")
+    assert code == 0, out
+    assert host.log == ["put_right", *BEGINS, "survey", *IDLE[3:], "put_right"]
+    records = host.records("idle-ksm-guests2-boot1-rep1")
+    assert set(records) == {"survey", "off", "merge", "on", "verify"}
+    assert (records["survey"]["run_id"], records["survey"]["hypervisor"]) == ("run", "localhost")
+
+
+@pytest.mark.parametrize(
+    ("module", "asked", "log"),
+    [
+        ("census", {"census": "true"}, [*IDLE, "census"]),
+        ("survey", {"survey_sample": "1"}, [*BEGINS, "survey", *IDLE[3:]]),
+    ],
+)
+def test_a_cell_whose_census_or_survey_fails_is_measured_all_the_same_and_the_run_says_so(
+    host: Host, module: str, asked: dict[str, str], log: list[str]
+) -> None:
+    host.fails(module, "no numpy")
+    code, out = host.measure(**asked)
     assert code == 2, out
-    assert host.log == ["put_right", *IDLE, "census", "put_right"]
+    assert host.log == ["put_right", *log, "put_right"]
     cell = "idle-ksm-guests2-boot1-rep1"
     assert set(host.records(cell)) == {"off", "merge", "on", "verify"}
-    said = f"localhost: no census of {cell}, whose measurement is not affected: no numpy"
+    said = f"localhost: no {module} of {cell}, whose measurement is not affected: no numpy"
     assert f'"msg": "{said}"' in out
 
 
