@@ -416,6 +416,22 @@ def take(lock: Path) -> int:
     return file
 
 
+def holder(lock: Path) -> int | None:
+    """The process that has the lock; None where none has."""
+    try:
+        file = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(file, 32, 0).strip()
+        return int(text) if text else None
+    finally:
+        os.close(file)
+    return None
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     usual = Tuning()

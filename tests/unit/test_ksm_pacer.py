@@ -9,9 +9,11 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from plugin_files import ROOT
+from playing import fake_systemd_run
+from plugin_files import ROOT, run
 from waiting import FOREVER_SECONDS, wait_until
 
 from plugins.module_utils import ksm_pacer
@@ -319,3 +321,59 @@ def test_what_it_needs_and_does_not_find_is_named(tree: Path, capsys: pytest.Cap
         with pytest.raises(SystemExit):
             ksm_pacer.parse(words)
         assert message in capsys.readouterr().err
+
+
+# As a policy runs it
+
+
+MODULE = "plugins/modules/ksm_pacer.py"
+
+
+def asked(tree: Path, state: str, **changed: object) -> dict[str, Any]:
+    """What the module answers, for a daemon on this tree and a host without systemd."""
+    words = ["--ksm", str(tree / "sys/kernel/mm/ksm"), "--proc", str(tree / "proc")]
+    given = {
+        "state": state,
+        "directory": str(tree / "daemon"),
+        "arguments": words,
+        "run_root": str(tree / "run"),
+    }
+    return run(MODULE, **{**given, **changed})
+
+
+def test_a_policy_starts_it_once_and_ends_it_with_all_that_it_left(tree: Path) -> None:
+    begun = asked(tree, "started")
+    assert begun["changed"] is True, begun
+    wait_until(lambda: knob(tree, "pages_to_scan") == "20000", "the fast pace")
+    again = asked(tree, "started")
+    assert (again["changed"], again["pid"]) == (False, begun["pid"])
+    ended = asked(tree, "stopped")
+    assert ended["changed"] is True
+    assert "fast, since it begins" in ended["said"][0]
+    assert knob(tree, "pages_to_scan") == "100"
+    assert not (tree / "daemon").exists()
+    assert asked(tree, "stopped") == {**ended, "changed": False, "said": []}
+
+
+def test_where_systemd_is_pid_1_it_is_a_unit_and_what_it_says_is_kept(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree / "run/systemd/system").mkdir(parents=True)
+    told = fake_systemd_run(tree, monkeypatch)
+    begun = asked(tree, "started")
+    assert begun["changed"] is True, begun
+    assert "--unit=ksm-testbed-pacer" in told.read_text()
+    assert f"--property=StandardError=append:{tree}/daemon/said" in told.read_text()
+    assert asked(tree, "stopped")["changed"] is True
+
+
+def test_one_that_cannot_start_says_why_and_one_that_ended_by_itself_is_told_of(tree: Path) -> None:
+    refused = asked(tree, "started", arguments=["--ksm", str(tree / "elsewhere")])
+    assert refused["failed"] is True
+    assert refused["msg"] == (
+        f"KSM's pace is not set: ksm-pacer: {tree}/elsewhere is missing: this kernel is built without KSM "
+        "(CONFIG_KSM)"
+    )
+    assert f"had ended by itself: ksm-pacer: {tree}/elsewhere is missing" in str(
+        asked(tree, "stopped")["warnings"]
+    )
