@@ -50,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tmpfiles", metavar="FILE", type=Path, help="write it for /etc/tmpfiles.d, set at each boot"
     )
+    parser.add_argument(
+        "--systemd",
+        metavar="DIR",
+        type=Path,
+        help="write it as a systemd unit into this folder, and the testbed's daemon where it is that",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -66,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         advice_parts,
         check_workloads,
         tmpfiles_text,
+        unit_files,
         variables_text,
     )
     from analysis.report.tables import show
@@ -93,6 +100,9 @@ def run(arguments: argparse.Namespace) -> int:
     for path, text in ((arguments.write, variables_text), (arguments.tmpfiles, tmpfiles_text)):
         if path is not None:
             path.write_text(text(advice), encoding="utf-8")
+    if arguments.systemd is not None:
+        for name, text_of_file in unit_files(advice).items():
+            (arguments.systemd / name).write_text(text_of_file, encoding="utf-8")
     if arguments.json:
         print(advice_json(advice), end="")
     else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.plan.design import ALLOW, Cell
-from analysis.plan.policies import KEEP
+from analysis.plan.policies import KEEP, PACER
 from analysis.records.models import (
     CapacityProvenance,
     CensusRecord,
@@ -66,6 +66,7 @@ def cell_problem(cell: Cell, records: Measured) -> str:
         _guests_differ,
         # Said first: it names the knob, its values and when, and is why conditions differ.
         _knob_changed_meanwhile,
+        _pacer_ended,
         _conditions_differ,
         _knobs_changed,
         _treatments_differ,
@@ -159,10 +160,18 @@ def _knob_changed_meanwhile(_cell: Cell, records: Measured) -> str:
     """Whether somebody set a knob while KSM merged."""
     asked = records.on.requested
     tuned = self_tuned(records.on.provenance.ksm_knobs, asked.service)
-    protocol = frozenset() if asked.service else {"run"}
+    # The testbed's own daemon leaves run alone.
+    protocol = frozenset() if asked.service not in ("", PACER) else {"run"}
     for change in records.merge.observed.knob_changes:
         if change.knob not in tuned - protocol:
             return f"{change.words} {change.seconds:.0f} s after KSM was switched on"
+    return ""
+
+
+def _pacer_ended(_cell: Cell, records: Measured) -> str:
+    """Whether the testbed's own daemon ended, as it does where somebody else sets its knobs."""
+    if records.on.requested.service == PACER and PACER not in records.on.observed.tuners:
+        return f"{PACER} had ended by itself when the on record was taken"
     return ""
 
 

@@ -446,7 +446,7 @@ class KnobChange(Model):
 class MergeObserved(Model):
     """A series, and whether and when the merge had settled (None: it had not).
 
-    ``knob_changes``: the first one of each knob.
+    ``knob_changes``: each that was seen, in their order; in records made before of each knob the first one.
     """
 
     started_at: Timestamp

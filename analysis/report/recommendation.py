@@ -1,4 +1,4 @@
-"""A recommended policy as text and JSON, as variables of an experiment, and as an entry of tmpfiles.d."""
+"""A recommended policy as text and JSON, as variables of an experiment, and as what sets it at each boot."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,8 @@ import yaml
 from analysis.errors import UserError
 from analysis.measure.policies import Against, Place
 from analysis.model.recommending import BUDGET, MEMORY, TIME, Candidate, Recommendation, Regret
-from analysis.plan.policies import KEEP
+from analysis.plan.data_files import PROJECT
+from analysis.plan.policies import KEEP, PACER
 from analysis.plan.workloads import title
 from analysis.report.quantities import QUANTITIES, UNITS, Quantity
 from analysis.report.tables import Grid, Part, notes, table
@@ -21,6 +22,21 @@ _WANTED = {
     TIME: "90 % of the best saving soonest",
 }
 _HOST = "/sys/kernel/mm"
+# What the testbed's own daemon sets itself
+_OF_PACER = ("pages_to_scan", "sleep_millisecs", "smart_scan", "advisor_mode", "run")
+_PACER_PROGRAM = PROJECT / "plugins/module_utils/ksm_pacer.py"
+_UNIT = """[Unit]
+Description=KSM as the policy {policy} of the KSM testbed
+ConditionPathExists={host}/ksm/run
+Conflicts=ksmtuned.service
+After=ksmtuned.service
+
+[Service]
+{service}
+
+[Install]
+WantedBy=multi-user.target
+"""
 
 
 @dataclass(frozen=True)
@@ -212,20 +228,63 @@ def tmpfiles_text(advice: Advice) -> str:
 
     Raises UserError where it runs a service, which sets the knobs itself.
     """
-    name, settings = advice.recommendation.chosen.policy, advice.settings
-    if settings["service"]:
+    if advice.settings["service"] == PACER:
         raise UserError(
-            f"{name} runs the service {settings['service']}, which sets KSM's knobs itself: in place of "
-            f"--tmpfiles use `systemctl enable --now {settings['service']}`."
+            f"{PACER} is a daemon that sets KSM's knobs itself: in place of --tmpfiles use --systemd."
         )
+    _refuse_service(advice, "--tmpfiles")
+    lines = [f"w {path} - - - - {value}" for path, value in _at_boot(advice.settings)]
+    return _comment(advice) + "\n".join(lines) + "\n"
+
+
+def unit_files(advice: Advice) -> dict[str, str]:
+    """The policy as a systemd unit, with the testbed's daemon where it is that: name of each file -> text.
+
+    Raises UserError where it runs a service of a package, which has its unit.
+    """
+    settings = dict(advice.settings)
+    paced = settings["service"] == PACER
+    if paced:
+        settings["knobs"] = {
+            name: value for name, value in settings["knobs"].items() if name not in _OF_PACER
+        }
+    else:
+        _refuse_service(advice, "--systemd")
+    writes = [
+        # What the kernel lacks, or refuses while pages are merged, is left as it is.
+        f"{'ExecStartPre' if paced else 'ExecStart'}=-/bin/sh -c 'echo {value} > {path}'"
+        for path, value in _at_boot(settings)
+        if not (paced and path.endswith("/run"))
+    ]
+    runs = [f"ExecStart=/usr/bin/python3 -B /usr/local/sbin/{PACER} --start"]
+    lines = [*writes, *runs, "PrivateNetwork=yes", "ProtectHome=yes"] if paced else ["Type=oneshot", *writes]
+    policy = advice.recommendation.chosen.policy
+    unit = _comment(advice) + _UNIT.format(policy=policy, host=_HOST, service="\n".join(lines))
+    if paced:
+        return {f"{PACER}.service": unit, PACER: _PACER_PROGRAM.read_text(encoding="utf-8")}
+    return {"ksm-policy.service": unit}
+
+
+def _refuse_service(advice: Advice, option: str) -> None:
+    service = advice.settings["service"]
+    if service:
+        raise UserError(
+            f"{advice.recommendation.chosen.policy} runs the service {service}, which sets KSM's knobs "
+            f"itself: in place of {option} use `systemctl enable --now {service}`."
+        )
+
+
+def _at_boot(settings: Mapping[str, Any]) -> list[tuple[str, str | int]]:
+    """Files and what is written to them, in an order that the kernel takes; KSM starts at the end."""
     # pages_to_scan answers EINVAL while the advisor is on, which resets it when it goes off (mm/ksm.c).
     knobs = dict(settings["knobs"])
     advisor = {knob: knobs.pop(knob) for knob in ("advisor_mode",) if knob in knobs}
     ordered = {**knobs, **advisor} if advisor.get("advisor_mode") != "none" else {**advisor, **knobs}
     thp = settings["thp_enabled"]
-    lines = [f"w {_HOST}/transparent_hugepage/enabled - - - - {thp}"] if thp != KEEP else []
-    lines += [f"w {_HOST}/ksm/{knob} - - - - {value}" for knob, value in {**ordered, "run": 1}.items()]
-    return _comment(advice) + "\n".join(lines) + "\n"
+    first: list[tuple[str, str | int]] = (
+        [(f"{_HOST}/transparent_hugepage/enabled", thp)] if thp != KEEP else []
+    )
+    return [*first, *((f"{_HOST}/ksm/{knob}", value) for knob, value in {**ordered, "run": 1}.items())]
 
 
 def _comment(advice: Advice) -> str:

@@ -28,11 +28,13 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from analysis.plan.policies import POLICIES, policy_names, read_policy
+from analysis.plan.policies import PACER, POLICIES, policy_names, read_policy
 from analysis.plan.variables import snapshot_path
 from analysis.progress.lease import hold, lease_directory
 
 STATE = "host-state.json"
+# Of the module ksm_pacer
+PACER_FOLDER = "ksm-testbed-pacer"
 SERVICE = "ansible.builtin.systemd_service"
 
 
@@ -63,6 +65,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             (SERVICE, {"name": service, "state": "stopped"})
             for service in policy_services(Path(args["policies"]))
         ]
+        bound = self._step("the bound of their memory", [("envelope", {"state": "absent"})], variables)
+        guests = self._step("the guests", [("guests", {"state": "absent"})], variables)
+        pacer = {"state": "stopped", "directory": f"{args['run_root']}/{PACER_FOLDER}"}
         steps = [
             # Without a snapshot of this boot the testbed has started none of them.
             self._step(
@@ -72,14 +77,16 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 needs=[f"{args['run_root']}/systemd/system"],
                 of_this_boot=snapshot,
             ),
-            self._step("the guests", [("guests", {"state": "absent"})], variables),
+            # It puts back knobs that the step after it may set.
+            self._step(
+                "the daemon of a policy", [("ksm_pacer", pacer)], variables, needs=[pacer["directory"]]
+            ),
+            *([] if args["keeps_guests"] else [guests]),
             self._step(
                 "the KSM and THP settings", [("ksm", {"state": "restored", "snapshot": snapshot})], variables
             ),
-            self._step("the bound of their memory", [("envelope", {"state": "absent"})], variables),
+            *([] if args["keeps_guests"] else [bound]),
         ]
-        if args["keeps_guests"]:
-            del steps[3], steps[1]
         arguments = {
             "steps": json.dumps(steps),
             "begins": args["begins"],
@@ -140,7 +147,5 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
 
 def policy_services(folder: Path) -> list[str]:
-    """The services of the policies in a folder, each once."""
-    return sorted(
-        {service for name in policy_names(folder) if (service := read_policy(name, folder).service)}
-    )
+    """The systemd units of the policies in a folder, each once."""
+    return sorted({read_policy(name, folder).service for name in policy_names(folder)} - {"", PACER})

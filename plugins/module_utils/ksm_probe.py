@@ -37,8 +37,9 @@ KTHREADD_PID = 2
 KIB = 1024
 # The testbed's guests are domains whose names begin so.
 OWN_PREFIX = "ksm-testbed-"
-# Programs that set KSM's knobs, or what processes offer it, by themselves: qemu's, oVirt's, CachyOS'
-TUNERS = ("ksmtuned", "momd", "uksmd")
+# Programs that set KSM's knobs, or what processes offer it, by themselves: qemu's, oVirt's, CachyOS', and
+# this testbed's own
+TUNERS = ("ksmtuned", "momd", "uksmd", "ksm-pacer")
 COMM_CHARACTERS = 15  # the kernel keeps no more of a command's name
 NAMED_OTHERS = 5
 

@@ -52,7 +52,6 @@ owner: {description: who holds it, type: dict, returned: somebody does}
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -62,6 +61,7 @@ from typing import Any
 from ansible.module_utils import lease as lease_module
 from ansible.module_utils import progress as progress_module
 from ansible.module_utils import putting_right as putting_right_module
+from ansible.module_utils.background import start as start_in_background
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lease import DIRECTORY, Lease, read, write
 
@@ -160,22 +160,15 @@ def start(lease: Lease, owner: dict[str, Any], run_root: Path) -> None:
     said = program / "said"
     former = read(lease.owner).get("holder_pid")
     with said.open("w") as output:
-        if (run_root / "systemd/system").is_dir():
-            unit = ["systemd-run", "--quiet", "--collect", f"--unit={UNIT}-{token}"]
-            unit += ["--description=The run that has this host for the KSM testbed"]
-            unit += ["--property=Restart=on-failure", "--setenv=LC_ALL=C.UTF-8", "--"]
-            # Where the unit is there already systemd starts its holder again by itself.
-            subprocess.run([*unit, *command], check=False, stdout=output, stderr=output)
-        else:
-            subprocess.Popen(
-                command,
-                cwd="/",
-                env={**os.environ, "LC_ALL": "C.UTF-8"},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+        # Where the unit is there already systemd starts its holder again by itself.
+        start_in_background(
+            command,
+            unit=f"{UNIT}-{token}",
+            description="The run that has this host for the KSM testbed",
+            said=output,
+            run_root=run_root,
+            properties=["Restart=on-failure"],
+        )
 
     def holds() -> dict[str, Any] | None:
         found = read(lease.owner)

@@ -99,7 +99,7 @@ RETURN = r"""
 observed:
   description:
     - The series in columns of equal length, whether and when it settled, and what sampling cost.
-    - C(knob_changes) has the first change of each knob, C(run) among them, that was seen while sampling.
+    - C(knob_changes) has each change of a knob, C(run) among them, that was seen from one sample to the next.
   type: dict
   returned: success
 provenance:
@@ -253,12 +253,12 @@ class Sampler:
 
 
 class Knobs:
-    """What somebody changes while KSM is followed: the first change of each knob, and of run."""
+    """What somebody changes while KSM is followed: each change of a knob, and of run."""
 
     def __init__(self, roots: Roots) -> None:
         paths = [roots.ksm / "run", *knob_files(roots)]
         self.files = {path.name: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths}
-        self.first: dict[str, str] = {}
+        self.last: dict[str, str] = {}
         self.changes: list[dict[str, Any]] = []
 
     def read(self) -> dict[str, str]:
@@ -266,14 +266,13 @@ class Knobs:
         return {name: selected(os.pread(fd, 256, 0).decode()) for name, fd in self.files.items()}
 
     def look(self, seconds: float) -> bool:
-        """Note what is not as at the first look; whether ksmd is still told to merge."""
+        """Note what is not as at the look before; whether ksmd is still told to merge."""
         seen = self.read()
-        self.first = self.first or seen
-        for name in seen.keys() - {change["knob"] for change in self.changes}:
-            if seen[name] != self.first[name]:
-                self.changes.append(
-                    {"seconds": seconds, "knob": name, "before": self.first[name], "after": seen[name]}
-                )
+        for name, before in self.last.items():
+            if seen[name] != before:
+                change = {"seconds": seconds, "knob": name, "before": before, "after": seen[name]}
+                self.changes.append(change)
+        self.last = seen
         return seen["run"] == MERGE
 
 

@@ -44,6 +44,9 @@ from this_host import (
     succeeded,
 )
 
+from analysis.records.loading import load_run
+from plugins.module_utils.ksm_probe import Roots, tuners
+
 pytestmark = pytest.mark.system
 
 SLEEP = Path("/sys/kernel/mm/ksm/sleep_millisecs")
@@ -299,10 +302,10 @@ def test_a_fill_that_a_guest_has_no_memory_for_is_told(proof: Cells, results: Pa
     assert "raise guest_reserve_mib" in seen["message"]
 
 
-def merging(results: Path, run_id: str, focus: int) -> subprocess.Popen[str]:
+def merging(results: Path, run_id: str, focus: int, **asked: Any) -> subprocess.Popen[str]:
     """An experiment that merges on and on, followed until it does."""
     never_settled = {"converge_min_full_scans": 10000, "ksm_knobs": {"pages_to_scan": 1234}}
-    run = started(results, focus=focus, run_id=run_id, **never_settled)
+    run = started(results, focus=focus, run_id=run_id, **never_settled, **asked)
     follow(run, "MiB/VM")
     return run
 
@@ -345,16 +348,17 @@ def test_every_record_is_there(campaign: dict[str, Any]) -> None:
 def aftermath(results: Path, proof: Cells) -> dict[str, Any]:
     """A run is killed while it merges; the next one's checkpoint is damaged after its first cell has begun.
 
-    One guest is enough for it, and boots soonest.
+    One guest is enough for it, and boots soonest. The daemon that sets KSM's pace runs when the first one is
+    killed, and in one of the two cells of the next.
     """
-    killed = merging(results, "killed", focus=1)
+    killed = merging(results, "killed", focus=1, policies="pacer")
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
-    seen = {"domains": domains(), "pages_to_scan": knob("pages_to_scan")}
+    seen = {"domains": domains(), "tuners": tuners(Roots()), "smart_scan": knob("smart_scan")}
     # Another scale for the same knobs: what the killed run set is not under them.
-    asked = {"policies": "smart_scan", "ksm_knobs": {"max_page_sharing": 64}, "repetitions": 2}
+    asked = {"policies": "smart_scan,pacer", "ksm_knobs": {"max_page_sharing": 64}}
     run = started(results, focus=1, guests=1, run_id="after", **asked)
-    said = follow(run, "cell 1 of 2 idle-smart_scan-guests1-boot1-rep")
+    said = follow(run, "cell 1 of 2 idle-")
     said += follow(run, ": on")
     booted_at = start(next(iter(proof.values())))["booted_at"]
     folders = [path.parent for path in CHECKPOINTS.glob("*/manifest.json") if booted_at in path.read_text()]
@@ -378,17 +382,24 @@ def test_the_run_after_one_that_was_killed_starts_clean_and_goes_on(
     aftermath: dict[str, Any], before: State
 ) -> None:
     assert len(aftermath["seen"]["domains"]) == 2
-    assert aftermath["seen"]["pages_to_scan"] == "1234"
+    assert (aftermath["seen"]["tuners"], aftermath["seen"]["smart_scan"]) == (["ksm-pacer"], "0")
     assert "is up after" not in aftermath["said"]
-    for cell in aftermath["cells"].values():
-        measured = cell["on"]["provenance"]["ksm_knobs"]
-        found = (measured["pages_to_scan"], measured["smart_scan"], measured["max_page_sharing"])
-        assert found == (20000, 1, 64)
-        # What is applied is what is recorded as requested.
-        asked = cell["on"]["requested"]
-        assert asked["policy"] == "smart_scan"
-        assert {name: measured[name] for name in asked["ksm_knobs"]} == asked["ksm_knobs"]
+    cell = next(cell for name, cell in aftermath["cells"].items() if "-smart_scan-" in name)
+    measured = cell["on"]["provenance"]["ksm_knobs"]
+    found = (measured["pages_to_scan"], measured["smart_scan"], measured["max_page_sharing"])
+    assert found == (20000, 1, 64)
+    # What is applied is what is recorded as requested.
+    asked = cell["on"]["requested"]
+    assert {name: measured[name] for name in asked["ksm_knobs"]} == asked["ksm_knobs"]
     assert left(before) == []
+
+
+def test_the_testbeds_daemon_sets_the_pace_of_a_cell(aftermath: dict[str, Any], results: Path) -> None:
+    (cell,) = [one for one in load_run(results / "after").cells if one.cell.policy == "pacer"]
+    assert (cell.status, cell.problem) == ("complete", "")
+    assert cell.on.observed.tuners == ("ksm-pacer",)
+    assert cell.merge.observed.converged is True
+    assert cell.off.observed.tuners == ()
 
 
 def test_a_checkpoint_damaged_in_the_middle_of_a_run_is_made_again(aftermath: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from plugin_files import ROOT
 
 # Of the project's own configuration what makes a play quick: fewer shells, and fewer polls a second
@@ -93,3 +94,16 @@ esac
     )
     fake.chmod(0o755)
     return {"PATH": f"{fake.parent}:/usr/bin:/bin:/usr/sbin:/sbin"}
+
+
+def fake_systemd_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put a systemd-run on the path that only starts the process; return the file of what it was told."""
+    fake = folder / "bin/systemd-run"
+    fake.parent.mkdir()
+    fake.write_text(
+        f'#!/bin/sh\necho "$@" > {folder}/told\n'
+        'while [ "$1" != -- ]; do shift; done; shift\n"$@" > /dev/null 2>&1 < /dev/null &\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    return folder / "told"

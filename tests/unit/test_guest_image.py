@@ -314,6 +314,8 @@ def test_a_built_image_comes_from_the_mirror_of_the_host(
 
 
 def test_a_host_without_a_debian_mirror_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guest_image, "run", lambda _command: "https://d.example/docker|bookworm|Docker|stable\n")
+    monkeypatch.setattr(
+        guest_image, "run", lambda _command: "https://d.example/docker|bookworm|Docker|stable\n"
+    )
     with pytest.raises(guest_image.ImageError, match="knows no mirror"):
         guest_image.mirror_of_host("bookworm")

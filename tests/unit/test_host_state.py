@@ -176,8 +176,11 @@ def monitor(tree: Tree) -> None:
 
 
 def mount(tree: Tree) -> None:
-    tree.write("proc/mounts", "/dev/vda / ext4 rw 0 0\nproc /proc proc rw 0 0\n"
-               "proc /var/lib/ksm-testbed/images/.making-x/root/proc proc rw 0 0\n")
+    tree.write(
+        "proc/mounts",
+        "/dev/vda / ext4 rw 0 0\nproc /proc proc rw 0 0\n"
+        "proc /var/lib/ksm-testbed/images/.making-x/root/proc proc rw 0 0\n",
+    )
 
 
 def envelope(tree: Tree) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playing import fake_systemd_run
 from plugin_files import ROOT, RUN, load, run
 from waiting import FOREVER_SECONDS, wait_until
 
@@ -285,18 +286,10 @@ def test_where_systemd_is_pid_1_the_holder_is_a_unit_that_it_supervises(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (host.folder / "run/systemd/system").mkdir(parents=True)
-    fake = host.folder / "bin/systemd-run"
-    fake.parent.mkdir()
-    fake.write_text(
-        f'#!/bin/sh\necho "$@" > {host.folder}/told\n'
-        'while [ "$1" != -- ]; do shift; done; shift\n"$@" > /dev/null 2>&1 < /dev/null &\n'
-    )
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    told = fake_systemd_run(host.folder, monkeypatch)
     host.takes()
-    told = (host.folder / "told").read_text()
-    assert f"--unit=ksm-testbed-lease-{MINE}" in told
-    assert "--property=Restart=on-failure" in told
+    assert f"--unit=ksm-testbed-lease-{MINE}" in told.read_text()
+    assert "--property=Restart=on-failure" in told.read_text()
 
 
 def test_a_run_is_gone_when_its_process_has_ended_on_this_very_machine(tmp_path: Path) -> None:

@@ -61,9 +61,7 @@ def test_what_is_not_marked_is_not_removed(mine: Path) -> None:
     assert (mine / "file").exists()
 
 
-@pytest.mark.parametrize(
-    "way", ["../../mine", "..", "../own/../../mine/file", "link/file", "link/../mine"]
-)
+@pytest.mark.parametrize("way", ["../../mine", "..", "../own/../../mine/file", "link/file", "link/../mine"])
 def test_nothing_outside_is_removed_whatever_the_way_to_it(own: Path, mine: Path, way: str) -> None:
     (own / "link").symlink_to(mine)
     with pytest.raises(own_files.NotOwnError, match="is left alone: it is "):

@@ -21,7 +21,7 @@ def test_the_policies_of_the_testbed_can_be_read() -> None:
     assert [name for name, policy in policies.items() if policy.run == 0] == [OFF]
     asked = {name: policy.thp_enabled for name, policy in policies.items() if policy.thp_enabled != KEEP}
     assert asked == {f"thp_{mode}": mode for mode in THP_MODES if mode != KEEP}
-    assert [name for name, policy in policies.items() if policy.service] == ["ksmtuned"]
+    assert [name for name, policy in policies.items() if policy.service] == ["ksmtuned", "pacer"]
 
 
 def test_off_sets_nothing() -> None:

@@ -17,13 +17,15 @@ from analysis.plan.variables import SNAPSHOT
 put_right_action = load("plugins/action/put_right.py")
 ACTION = ROOT / "plugins/action/put_right.py"
 MODULES = ("guests", "ksm", "envelope")
+OTHERS = ("ksm_pacer", "host_state")
 THIS_BOOT = json.dumps({"boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip()})
 STUB = """#!/usr/bin/python3
 from ansible.module_utils.basic import AnsibleModule
-module = AnsibleModule({"state": {}, "snapshot": {}, "record": {}}, supports_check_mode=True)
+names = ("state", "snapshot", "record", "directory")
+module = AnsibleModule({name: {} for name in names}, supports_check_mode=True)
 name = "NAME"
 with open("LOG", "a") as log:
-    kept = module.params["snapshot"] or module.params["record"] or ""
+    kept = module.params["snapshot"] or module.params["record"] or module.params["directory"] or ""
     log.write(f"{name} {module.params['state']} {kept}".strip() + "\\n")
 if name in "FAILING".split():
     module.fail_json(msg=f"no {name}\\ntoday.")
@@ -50,7 +52,7 @@ class Host:
     def environment(self, failing: str, warning: str = "") -> dict[str, str]:
         library = self.folder / "library"
         library.mkdir(exist_ok=True)
-        for name in (*MODULES, "host_state"):
+        for name in (*MODULES, *OTHERS):
             text = STUB.replace("NAME", name).replace("LOG", str(self.folder / "log"))
             text = text.replace("WARNING", warning if name == "ksm" else "")
             (library / f"{name}.py").write_text(text.replace("FAILING", failing))
@@ -140,10 +142,12 @@ def test_a_host_that_is_not_as_it_was_fails_the_proof(host: Host) -> None:
     assert "localhost is not put right: its state (no host_state today)." in out
 
 
-def test_guests_that_are_to_be_kept_are_and_ksm_is_restored(host: Host) -> None:
+def test_guests_that_are_to_be_kept_are_and_ksm_is_restored_when_its_daemon_has_ended(host: Host) -> None:
+    daemon = host.folder / "run/ksm-testbed-pacer"
+    daemon.mkdir()
     code, out = host.put_right(keeps_guests=True)
     assert code == 0, out
-    assert host.called == [f"ksm restored {host.snapshot}"]
+    assert host.called == [f"ksm_pacer stopped {daemon}", f"ksm restored {host.snapshot}"]
 
 
 def test_services_of_policies_are_stopped_before_all_else_on_a_host_that_a_run_left(host: Host) -> None:
@@ -214,7 +218,13 @@ def test_the_snapshot_is_that_of_the_role_ksm() -> None:
 
 
 def test_the_services_of_policies_are_each_named_once(tmp_path: Path) -> None:
-    for name, service in {"a": "z.service", "b": "", "c": "y.service", "d": "z.service"}.items():
+    for name, service in {
+        "a": "z.service",
+        "b": "",
+        "c": "y.service",
+        "d": "z.service",
+        "e": "ksm-pacer",
+    }.items():
         (tmp_path / f"{name}.yml").write_text(f"description: One\nservice: '{service}'\n")
     assert put_right_action.policy_services(tmp_path) == ["y.service", "z.service"]
 

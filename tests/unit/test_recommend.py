@@ -11,6 +11,7 @@ from test_policies_side_by_side import FAST, POOR, SLOW, Made, measured, places_
 
 from analysis.__main__ import main
 from analysis.model.recommending import Goal, Recommendation, RecommendationError, recommend, regrets
+from analysis.plan.data_files import PROJECT
 from analysis.plan.design import Design
 
 IDLE = {"idle": 1.0}
@@ -144,11 +145,51 @@ def test_a_service_is_not_written_as_knobs(
         "ksmtuned runs the service ksmtuned.service, which sets KSM's knobs itself" in capsys.readouterr().err
     )
     assert not (tmp_path / "ksm.conf").exists()
+    assert main([*words, "--systemd", str(tmp_path)]) == 2
+    assert "in place of --systemd use `systemctl enable --now ksmtuned.service`" in capsys.readouterr().err
     assert main([*words, "--write", str(tmp_path / "ksm.yml")]) == 0
     assert yaml.safe_load((tmp_path / "ksm.yml").read_text()) == {
         "policies": "ksmtuned",
         "thp_enabled": "keep",
     }
+
+
+def units(results: Path, folder: Path) -> dict[str, str]:
+    folder.mkdir()
+    words = ["recommend", "--results", str(results), "--goal", "memory", "--systemd", str(folder)]
+    assert main(words) == 0
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_a_unit_sets_the_policy_in_an_order_that_the_kernel_takes(results: Path, tmp_path: Path) -> None:
+    measured(results, {"thp_never": FAST, "smart_scan": POOR})
+    (name, text) = units(results, tmp_path / "units").popitem()
+    assert name == "ksm-policy.service"
+    writes = [line for line in text.splitlines() if line.startswith("ExecStart")]
+    assert writes[:2] == [
+        "ExecStart=-/bin/sh -c 'echo never > /sys/kernel/mm/transparent_hugepage/enabled'",
+        "ExecStart=-/bin/sh -c 'echo none > /sys/kernel/mm/ksm/advisor_mode'",
+    ]
+    assert writes[-1] == "ExecStart=-/bin/sh -c 'echo 1 > /sys/kernel/mm/ksm/run'"
+    assert "Type=oneshot" in text
+
+
+def test_the_daemon_is_written_with_its_unit_which_leaves_its_knobs_to_it(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured(results, {"pacer": FAST, "smart_scan": POOR})
+    files = units(results, tmp_path / "units")
+    assert files["ksm-pacer"] == (PROJECT / "plugins/module_utils/ksm_pacer.py").read_text()
+    assert [line for line in files["ksm-pacer.service"].splitlines() if line.startswith("ExecStart")] == [
+        "ExecStartPre=-/bin/sh -c 'echo 256 > /sys/kernel/mm/ksm/max_page_sharing'",
+        "ExecStartPre=-/bin/sh -c 'echo 0 > /sys/kernel/mm/ksm/use_zero_pages'",
+        "ExecStart=/usr/bin/python3 -B /usr/local/sbin/ksm-pacer --start",
+    ]
+    words = ["recommend", "--results", str(results), "--goal", "memory", "--tmpfiles", str(tmp_path / "c")]
+    assert main(words) == 2
+    assert "ksm-pacer is a daemon that sets KSM's knobs itself: in place of --tmpfiles use --systemd." in (
+        capsys.readouterr().err
+    )
 
 
 def test_the_command_says_what_it_recommends_on_what_evidence_and_what_it_would_have_lost(

@@ -145,6 +145,8 @@ def test_the_knobs_before_a_policy_is_set_do_not_matter(results: Path) -> None:
         ({}, "", "pages_to_scan", "invalid"),
         ({}, "ksmtuned", "sleep_millisecs", "complete"),
         ({}, "ksmtuned", "max_page_sharing", "invalid"),
+        ({}, "ksm-pacer", "pages_to_scan", "complete"),
+        ({}, "ksm-pacer", "smart_scan", "invalid"),
     ],
 )
 def test_what_a_tuner_sets_by_itself_may_change_while_ksm_merges(
@@ -156,6 +158,7 @@ def test_what_a_tuner_sets_by_itself_may_change_while_ksm_merges(
             record["requested"] = {**record["requested"], "service": service, "ksm_knobs": asked}
             record["provenance"]["ksm_knobs"].update(knobs)
         records["on"]["provenance"]["ksm_knobs"][changed] = 7
+        records["on"]["observed"]["tuners"] = [service] if service else []
 
     assert load_run(store(results, synthetic_plan(), change)).cells[0].status == status
 
@@ -374,6 +377,23 @@ def test_what_an_advisor_or_a_service_sets_is_nobodys_change(results: Path) -> N
             status,
             "somebody changed" if status == "invalid" else "",
         )
+
+
+def test_a_cell_whose_daemon_had_ended_is_named_and_nobody_but_the_protocol_stops_ksm(results: Path) -> None:
+    served = [(kind, ("requested", "service"), "ksm-pacer") for kind in ("off", "merge", "on", "verify")]
+    runs = ("on", ("observed", "tuners"), ["ksm-pacer"])
+    stopped = (
+        "merge",
+        ("observed", "knob_changes"),
+        [{**CHANGED, "knob": "run", "before": "1", "after": "0"}],
+    )
+    for name, given, problem in (
+        ("runs", [*served, runs], ""),
+        ("ended", served, "ksm-pacer had ended by itself when the on record was taken"),
+        ("stopped", [*served, runs, stopped], "somebody changed run from 1 to 0"),
+    ):
+        (cell,) = load_run(store(results / name, synthetic_plan(focus=2), changed(*given))).cells
+        assert (name, cell.problem.startswith(problem), bool(cell.problem)) == (name, True, bool(problem))
 
 
 def test_damaged_memory_is_a_result_and_no_contradiction(results: Path) -> None:

@@ -170,6 +170,7 @@ def test_bad_numbers_are_refused(words: str, capsys: pytest.CaptureFixture[str])
 
 SEED = "a 'seed'"
 
+
 def pages_of(tenant: Any, count: int) -> list[bytes]:
     """The pages that the program holds, found by the first one, which stands page-aligned nowhere else."""
     pid = tenant.process.pid
