@@ -153,6 +153,21 @@ def used_available_bytes(host: Host) -> float:
     return float(host.meminfo["MemTotal_bytes"] - host.meminfo["MemAvailable_bytes"])
 
 
+def withheld_bytes(host: Host) -> Value:
+    """What is free or cache and MemAvailable does not count: the kernel's reserve, and part of the cache.
+
+    MemAvailable leaves out half of the file cache, and of the slabs that can be reclaimed, up to the low
+    watermark of each (si_mem_available, mm/show_mem.c): how much that is follows from the files that other
+    programs have mapped.
+    """
+    slabs = host.meminfo.get("KReclaimable_bytes", host.meminfo.get("SReclaimable_bytes"))
+    files = [host.meminfo.get(f"{name}(file)_bytes") for name in ("Active", "Inactive")]
+    parts = [part for part in (*files, slabs) if part is not None]
+    if len(parts) < 3:
+        return Unknown("the file cache was not read")
+    return float(host.meminfo["MemFree_bytes"] + sum(parts) - host.meminfo["MemAvailable_bytes"])
+
+
 def others_bytes(host: Host, guests: Mapping[str, Guest]) -> Value:
     """What programs that are no guests hold: the host's anonymous memory less that of the guests' processes.
 

@@ -1,7 +1,7 @@
 """What a forecast rests on: the largest set of cells that belong together, and what it leaves out."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -20,6 +20,7 @@ from analysis.measure.saving import (
     others_bytes,
     saving,
     used_bytes,
+    withheld_bytes,
 )
 from analysis.measure.table import PROVENANCE, tidy
 from analysis.model.capacity import conditions
@@ -42,8 +43,9 @@ class Calibration:
 
     ``samples``: one for each workload, number of guests and physical boot, of the scope. ``bases``: path
     under results, SHA-256 and use of each record with no guest. ``counted``: the directories of the cells
-    whose census is used. ``others_bytes``: what other programs held, the mean over the cells' records;
-    samples and bases are as if they had held that all the time. ``left_out``: what is not used, with the
+    whose census is used. ``others_bytes``: what other programs held, the mean over the cells' records, and
+    ``withheld_bytes``: what was free or cache and not available; samples and bases are as if both had been
+    that all the time. ``left_out``: what is not used, with the
     reason, a sentence for each run and reason; ``cells_left_out``: how many cells that is. ``fills``: by
     workload, the part of the available memory that it fills with each content.
     """
@@ -64,6 +66,7 @@ class Calibration:
     bases: tuple[tuple[str, str, int], ...]
     counted: frozenset[Path]
     others_bytes: float
+    withheld_bytes: float
     left_out: tuple[str, ...]
     cells_left_out: int
     fills: dict[str, dict[str, float]]
@@ -82,8 +85,15 @@ class _Found:
     @property
     def others_bytes(self) -> float:
         """What other programs held, the mean of both arms."""
-        arms = (self.records.off, self.records.on)
-        found = known(others_bytes(arm.observed.host, arm.observed.guests) for arm in arms)
+        return self._mean(lambda arm: others_bytes(arm.observed.host, arm.observed.guests))
+
+    @property
+    def withheld_bytes(self) -> float:
+        """What was free or cache and not available, the mean of both arms."""
+        return self._mean(lambda arm: withheld_bytes(arm.observed.host))
+
+    def _mean(self, read: Callable[[SnapshotRecord], Value]) -> float:
+        found = known(read(arm) for arm in (self.records.off, self.records.on))
         # _sample has seen that they are known.
         return 0.0 if isinstance(found, Unknown) else fmean(found)
 
@@ -160,6 +170,7 @@ def calibration(
         )
     first = chosen[0].records
     others_held = fmean(one.others_bytes for one in chosen)
+    withheld = fmean(one.withheld_bytes for one in chosen)
     shared = {
         name.removeprefix(PROVENANCE): value
         for name, value in chosen[0].conditions
@@ -178,15 +189,16 @@ def calibration(
         conditions=shared,
         cells=tuple(one.records for one in chosen),
         run_ids=tuple(one.key[0] for one in chosen),
-        samples=tuple(_beside(sample, others_held) for sample in _samples(chosen)),
+        samples=tuple(_beside(sample, others_held + withheld) for sample in _samples(chosen)),
         others_bytes=others_held,
+        withheld_bytes=withheld,
         counted=frozenset(
             one.records.directory for one in chosen if model == CENSUS and one.sample.census is not None
         ),
         # Another run's, at another state of the host: 67 MiB beside the line through 2 to 20 guests.
         bases=()
         if bases_in is None or len({one.sample.guests for one in chosen}) > 1
-        else _bases(bases_in, first.cell.hypervisor, shared, others_held),
+        else _bases(bases_in, first.cell.hypervisor, shared, others_held + withheld),
         left_out=(*_sentences(reasons), *damaged, *(problem.rstrip(".") for problem in unread)),
         cells_left_out=len(reasons),
         fills=_fills(runs, chosen),
@@ -196,12 +208,14 @@ def calibration(
 def scope_used_bytes(cell: CellRecords, arm: SnapshotRecord, scope: str) -> Value:
     """What an off or on record uses: of the host, or of the guests' own anonymous memory and page tables.
 
-    Of the host without what other programs hold, which moves from one record to the next with their work.
+    Of the host without what other programs hold and what is withheld, which move from one record to the next
+    with their work.
     """
     if scope != HOST:
         return _guests_bytes(arm)
     host, guests = arm.observed.host, arm.observed.guests
-    return less(used_bytes(host, cell.page_size_bytes), others_bytes(host, guests))
+    used = less(used_bytes(host, cell.page_size_bytes), others_bytes(host, guests))
+    return less(used, withheld_bytes(host))
 
 
 def _guests_bytes(arm: SnapshotRecord) -> Value:
@@ -352,9 +366,9 @@ def _sentences(reasons: Mapping[Key, str]) -> list[str]:
     ]
 
 
-def _beside(sample: Sample, others_held: float) -> Sample:
-    """A sample of the host as if other programs had held so much."""
-    return replace(sample, off_bytes=sample.off_bytes + others_held, on_bytes=sample.on_bytes + others_held)
+def _beside(sample: Sample, held: float) -> Sample:
+    """A sample of the host as if so much had been used beside what its parts use."""
+    return replace(sample, off_bytes=sample.off_bytes + held, on_bytes=sample.on_bytes + held)
 
 
 def _samples(cells: Sequence[_Found]) -> tuple[Sample, ...]:
@@ -399,18 +413,19 @@ def _censuses(cells: Sequence[_Found]) -> tuple[dict[Key, Census], list[str]]:
 
 
 def _bases(
-    results: Path, hypervisor: str, wanted: Mapping[str, str], others_held: float
+    results: Path, hypervisor: str, wanted: Mapping[str, str], held: float
 ) -> tuple[tuple[str, str, int], ...]:
-    """Use with no guest, other programs as in the cells, where it was measured under these conditions."""
+    """Use with no guest, the rest as in the cells, where it was measured under these conditions."""
     found = []
     for base in (base for run in load_capacity(results)[0] for base in run.bases):
         step = base.step
-        used = used_bytes(step.observed.host, step.provenance.page_size_bytes)
+        host = step.observed.host
+        used = less(used_bytes(host, step.provenance.page_size_bytes), withheld_bytes(host))
         alike = step.hypervisor == hypervisor and all(
             wanted.get(name, "absent") == value for name, value in conditions(step).items()
         )
         if alike and not isinstance(used, Unknown):
             # No guest: all anonymous memory is other programs'.
-            apart = used - step.observed.host.meminfo["AnonPages_bytes"]
-            found.append((str(base.path.relative_to(results)), base.sha256, int(apart + others_held)))
+            apart = used - host.meminfo["AnonPages_bytes"]
+            found.append((str(base.path.relative_to(results)), base.sha256, int(apart + held)))
     return tuple(found)

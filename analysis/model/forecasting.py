@@ -95,6 +95,7 @@ def forecast_content(
         },
         "base_bytes": model.base_bytes,
         "others_bytes": found.others_bytes if model.scope == HOST else None,
+        "withheld_bytes": found.withheld_bytes if model.scope == HOST else None,
         "predicted": predicted,
         "loads": [_load(model, load, capacity_bytes) for load in loads],
         "guest_breakdown": {name: asdict(model.breakdown(name)) for name in model.workloads},
@@ -132,7 +133,8 @@ def assumptions(found: Calibration, model: Model) -> list[str]:
     ]
     stated.append(
         "Used is MemTotal - MemAvailable less the free pages on per-CPU lists, which it leaves out, "
-        f"with {found.others_bytes / MIB:.0f} MiB of other programs, what they held on average meanwhile."
+        f"with {found.others_bytes / MIB:.0f} MiB of other programs and {found.withheld_bytes / MIB:.0f} of "
+        "the kernel's reserve and of cache that MemAvailable leaves out, as they were on average meanwhile."
         if model.scope == HOST
         else "Used in the envelope are the guests' anonymous memory and page tables, and KSM's own memory."
     )

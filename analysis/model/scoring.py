@@ -6,7 +6,7 @@ from statistics import fmean
 
 from analysis.errors import UserError
 from analysis.measure.pooling import Row, condition_text
-from analysis.measure.saving import Unknown, known, saving, used_available_bytes
+from analysis.measure.saving import Unknown, known, saving, used_available_bytes, withheld_bytes
 from analysis.measure.statistics import wilson
 from analysis.measure.table import PROVENANCE, tidy
 from analysis.model.calibration import scope_used_bytes
@@ -312,7 +312,7 @@ def _refusal(forecast: ForecastRecord, names: Named, row: Row, cell: CellRecords
 def _measured(cell: CellRecords, forecast: ForecastRecord) -> dict[str, Use] | Unknown:
     """Memory used by a complete cell, by each definition that the scope has.
 
-    USED is with other programs as the forecast has them, AVAILABLE with them as they were.
+    USED is with other programs, and with what is withheld, as the forecast has them, AVAILABLE as they were.
     """
     arms = (cell.off, cell.on)
     used = known(scope_used_bytes(cell, arm, forecast.scope) for arm in arms)
@@ -323,8 +323,14 @@ def _measured(cell: CellRecords, forecast: ForecastRecord) -> dict[str, Use] | U
         return own if isinstance(own, Unknown) else {USED: Use(used[0], used[1] + own)}
     if forecast.others_bytes is None:
         return Unknown("the forecast does not tell what other programs held")
+    withheld = known(withheld_bytes(arm.observed.host) for arm in arms)
+    if isinstance(withheld, Unknown):
+        return withheld
+    # A forecast of before counts that as it was.
+    taken = withheld if forecast.withheld_bytes is None else [forecast.withheld_bytes] * len(arms)
+    beside = [forecast.others_bytes + held for held in taken]
     return {
-        USED: Use(*(use + forecast.others_bytes for use in used)),
+        USED: Use(*(use + held for use, held in zip(used, beside, strict=True))),
         AVAILABLE: Use(*(used_available_bytes(arm.observed.host) for arm in arms)),
     }
 

@@ -1088,7 +1088,8 @@ class ForecastRecord(Model):
     """A forecast, written before the run that it predicts.
 
     ``others_bytes``: what programs that are no guests are taken to hold, of what is predicted of the host;
-    None in a forecast of an envelope, and where what they held was not told apart.
+    None in a forecast of an envelope, and where what they held was not told apart. ``withheld_bytes``:
+    likewise what is free or cache and not available.
     """
 
     schema_version: Version
@@ -1106,6 +1107,7 @@ class ForecastRecord(Model):
     calibration: CalibrationUsed
     base_bytes: float
     others_bytes: float | None = None
+    withheld_bytes: float | None = None
     predicted: tuple[Predicted, ...]
     loads: Annotated[tuple[LoadForecast, ...], Field(min_length=1)]
     guest_breakdown: dict[str, dict[str, Any]]

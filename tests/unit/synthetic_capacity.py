@@ -17,6 +17,8 @@ from analysis.records.models import NamedForecast
 TOTAL = 24000 * MIB
 # What programs that are no guests hold
 OTHERS_MIB = 150
+# Cache of a host that is available; the rest of its 1200 MiB is withheld
+CACHE_MIB = 1000
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,12 @@ def shaped(
     noise: Callable[[Cell], float] = lambda _cell: 0.0,
     recorded_at: str = "2026-11-23T19:00:00",
     others: Callable[[Cell, str], float] = lambda _cell, _kind: 0.0,
+    withheld: Callable[[Cell, str], float] = lambda _cell, _kind: 0.0,
 ) -> Callable[[Cell, dict[str, dict[str, Any]]], None]:
     """Set the memory of a cell's records to the model's, plus noise in MiB of the guests in the on arm.
 
     ``recorded_at``: to the second; each cell keeps its own microseconds. ``others``: MiB that other programs
-    hold beyond OTHERS_MIB in the record of that kind.
+    hold beyond OTHERS_MIB in the record of that kind. ``withheld``: MiB of its cache that are not available.
     """
 
     def change(cell: Cell, records: dict[str, dict[str, Any]]) -> None:
@@ -65,6 +68,7 @@ def shaped(
             host = records[kind]["observed"]["host"]
             host["meminfo"]["MemTotal_bytes"] = TOTAL
             host["meminfo"]["MemAvailable_bytes"] = TOTAL - round(used * MIB)
+            host["meminfo"]["MemFree_bytes"] = TOTAL - round(used * MIB) - CACHE_MIB * MIB
             for guest in records[kind]["observed"]["guests"].values():
                 guest["page_tables_bytes"] = MIB
                 # 19 MiB of each guest are outside of its own memory.
@@ -73,7 +77,9 @@ def shaped(
                 guest["smaps_rollup"]["Pss_Anon_bytes"] = round(pss * MIB)
             hold_others(records[kind])
             host["meminfo"]["AnonPages_bytes"] += round(others(cell, kind) * MIB)
-            host["meminfo"]["MemAvailable_bytes"] -= round(others(cell, kind) * MIB)
+            for name in ("MemAvailable", "MemFree"):
+                host["meminfo"][f"{name}_bytes"] -= round(others(cell, kind) * MIB)
+            host["meminfo"]["MemAvailable_bytes"] -= round(withheld(cell, kind) * MIB)
         ksm = records["on"]["observed"]["host"]["ksm"]
         ksm["pages_sharing"] = sharing
         ksm["general_profit"] = sharing * PAGE - round(cell.guests * known.ksm * MIB)

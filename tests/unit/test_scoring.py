@@ -30,12 +30,15 @@ from analysis.model.scoring import (
     USED,
     Joined,
     Use,
+    join,
+    measured,
     score,
 )
 from analysis.model.sharing import HOST
 from analysis.plan.design import Cell
 from analysis.plan.mix import load_name
 from analysis.records.forecasts import digest
+from analysis.records.loading import load_runs
 from analysis.records.models import ForecastRecord
 from analysis.records.reading import read_record
 
@@ -136,6 +139,25 @@ def test_what_other_programs_hold_moves_neither_a_forecast_nor_its_score(
     # As the paper measured, they count.
     (group,) = found["scores"]
     assert group["all"][AVAILABLE]["used_on"]["worst"] < -0.1
+
+
+def test_cache_that_is_not_available_moves_neither_a_forecast_nor_its_score(results: Path) -> None:
+    store_numbers(
+        results, NUMBERS, focus="1", withheld=lambda cell, kind: 10.0 * cell.guests * (kind == "on")
+    )
+    path = results / "forecasts/held-out.json"
+    assert main(["forecast", "--results", str(results), "--guests", "15", "--out", str(path)]) == 0
+    found = read_record(path, ForecastRecord)
+    # 200 MiB of the cache of each record, and at 2, 4 and 6 guests half of 20, 40 and 60
+    assert found.withheld_bytes == pytest.approx((200 + 20) * MIB)
+    measure(results, 15, focus="1", withheld=lambda _cell, _kind: 120.0)
+    runs = load_runs(sorted(results.glob("*15"))).runs
+    named = {run.plan.run_id: run.plan.forecasts for run in runs}
+    (scored,), _refused = join(found, measured(runs), named)
+    assert scored.error("used_on") == pytest.approx(0, abs=1e-6)
+    # One of before had it in what was used: 20 MiB on average, and 120 in this cell
+    (before,), _refused = join(found.model_copy(update={"withheld_bytes": None}), measured(runs), named)
+    assert before.measured[USED].on - scored.measured[USED].on == pytest.approx((120 - 20) * MIB)
 
 
 def test_the_error_is_the_predicted_over_the_measured(
