@@ -22,6 +22,7 @@ from analysis.records.models import ForecastRecord
 from analysis.records.placement import FILE as PLACEMENT_FILE
 from analysis.records.placement import PlacementRecord
 from analysis.records.reading import RecordError, read_record
+from analysis.records.survey import FILE as SURVEY_FILE
 from analysis.records.survey import SurveyRecord
 from analysis.report.chapters import Contents, Forecasted
 from analysis.report.scores import Scores
@@ -31,7 +32,11 @@ from analysis.report.survey import Survey
 
 def own_or_published(results: Path) -> Path:
     """These results, or the published ones in them while they hold nothing else."""
-    own = any((results / name).is_dir() for name in (FORECASTS, CAPACITY)) or _has_runs(results)
+    own = (
+        any((results / name).is_dir() for name in (FORECASTS, CAPACITY))
+        or _has_runs(results)
+        or any(results.glob(f"*/*/{SURVEY_FILE}"))
+    )
     return results if own or not (results / REFERENCE).is_dir() else results / REFERENCE
 
 
@@ -89,25 +94,26 @@ def gather(
 
     ``command``: what makes the report again. Raises RecordError where there is nothing.
     """
-    runs, surveys, placements, problems = Runs((), (), ()), [], [], []
+    runs = Runs((), (), ())
+    paths: list[Path] = []
+    missing = []
     try:
-        runs = gather_runs(results, run_ids, hypervisor)
+        runs = chosen_runs(results, run_ids, everything=True, hypervisor=hypervisor)
     except RecordError as no_run:
-        missing: RecordError | None = no_run
-    else:
-        missing = None
+        missing.append(str(no_run))
     try:
-        surveys, placements, problems = _surveys(stored(results, run_ids, hypervisor))
+        paths = stored(results, None if run_ids is None else list(run_ids), hypervisor)
     except RecordError as no_survey:
-        missing = missing or (no_survey if not runs.runs else None)
-    if not runs.runs and not surveys:
-        raise missing or RecordError(f"{results} holds neither a run nor a survey.")
-    chosen = chosen_table(runs.runs) if runs.runs else None
-    forecasts, reasons = _forecasts(runs, results)
+        missing.append(str(no_survey))
     try:
         scores = gather_scores(results, files, runs)
     except ScoringError:
         scores = None
+    if not runs.runs and not paths and scores is None:
+        raise RecordError(" ".join(missing))
+    surveys, placements, problems = _surveys(paths)
+    chosen = chosen_table(runs.runs) if runs.runs else None
+    forecasts, reasons = _forecasts(runs, results)
     return Contents(
         answer=None
         if chosen is None
@@ -173,5 +179,3 @@ def _forecasts(runs: Runs, results: Path) -> tuple[list[Forecasted], list[str]]:
         record = ForecastRecord.model_validate_json(json.dumps(content))
         found.append(Forecasted(record, tuple(fitted.cells), fitted.cells_left_out))
     return found, reasons
-
-

@@ -1,8 +1,8 @@
 """All that is known of runs and surveys as one page; without a file, forecasts beside what came of them.
 
-With --html, --markdown or --text: the answer, figure 2 beside the paper's values, where the saving comes from,
-what the guests' memory holds, policies, a forecast with its limits, forecasts proved, capacity runs, surveyed
-hosts. Else forecasts beside what was measured afterwards, and capacity runs on their way to the limit.
+With --html, --markdown or --text: the answer, figure 2 beside the paper's values, policies, where the saving
+comes from, what the guests' memory holds, a forecast with its limits, forecasts proved, capacity runs,
+surveyed hosts. Else forecasts beside what was measured afterwards, and capacity runs on their way to the limit.
 
 example: python -m analysis report --results results/reference/cells --html page.html
 """

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from analysis.measure.efficiency import CensusMeans, censuses
+from analysis.measure.efficiency import CensusMeans
 from analysis.measure.ledger import SOURCES
 from analysis.measure.policies import Place
 from analysis.measure.statistics import Summary
@@ -98,12 +98,16 @@ def sections(contents: Contents) -> list[Section]:
         # Each of an explained line; of the others there is none.
         counted = {id(one.summary): one.census for one in explained if one.census is not None}
         found.append(Section("Saved and used", tuple(_saved(answer, places))))
-        found.append(Section("To know beside it", (notes([*remarks(answer), *problems_of(explained), UNITS]),)))
+        found.append(
+            Section("To know beside it", (notes([*remarks(answer), *problems_of(explained), UNITS]),))
+        )
         if any(len(place.lines) > 1 for place in contents.policies):
             found.append(_policies(contents.policies))
         found.append(Section("Where it comes from", tuple(_explanations(explained))))
         if counted:
-            found.append(Section("Patterns: what the guests' memory holds", tuple(_patterns(answer, counted))))
+            found.append(
+                Section("Patterns: what the guests' memory holds", tuple(_patterns(answer, counted)))
+            )
     if contents.forecasts:
         found.append(Section("How many more guests fit", tuple(_forecasts(contents.forecasts))))
     if contents.scores is not None:
@@ -119,29 +123,33 @@ def sections(contents: Contents) -> list[Section]:
 
 def _places(summaries: Sequence[Summary]) -> list[list[Summary]]:
     """By number and size of guests: what is drawn together; those with the most boots first."""
-    drawn = figures.drawn_places(summaries) if any(one.estimates[figures.USED_OFF] for one in summaries) else []
+    drawn = (
+        figures.drawn_places(summaries) if any(one.estimates[figures.USED_OFF] for one in summaries) else []
+    )
     drawn.sort(key=lambda mine: sum(len(one.boots) for one in mine), reverse=True)
     return drawn or [[one for one in summaries if one.guests == summaries[0].guests]] if summaries else []
 
 
 def _saved(answer: Answer, places: Sequence[Sequence[Summary]]) -> Iterator[Block]:
-    shown = set()
+    """What is drawn most boots of is open, the rest folded."""
+    shown: set[int] = set()
     for number, drawn in enumerate(places):
-        sizes = {(one.guests, one.guest_memory_bytes) for one in drawn}
-        shown |= sizes
-        mine = [one for one in answer.summaries if (one.guests, one.guest_memory_bytes) in sizes]
-        tables = [part for where, some in by_place(mine) for part in (heading(where), *grids(some))]
-        if number == 0:
-            yield from _figure_2(drawn)
-            yield from tables
-        else:
-            yield Folded(by_place(drawn)[0][0], (*_figure_2(drawn), *tables))
-    rest = [one for one in answer.summaries if (one.guests, one.guest_memory_bytes) not in shown]
-    for where, some in by_place(rest):
-        yield heading(where)
-        yield from grids(some)
+        shown |= set(map(id, drawn))
+        told = (*_figure_2(drawn), *_tables(drawn, headed=number == 0))
+        yield from told if number == 0 else (Folded(by_place(drawn)[0][0], told),)
+    rest = [one for one in answer.summaries if id(one) not in shown]
+    for where, mine in by_place(rest):
+        yield Folded(where, tuple(grids(mine)))
     if answer.differences:
         yield difference_grid(answer.differences)
+
+
+def _tables(summaries: Sequence[Summary], *, headed: bool) -> Iterator[Part]:
+    places = by_place(summaries)
+    for where, mine in places:
+        if headed or len(places) > 1:
+            yield heading(where)
+        yield from grids(mine)
 
 
 def _figure_2(drawn: Sequence[Summary]) -> Iterator[Block]:
@@ -153,10 +161,7 @@ def _figure_2(drawn: Sequence[Summary]) -> Iterator[Block]:
         + (f", the paper {QUANTITIES['paper_mib_per_vm'].number(one.paper.paper)}" if one.paper else "")
         for one in drawn
     ]
-    used = [
-        f"{row_name(one)}: {' with KSM off, '.join(_used(one))} with it on"
-        for one in drawn
-    ]
+    used = [f"{row_name(one)}: {' with KSM off, '.join(_used(one))} with it on" for one in drawn]
     yield Picture(
         figures.saved_figure(drawn), "Saved per VM, beside the paper's.", f"Bars. {'; '.join(saved)}."
     )
@@ -241,8 +246,7 @@ def _patterns(answer: Answer, counted: dict[int, CensusMeans]) -> Iterator[Block
         yield Picture(
             census_figure(seen),
             "Memory of a guest by what KSM could merge of it; black: what it had merged.",
-            "Bars, MB/VM. "
-            + " ".join(f"{name}: {census.words()}" for name, census in seen.items()),
+            "Bars, MB/VM. " + " ".join(f"{name}: {census.words()}" for name, census in seen.items()),
         )
         yield from filter(None, [census_grid(mine, [counted.get(id(one)) for one in mine])])
 

@@ -28,7 +28,11 @@ def census_figure(counted: Mapping[str, CensusMeans]) -> Figure:
     }
     merged = QUANTITIES["saved_mib_per_vm"]
     return _bars(
-        list(counted), named, merged.label, [one.saved for one in counted.values()], "MB/VM, mean of the cells"
+        list(counted),
+        named,
+        merged.label,
+        [one.saved for one in counted.values()],
+        "MB/VM, mean of the cells",
     )
 
 
@@ -43,9 +47,7 @@ def hosts_figure(surveys: Sequence[Survey]) -> Figure:
         for name, colour in names.items()
     }
     gross = QUANTITIES["surveyed_gross_mib"]
-    now = [
-        None if (total := seen.totals.get(gross.name)) is None else total.pages for seen in surveys
-    ]
+    now = [None if (total := seen.totals.get(gross.name)) is None else total.pages for seen in surveys]
     return _bars([seen.record.hypervisor for seen in surveys], named, gross.label, now, gross.unit)
 
 
@@ -75,9 +77,7 @@ def _bars(
     return figure
 
 
-def _marks(
-    axes: Axes, rows: Sequence[str], name: str, values: Sequence[float | None], unit: str
-) -> None:
+def _marks(axes: Axes, rows: Sequence[str], name: str, values: Sequence[float | None], unit: str) -> None:
     known = [(place, value) for place, value in enumerate(values) if value is not None]
     for number, (place, value) in enumerate(known):
         (line,) = axes.plot(

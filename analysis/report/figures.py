@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from analysis.errors import UserError
 from analysis.measure.ledger import GUEST_REST, HOST_REST
 from analysis.measure.statistics import LEAST_BOOTS, Estimate, Summary, exact
-from analysis.plan.design import MIB
 from analysis.plan.policies import policy_order
 from analysis.plan.workloads import in_order, title
 from analysis.report import svg

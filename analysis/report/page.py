@@ -15,7 +15,7 @@ from analysis.report.document import Block, Folded, Picture, Section
 from analysis.report.svg import inline_svg
 from analysis.report.tables import Grid, Notes
 
-# A figure that is wider has a row of its own, and is moved sideways on a phone: its letters would be too small.
+# A wider figure has a row of its own, and a phone moves it sideways: its letters would be too small.
 WIDE_INCHES = 6
 # It is not drawn smaller than so.
 SMALLEST = 0.75
@@ -72,7 +72,10 @@ def _shown(blocks: Iterable[Block], names: _Names) -> Iterator[dict[str, Any]]:
     """What the template is told of each block; figures that follow one another stand side by side."""
     for kind, some in groupby(blocks, type):
         if kind is Picture:
-            yield {"kind": "figures", "figures": [_figure(one, names) for one in some if isinstance(one, Picture)]}
+            yield {
+                "kind": "figures",
+                "figures": [_figure(one, names) for one in some if isinstance(one, Picture)],
+            }
             continue
         for block in some:
             match block:
