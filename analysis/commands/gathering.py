@@ -14,7 +14,7 @@ from analysis.model.forecasting import forecast_content, make_model
 from analysis.model.judging import judge
 from analysis.model.scoring import Joined, Refused, ScoringError, join, measured, not_read
 from analysis.model.sharing import SharingError
-from analysis.plan.design import REFERENCE
+from analysis.plan.design import PLAN_FILE, REFERENCE
 from analysis.records.capacity import CAPACITY, load_capacity
 from analysis.records.forecasts import FORECASTS, forecast_problem, load_forecasts
 from analysis.records.loading import find_runs
@@ -32,11 +32,8 @@ from analysis.report.survey import Survey
 
 def own_or_published(results: Path) -> Path:
     """These results, or the published ones in them while they hold nothing else."""
-    own = (
-        any((results / name).is_dir() for name in (FORECASTS, CAPACITY))
-        or _has_runs(results)
-        or any(results.glob(f"*/*/{SURVEY_FILE}"))
-    )
+    kept = (FORECASTS, CAPACITY, PLAN_FILE, f"*/{PLAN_FILE}", f"*/*/{SURVEY_FILE}")
+    own = any(path for name in kept for path in results.glob(name) if path.parent != results / REFERENCE)
     return results if own or not (results / REFERENCE).is_dir() else results / REFERENCE
 
 

@@ -2,7 +2,7 @@
 
 With --html, --markdown or --text: the answer, figure 2 beside the paper's values, policies, where the saving
 comes from, what the guests' memory holds, a forecast with its limits, forecasts proved, capacity runs,
-surveyed hosts. Else forecasts beside what was measured afterwards, and capacity runs on their way to the limit.
+surveyed hosts. Else forecasts beside what was measured afterwards, and capacity runs on the way to the limit.
 
 example: python -m analysis report --results results/reference/cells --html page.html
 """

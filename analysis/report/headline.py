@@ -6,7 +6,7 @@ from analysis.measure.statistics import Summary
 from analysis.plan.design import MIB
 from analysis.records.models import ForecastRecord
 from analysis.report.forecast import count
-from analysis.report.summary import FREED, place, row_name
+from analysis.report.summary import FREED, by_place, row_name
 from analysis.report.survey import Survey, answer_words
 
 # Of more, the least and the most are named.
@@ -16,19 +16,21 @@ _NAMED = 4
 def headline(
     summaries: Sequence[Summary], forecasts: Sequence[ForecastRecord], surveys: Sequence[Survey]
 ) -> list[str]:
-    """The sentences; ``summaries``: of one place alone."""
-    lines = [_freed(summaries)] if summaries else []
+    """The sentences; ``summaries``: of one number of guests. Hosts have one each, the first of many alone."""
+    places = by_place(summaries)
+    lines = [_freed(where, mine) for where, mine in places[:_NAMED]]
     lines += [_fit(record) for record in forecasts]
     lines += [f"{seen.record.hypervisor}: {answer_words(seen)}" for seen in surveys[:_NAMED]]
-    if len(surveys) > _NAMED:
-        lines.append(f"{len(surveys) - _NAMED} more hosts below.")
+    more = max(0, len(places) - _NAMED) + max(0, len(surveys) - _NAMED)
+    if more:
+        lines.append(f"{more} more below.")
     return lines
 
 
-def _freed(summaries: Sequence[Summary]) -> str:
+def _freed(where: str, summaries: Sequence[Summary]) -> str:
     known = [(one, seen) for one in summaries if (seen := one.estimates[FREED.name]) is not None]
     if not known:
-        return f"{place(summaries[0])}: nothing could be averaged; why is said below."
+        return f"{where}: nothing could be averaged; why is said below."
     shown = known
     several = ""
     if len(known) > _NAMED:
@@ -36,7 +38,7 @@ def _freed(summaries: Sequence[Summary]) -> str:
         shown = [by_mean[0], by_mean[-1]]
         several = f", of {len(known)} workloads and policies the least and the most"
     freed = "; ".join(f"{FREED.words(seen)} of {row_name(one)}" for one, seen in shown)
-    return f"{place(summaries[0])}. KSM freed{several}: {freed}."
+    return f"{where}. KSM freed{several}: {freed}."
 
 
 def _fit(record: ForecastRecord) -> str:

@@ -1,4 +1,4 @@
-"""The tidy table as Parquet, by pyarrow: an extra, for it is larger than most of what is needed otherwise."""
+"""The tidy table as Parquet, by pyarrow: an extra, for it weighs 55 MB."""
 
 from pathlib import Path
 
