@@ -14,8 +14,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 WORKERS ?= $(shell expr $$(nproc) \* 3 / 2)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help experiment teardown test lint ruff mypy yamllint ansible-lint unit molecule system faults provision setup \
-  setup-dev clean
+.PHONY: help experiment teardown test lint ruff mypy yamllint ansible-lint unit molecule system faults provision chromium \
+  setup setup-dev clean
 help:
 	@echo 'make experiment FOCUS=1|2|3|all   set up this host, measure, print the summary'
 	@echo 'make test                         set up and run lint, unit, role and system tests'
@@ -33,7 +33,7 @@ teardown: setup
 
 # Two at a time; the one that takes longest begins first. What is provisioned by then need not be looked at again.
 test: setup-dev
-	$(MAKE) --no-print-directory --jobs=2 ansible-lint provision mypy ruff yamllint
+	$(MAKE) --no-print-directory --jobs=2 ansible-lint chromium mypy ruff yamllint
 	$(MAKE) --no-print-directory --old-file=provision unit molecule system
 
 lint: setup-dev
@@ -51,7 +51,7 @@ ruff: setup-dev
 yamllint: setup-dev
 	yamllint --strict .
 
-unit: provision
+unit: provision chromium
 	pytest -m 'not system and not faults' --numprocesses=$(WORKERS) --dist=worksteal
 
 molecule: provision
@@ -67,6 +67,10 @@ faults: provision
 # The host's packages and the guests' image, by the same roles as an experiment.
 provision: setup-dev
 	ansible-playbook playbooks/provision.yml --tags all,census
+
+# The browser in which the report's page is looked at. apt is one at a time: after the packages of the host.
+chromium: provision
+	@command -v chromium >/dev/null || { $(SUDO) apt-get update -q && $(SUDO) apt-get install -yq --no-install-recommends chromium fonts-dejavu-core; }
 
 setup: .venv/.runtime
 setup-dev: .venv/.dev

@@ -30,7 +30,7 @@ COMMANDS = {
     "policies": "policies side by side: saved, how soon, and what ksmd took",
     "recommend": "which policy for a goal, and what it loses against the best",
     "forecast": "memory of N guests, and how many fit",
-    "report": "forecasts beside what was measured afterwards; capacity runs",
+    "report": "all that is known of runs or surveys, as one page; forecasts beside what came of them",
     "survey": "hosts as they are: what KSM would save, what it saves, how many more machines fit",
     "census": "equal pages within and between the running guests, and the ideal saving",
     "quantities": "what each number is, its unit and its source",
@@ -66,7 +66,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal without "±" gets "?" and no traceback.
         sys.stdout.reconfigure(errors="replace")
-    arguments = parser(words).parse_args(words)
+    arguments = parser(words).parse_args(words, argparse.Namespace(words=words))
     try:
         return int(arguments.run_command(arguments))
     except UserError as error:

@@ -3,7 +3,8 @@
 Beside an experiment, from its begin on: python benchmarks/soak.py watch SAMPLES.csv
 After it: python benchmarks/soak.py tell SAMPLES.csv RESULTS
 
-`watch` takes a sample at each moment between two cells, when no QEMU process runs, until it is interrupted.
+`watch` takes a sample at each moment between two cells, when none of the testbed's guests runs, until it is
+interrupted.
 `tell` prints each count at the first and the last of these moments with its least and greatest value, and
 for each treatment in RESULTS the coefficients of variation of what was saved within a boot and between boots.
 """
@@ -22,6 +23,7 @@ from analysis.records.loading import find_runs, load_runs
 
 DAEMONS = ("libvirtd", "virtlogd")
 KSM = Path("/sys/kernel/mm/ksm")
+GUEST_PIDS = Path("/run/libvirt/qemu")
 PLACES = {"run": "/run/libvirt", "qemu": "/var/lib/libvirt/qemu", "guests": "/var/lib/ksm-testbed/guests"}
 RMAP_ITEMS = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile")
 
@@ -70,9 +72,8 @@ def watch(path: Path) -> None:
     with path.open("w", newline="") as file, suppress(KeyboardInterrupt):
         writer: csv.DictWriter[str] | None = None
         while True:
-            running = processes()
-            if not any(name.startswith("qemu-system") for name in running):
-                last = sample(running)
+            if not any(GUEST_PIDS.glob("ksm-testbed-*.pid")):
+                last = sample(processes())
             elif last is not None:
                 if writer is None:
                     writer = csv.DictWriter(file, last)

@@ -28,6 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     from analysis.commands.choosing import chosen_runs, chosen_table
     from analysis.measure.statistics import summarise
     from analysis.report import explanation, figures
+    from analysis.report.growth_figure import burndown_figure
     from analysis.report.summary import Answer
     from analysis.report.tables import show
 
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         figures.save(figures.ledger_figure(explanation.waterfalls(explained)), arguments.figure)
     if arguments.burndown:
         cells = [records for one in explained for records in one.cells]
-        figures.save(figures.burndown_figure(cells), arguments.burndown)
+        figures.save(burndown_figure(cells), arguments.burndown)
     if arguments.json:
         print(explanation.explanation_json(answer, explained), end="")
     else:

@@ -1,18 +1,21 @@
-"""Forecasts beside what was measured afterwards, capacity runs on their way to the limit, and performance.
+"""All that is known of runs and surveys as one page; without a file, forecasts beside what came of them.
 
-example: python -m analysis report --figures figures
+With --html, --markdown or --text: the answer, figure 2 beside the paper's values, policies, where the saving
+comes from, what the guests' memory holds, a forecast with its limits, forecasts proved, capacity runs,
+surveyed hosts. Else forecasts beside what was measured afterwards, capacity runs on the way to the limit, and
+guests' performance in cells with probes.
+
+example: python -m analysis report --results results/reference/cells --html page.html
 """
 
 import argparse
-from collections.abc import Sequence
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.commands.options import add_json, add_results, add_run
+from analysis.commands.options import add_hypervisor, add_json, add_results, add_run
 
 if TYPE_CHECKING:
-    from analysis.commands.choosing import Runs
-    from analysis.measure.policies import Place
     from analysis.report.scores import Scores
 
 
@@ -26,107 +29,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="these forecasts (default: DIR/forecasts/*.json)",
     )
-    add_run(parser, "every run")
+    add_run(parser, "every run, and the newest survey")
+    add_hypervisor(parser)
     add_json(parser)
     parser.add_argument("--figures", metavar="DIR", type=Path, help="draw every figure into this directory")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write one self-contained page")
+    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the page as Markdown")
+    parser.add_argument("--text", metavar="FILE", type=Path, help="write the page as text")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print every forecast beside what was measured afterwards, the capacity runs, and cells with probes.
+    """Write the report, or print forecasts beside what came of them, capacity runs and performance.
 
-    A run is scored by the forecasts that it names alone.
-
-    Returns 1 when nothing could be joined, there is no capacity run and no guest was probed. A file that
-    cannot be used is named and left out. Raises UserError or OSError with a text for the user.
+    Returns 1 when nothing was measured; without a file, when nothing could be joined, there is no capacity
+    run and no guest was probed. A file that cannot be used is named and left out. Raises UserError or OSError
+    with a text for the user.
     """
-    from analysis.model.judging import judge
-    from analysis.model.scoring import Joined, Refused, ScoringError, join, measured, not_read
-    from analysis.records.capacity import load_capacity
-    from analysis.records.forecasts import forecast_problem, load_forecasts
-    from analysis.report.scores import Scores, score_json, score_parts
+    from analysis.commands.gathering import gather_runs, gather_scores, own_or_published
+    from analysis.report.scores import score_json, score_parts
     from analysis.report.tables import show
 
+    if arguments.html or arguments.markdown or arguments.text:
+        return _write(arguments)
     results = own_or_published(arguments.results)
-    forecasts, damaged_forecasts = load_forecasts(results, arguments.forecast)
-    capacity, damaged_steps = load_capacity(results)
-    left_out = [*damaged_forecasts, *damaged_steps]
-    runs = _runs(results, arguments.run)
-    probed, apart = _probed(runs)
-    if not forecasts and not capacity and not probed and not left_out:
-        raise ScoringError(
-            f"{arguments.results} holds no forecast and no capacity run: write one with `python -m analysis "
-            "forecast --guests N --out results/forecasts/NAME.json` before the run that it predicts."
-        )
-    cells = measured(runs.runs) if forecasts else []
-    named = {run.plan.run_id: run.plan.forecasts for run in runs.runs}
-    joined: list[Joined] = []
-    refused: list[Refused] = []
-    sound = []
-    for one in forecasts:
-        problem = forecast_problem(one, results)
-        if not problem:
-            sound.append(one.record)
-        mine, reasons = join(one.record, cells, named, problem)
-        joined += mine
-        refused += reasons
-    scores = Scores(
-        forecasts=len(forecasts),
-        joined=tuple(joined),
-        refused=tuple(refused),
-        not_read=tuple(not_read(named, (one.record for one in forecasts))),
-        capacity=tuple(judge(run, sound) for run in capacity),
-        probed=probed,
-        left_out=(*left_out, *(problem.rstrip(".") for problem in (*runs.problems, *apart))),
-    )
+    runs = gather_runs(results, arguments.run, arguments.hypervisor)
+    scores = gather_scores(results, arguments.forecast, runs)
     if arguments.figures:
         _draw(arguments.figures, scores)
     if arguments.json:
         print(score_json(scores))
     else:
         show(*score_parts(scores))
-    return 0 if joined or capacity or scores.probed else 1
+    return 0 if scores.joined or scores.capacity or scores.probed else 1
 
 
-def own_or_published(results: Path) -> Path:
-    """These results, or the published ones in them while they hold nothing else."""
-    from analysis.plan.design import REFERENCE
-    from analysis.records.capacity import CAPACITY
-    from analysis.records.forecasts import FORECASTS
+def _write(arguments: argparse.Namespace) -> int:
+    from analysis.commands.gathering import gather, own_or_published
+    from analysis.report.chapters import sections
+    from analysis.report.document import parts_of
+    from analysis.report.page import html_page
+    from analysis.report.tables import markdown, render
 
-    own = any((results / name).is_dir() for name in (FORECASTS, CAPACITY)) or _has_runs(results)
-    return results if own or not (results / REFERENCE).is_dir() else results / REFERENCE
-
-
-def _runs(results: Path, run_ids: Sequence[str] | None) -> "Runs":
-    from analysis.commands.choosing import Runs, chosen_runs
-
-    if not run_ids and not _has_runs(results):
-        return Runs((), (), ())
-    return chosen_runs(results, run_ids, everything=True)
-
-
-def _probed(runs: "Runs") -> tuple[tuple["Place", ...], list[str]]:
-    """Cells in which guests were probed, by place, and a sentence for each run that is not of them."""
-    from analysis.commands.choosing import chosen_table
-    from analysis.measure.policies import side_by_side
-    from analysis.report.summary import left_out_words
-
-    probed = [run for run in runs.runs if run.plan.design.probes]
-    if not probed:
-        return (), []
-    chosen = chosen_table(probed)
-    apart = [words.removeprefix("! ") for words in left_out_words(chosen.left_out)]
-    return tuple(side_by_side(chosen.table, probed)), apart
-
-
-def _has_runs(results: Path) -> bool:
-    from analysis.records.loading import find_runs
-    from analysis.records.reading import RecordError
-
-    try:
-        return bool(find_runs(results).directories)
-    except RecordError:
-        return False
+    contents = gather(
+        own_or_published(arguments.results),
+        arguments.forecast,
+        arguments.run,
+        arguments.hypervisor,
+        f"`python -m analysis {shlex.join(arguments.words)}`",
+    )
+    found = sections(contents)
+    if arguments.html:
+        arguments.html.write_text(html_page(found), encoding="utf-8")
+    if arguments.markdown:
+        arguments.markdown.write_text(markdown(*parts_of(found)), encoding="utf-8")
+    if arguments.text:
+        arguments.text.write_text(render(*parts_of(found)), encoding="utf-8")
+    print("\n".join(found[0].blocks))
+    measured = contents.answer is not None and any(one.measured for one in contents.answer.summaries)
+    return 0 if measured or contents.surveys else 1
 
 
 def _draw(directory: Path, scores: "Scores") -> None:

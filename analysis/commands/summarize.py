@@ -1,6 +1,6 @@
 """What was measured: memory freed, used and saved, with intervals over boots, beside the paper's figures.
 
-example: python -m analysis summarize --results results/reference/cells --all --guests 15 --html page.html
+example: python -m analysis summarize --results results/reference/cells --all --guests 15 --figure figure2.svg
 """
 
 import argparse
@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(form)
     form.add_argument("--csv", action="store_true", help="print the tidy table, one line for each cell")
     add_figure(parser, "the paper's figure 2")
-    parser.add_argument("--html", metavar="FILE", type=Path, help="write one self-contained page")
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the text as Markdown")
+    parser.add_argument("--parquet", metavar="FILE", type=Path, help="write the tidy table (needs pyarrow)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,8 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from analysis.commands.choosing import chosen_runs, chosen_table
     from analysis.measure.statistics import policy_differences, summarise
-    from analysis.report import figures, page
+    from analysis.report import figures
     from analysis.report import summary as report
+    from analysis.report.parquet import write_parquet
     from analysis.report.tables import markdown, show
 
     found = chosen_runs(
@@ -52,8 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.figure:
         figures.save(figures.figure_2(answer.summaries), arguments.figure)
-    if arguments.html:
-        arguments.html.write_text(page.html_page(answer), encoding="utf-8")
+    if arguments.parquet:
+        write_parquet(chosen.table, arguments.parquet)
     if arguments.markdown:
         arguments.markdown.write_text(markdown(*report.summary_parts(answer)), encoding="utf-8")
     if arguments.json:

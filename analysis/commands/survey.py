@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     from analysis.report.tables import Part, show
 
     records, placements, problems = [], [], []
-    paths = _stored(arguments.results, arguments.run, arguments.hypervisor)
+    paths = stored(arguments.results, arguments.run, arguments.hypervisor)
     for path in sorted({path.parent.with_name(FILE) for path in paths}):
         try:
             placements += [read_record(path, PlacementRecord)] if path.exists() else []
@@ -97,7 +97,7 @@ def _prove(arguments: argparse.Namespace) -> int:
     return 0 if lines else 1
 
 
-def _stored(results: Path, run_ids: list[str] | None, hypervisor: str | None) -> list[Path]:
+def stored(results: Path, run_ids: list[str] | None, hypervisor: str | None) -> list[Path]:
     """The files asked for, without ids those of the run that was written last. Raises RecordError."""
     from analysis.records.reading import RecordError
     from analysis.records.survey import FILE

@@ -1,5 +1,6 @@
 """How the saving grew while KSM merged: saved(t), by scan, and convergence judged again on the samples."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,7 +83,9 @@ def first_settled(
 ) -> tuple[int | None, str]:
     """Index of the first sample at which the rule holds, or None; the rule's reason there or at the end."""
     reason = ""
-    for end in range(1, len(saved) + 1):
+    # Before so many scans no sample can settle, which is asked of each with all before it.
+    begin = bisect_left(full_scans, full_scans[0] + rule.min_full_scans)
+    for end in range(min(begin + 1, len(saved)), len(saved) + 1):
         verdict = judge(full_scans[:end], saved[:end], rule, smart_scan=smart_scan)
         reason = verdict.reason
         if verdict.settled:

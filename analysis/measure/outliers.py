@@ -8,6 +8,7 @@ take in what is usual in such cells: guests in two groups, by how many of their 
 median and the deviation from it do not, and call the smaller group outliers.
 """
 
+import math
 from functools import cache
 
 import numpy as np
@@ -42,26 +43,29 @@ def contributions(records: CellRecords) -> pd.DataFrame:
     """
     off, on = records.off.observed.guests, records.on.observed.guests
     workloads = guest_workloads(records.cell.workload, on)
-    rows = {}
+    rows: dict[str, dict[str, str | float]] = {}
+    drops: dict[str, dict[str, float]] = {}
     for name in sorted(on):
         before, after = off[name], on[name]
-        huge = [seen.smaps_rollup.get("AnonHugePages_bytes", float("nan")) for seen in (before, after)]
+        huge = [seen.smaps_rollup.get("AnonHugePages_bytes", math.nan) for seen in (before, after)]
         stat = after.ksm_stat or {}
+        drop = before.smaps_rollup["Pss_bytes"] - after.smaps_rollup["Pss_bytes"]
+        drops.setdefault(workloads[name], {})[name] = drop
         rows[name] = {
             "workload": workloads[name],
-            "pss_drop_bytes": before.smaps_rollup["Pss_bytes"] - after.smaps_rollup["Pss_bytes"],
+            "pss_drop_bytes": drop,
             "huge_pages_drop_bytes": huge[0] - huge[1],
-            "merging_pages": float(stat.get("ksm_merging_pages", "nan")),
-            "rmap_bytes": float(stat.get("ksm_rmap_items", "nan")) * RMAP_ITEM_BYTES,
-            "profit_bytes": float(stat.get("ksm_process_profit", "nan")),
+            "merging_pages": float(stat.get("ksm_merging_pages", math.nan)),
+            "rmap_bytes": float(stat.get("ksm_rmap_items", math.nan)) * RMAP_ITEM_BYTES,
+            "profit_bytes": float(stat.get("ksm_process_profit", math.nan)),
             "guest_cpu_seconds": abs(after.cpu_seconds - before.cpu_seconds),
             "minor_faults": abs(after.minor_faults - before.minor_faults),
         }
-    frame = pd.DataFrame.from_dict(rows, orient="index")
-    drops = frame.groupby("workload")["pss_drop_bytes"]
-    far = drops.transform(lambda mine: beyond(mine.to_numpy(float), LEAST_RANGE_BYTES))
-    fences = drops.transform(lambda mine: fence(len(mine)))
-    return frame.assign(beyond=far, stands_out=far.abs() > fences)
+    for mine in drops.values():
+        far = beyond(np.array(list(mine.values()), dtype=float), LEAST_RANGE_BYTES)
+        for name, one in zip(mine, far.tolist(), strict=True):
+            rows[name] |= {"beyond": one, "stands_out": abs(one) > fence(len(mine))}
+    return pd.DataFrame(list(rows.values()), index=list(rows))
 
 
 def beyond(values: Values, least_range: float) -> Values:

@@ -107,8 +107,8 @@ class Design:
     ``cell_order_seed``: None where it is to be drawn. ``thp_enabled``: "" for each policy's own mode.
     ``others``: refuse or allow memory that others on the host offer to KSM. ``keep_loaded``: False loads the
     guests of every cell after their restore, whatever their workload's file says. ``probes``: of guests, one
-    after another, in each arm; with 0 ``off`` is no policy. ``survey_sample``: of the survey before KSM is on,
-    one in so many contents; 0: none is taken.
+    after another, in each arm; with 0 ``off`` is no policy. ``survey_sample``: of the survey before KSM is
+    on, one in so many contents; 0: none is taken.
     """
 
     focus: tuple[int, ...]

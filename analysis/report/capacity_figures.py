@@ -92,7 +92,7 @@ def capacity_figure(run: CapacityRun, loads: Mapping[str, LoadForecast]) -> Figu
             for kind, limit, height in (("steady", one.steady, 0.02), ("admission", one.admission, 0.06)):
                 if limit is not None and limit.reached:
                     axes.axvline(limit.guests, color=colour, linewidth=1.2, linestyle="-")
-                    mark(axes, limit.guests, f"{kind} {limit.guests}", colour, height)
+                    mark(axes, limit.guests, f"{kind} {limit.guests}", height)
         draw_limits(axes, list(loads.values()), run.capacity_bytes, drawn=float(table["guests"].max()))
         axes.set_xlabel("guests running (crosses: beyond the limit; hollow: the most while they started)")
         axes.set_ylabel("memory used, GiB")

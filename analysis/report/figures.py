@@ -1,6 +1,5 @@
 """Figures, drawn without a display, PNG or SVG by the file's suffix."""
 
-import io
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -15,14 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.errors import UserError
-from analysis.measure.burndown import burndown
 from analysis.measure.ledger import GUEST_REST, HOST_REST
 from analysis.measure.statistics import LEAST_BOOTS, Estimate, Summary, exact
-from analysis.plan.design import MIB
 from analysis.plan.policies import policy_order
 from analysis.plan.workloads import in_order, title
-from analysis.records.loading import CellRecords
+from analysis.report import svg
 from analysis.report.quantities import QUANTITIES, Quantity
+from analysis.report.svg import svg_text, tip
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -47,8 +45,7 @@ STYLE: dict[Any, Any] = {
     "axes.grid.axis": "y",
     "grid.color": "#e5e5e5",
     "axes.axisbelow": True,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "ksm-testbed",
+    **svg.STYLE,
 }
 
 
@@ -171,61 +168,6 @@ def about_intervals(drawn: Sequence[Summary]) -> str:
     return "\n".join(line for sentence in sentences for line in textwrap.wrap(sentence, 150))
 
 
-def burndown_figure(cells: Sequence[CellRecords], *, wide: bool = True) -> Figure:
-    """Saved per VM against time while KSM merges, one line a cell, a dot where a full scan ended.
-
-    Raises FigureError when there is no cell.
-    """
-    if not cells:
-        raise FigureError("there is nothing to draw: no cell has been measured.")
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10 if wide else PANEL_INCHES, 4.2), layout="constrained")
-        axes = figure.subplots()
-        labelled: set[str] = set()
-        loads = in_order(records.cell.workload for records in cells)
-        policies = sorted({records.cell.policy for records in cells}, key=policy_order)
-        for records in cells:
-            merge, cell = burndown(records), records.cell
-            unit, name = cell.guests * MIB, f"{title(cell.workload)}, {cell.policy}"
-            colour = COLOURS[loads.index(cell.workload) % len(COLOURS)]
-            dashes = DASHES[policies.index(cell.policy) % len(DASHES)]
-            axes.plot(
-                merge.seconds,
-                [value / unit for value in merge.saved_bytes],
-                color=colour,
-                linestyle=dashes,
-                linewidth=1.5,
-                label=None if name in labelled else name,
-            )
-            labelled.add(name)
-            axes.plot(
-                [second for _scan, second, _saved in merge.by_scan[1:]],
-                [saved / unit for _scan, _second, saved in merge.by_scan[1:]],
-                linestyle="none",
-                marker="o",
-                markersize=3.5,
-                color=colour,
-            )
-            if merge.settled_seconds is not None:
-                axes.plot(
-                    merge.settled_seconds,
-                    merge.saved_bytes[merge.seconds.index(merge.settled_seconds)] / unit,
-                    marker="o",
-                    markersize=9,
-                    markerfacecolor="none",
-                    color=colour,
-                )
-        gross = QUANTITIES["gross_mib_per_vm"]
-        axes.set_xlabel("seconds since KSM was switched on\ndots: full scans; rings: settled")
-        axes.set_ylabel(f"{gross.label}, {gross.unit}")
-        if wide:
-            axes.set_title("How the saving grows while KSM merges", fontsize=12, loc="left")
-        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-        axes.set_xlim(left=0)
-        axes.legend(frameon=False, fontsize=9)
-    return figure
-
-
 @dataclass(frozen=True)
 class Waterfall:
     """The way from KSM's gross counters to the rise of MemAvailable, MB/VM: start, steps by name, end."""
@@ -305,24 +247,23 @@ def save(figure: Figure, path: Path) -> None:
     if path.suffix.lower() not in FORMATS:
         raise FigureError(f"--figure is {str(path)!r}: its suffix must be {' or '.join(FORMATS)}.")
     try:
+        if path.suffix.lower() == ".svg":
+            path.write_text(svg_text(figure), encoding="utf-8")
+            return
         with mpl.rc_context(STYLE):
             figure.savefig(path, dpi=160)
     except OSError as error:
         raise FigureError(f"{path} cannot be written: {error.strerror}.") from None
 
 
-def svg_text(figure: Figure) -> str:
-    """The figure as SVG text, the same for the same data."""
-    buffer = io.StringIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
-
-
 def _on_name(summaries: Sequence[Summary]) -> str:
     """What the bars of the on arm are called: the policy where all have the same."""
     policies = {summary.policy for summary in summaries}
     return policies.pop() if len(policies) == 1 else "policy on"
+
+
+def _line_name(summary: Summary) -> str:
+    return f"{title(summary.workload)}, {summary.variant}"
 
 
 def _tick(summary: Summary, *, host: bool) -> str:
@@ -358,6 +299,10 @@ def _grouped(
             color=colour,
             label=name,
         )
+        for bar, (place, value) in zip(bars, known, strict=True):
+            of_paper = colour == PAPER
+            said = f"{quantity.number(value.mean)} {quantity.unit}" if of_paper else quantity.words(value)
+            tip(bar, f"{_line_name(summaries[place])}, {name}: {said}")
         texts = [quantity.number(value.mean) for _place, value in known]
         axes.bar_label(bars, texts, padding=2, fontsize=on_bars)
         for (_place, value), half in zip(known, halves, strict=True):

@@ -37,7 +37,7 @@ def forecast_figure(record: ForecastRecord) -> Figure:
     """Predicted use against N: KSM off, the policy with its interval, all diverged; one panel a load."""
     loads = record.loads
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(max(5.2 * len(loads), 6.4), 4.6), layout="constrained")
+        figure = Figure(figsize=(5.2 * len(loads), 4.6), layout="constrained")
         panels = figure.subplots(1, len(loads), sharey=True, squeeze=False)[0]
         for axes, load in zip(panels, loads, strict=True):
             predicted_lines(axes, load, record.policy)
@@ -48,7 +48,7 @@ def forecast_figure(record: ForecastRecord) -> Figure:
         figure.legend(
             *panels[0].get_legend_handles_labels(),
             loc="outside lower left",
-            ncols=4,
+            ncols=2 * min(len(loads), 2),
             frameon=False,
             fontsize=9,
         )
@@ -166,13 +166,13 @@ def draw_limits(
             if limit:
                 axes.plot([limit] * 2, [0, capacity], color=colour, linewidth=1, linestyle=":")
                 axes.plot(limit, capacity, marker="v", color=colour, markersize=7)
-                mark(axes, limit, f"{label} {limit}", colour, height)
+                mark(axes, limit, f"{label} {limit}", height)
                 far.append(limit)
     axes.set_ylim(0, capacity * 1.25)
     axes.set_xlim(0, max(far) * 1.18 + 1)
 
 
-def mark(axes: Axes, guests: float, words: str, colour: str, height: float) -> None:
+def mark(axes: Axes, guests: float, words: str, height: float) -> None:
     """Words beside a number of guests, at a part of the height."""
     left = words.startswith("safe")
     axes.annotate(
@@ -183,5 +183,4 @@ def mark(axes: Axes, guests: float, words: str, colour: str, height: float) -> N
         textcoords="offset points",
         ha="right" if left else "left",
         fontsize=8,
-        color=colour,
     )

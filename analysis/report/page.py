@@ -1,46 +1,44 @@
-"""The summary and the explanation as one self-contained page, readable on a phone and on a wide screen."""
+"""A report as one self-contained page without a script, readable on a phone, on paper and in the dark."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import jinja2
-from matplotlib.figure import Figure
+from markupsafe import Markup, escape
+from rich.text import Text
 
-from analysis.measure.efficiency import censuses
-from analysis.measure.ledger import SOURCES
-from analysis.measure.statistics import Summary
-from analysis.report import figures
-from analysis.report.explanation import (
-    Explained,
-    blocks,
-    course_grid,
-    explain_all,
-    guest_grid,
-    ledger_grid,
-    problems_of,
-    waterfalls,
-    words,
-)
-from analysis.report.quantities import CENSUS, QUANTITIES, SAVED, UNITS, USED
-from analysis.report.summary import (
-    Answer,
-    by_place,
-    census_grid,
-    difference_grid,
-    grids,
-    measured_on,
-    remarks,
-)
+from analysis.report.document import Block, Folded, Picture, Section
+from analysis.report.svg import inline_svg
+from analysis.report.tables import Grid, Notes
 
-# A figure is not drawn smaller than so.
-SMALLEST = 0.75
-# A wider one has a row of its own.
+# A wider figure has a row of its own, and a phone moves it sideways: its letters would be too small.
 WIDE_INCHES = 6
+# It is not drawn smaller than so.
+SMALLEST = 0.75
+# A table with more columns is moved sideways where the window is narrow, by keys too.
+MANY_COLUMNS = 6
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
+_CODE = re.compile("`([^`]+)`")
 
-def html_page(answer: Answer) -> str:
-    """One page that needs nothing else, with every figure that the records allow."""
+
+@dataclass
+class _Names:
+    """Names of the figures, no two alike on a page."""
+
+    used: int = 0
+
+    def next(self) -> str:
+        self.used += 1
+        return f"figure{self.used}"
+
+
+def html_page(sections: Sequence[Section]) -> str:
+    """The page; it needs nothing else."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -48,65 +46,56 @@ def html_page(answer: Answer) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    drawn = [one for one in answer.summaries if one.estimates[figures.USED_OFF] is not None]
-    pictures = _figure_2(drawn) if drawn else []
-    explained = explain_all(answer)
-    counted = dict(zip(map(id, answer.summaries), censuses(answer.summaries, answer.runs)[0], strict=True))
-    names = (*SAVED, *USED, *(CENSUS if any(counted.values()) else ()))
+    environment.filters["code"] = _with_code
+    first, *others = sections
+    names = _Names()
     return environment.get_template("report.html.j2").render(
-        heading=measured_on(answer.runs, boots=True),
-        figures=pictures,
-        about_figures=figures.about_intervals(drawn) if pictures else "",
-        places=[
-            {
-                "where": where,
-                "grids": [
-                    *grids(mine),
-                    *filter(None, [census_grid(mine, [counted[id(one)] for one in mine])]),
-                ],
-            }
-            for where, mine in by_place(answer.summaries)
+        title=first.title,
+        answer=list(_shown(first.blocks, names)),
+        sections=[
+            {"title": one.title, "id": _identity(one.title), "blocks": list(_shown(one.blocks, names))}
+            for one in others
         ],
-        differences=[difference_grid(answer.differences)] if answer.differences else [],
-        explanations=list(_explanations(explained)),
-        notes=[*remarks(answer), *problems_of(explained), UNITS],
-        quantities=[QUANTITIES[name] for name in names],
-        items=SOURCES,
     )
 
 
-def _figure_2(summaries: Sequence[Summary]) -> list[dict[str, str]]:
-    """The panels of figure 2 one by one, so that a phone shows them below one another."""
-    shown = []
-    for mine in figures.drawn_places(summaries):
-        shown.append(_drawn(figures.saved_figure(mine), "Saved per VM."))
-        shown.append(_drawn(figures.used_figure(mine), "Memory that the whole host used."))
-    return shown
+def _identity(title: str) -> str:
+    return re.sub("[^a-z]+", "-", title.lower()).strip("-")
 
 
-def _explanations(explained: Sequence[Explained]) -> Iterator[dict[str, object]]:
-    for where, mine in blocks(explained):
-        pictures = [
-            _drawn(figures.ledger_figure([book]), "From KSM's counters to what the host gained.")
-            for book in waterfalls(mine)
-        ]
-        cells = [records for one in mine for records in one.cells]
-        growth = figures.burndown_figure(cells, wide=False)
-        yield {
-            "where": where,
-            "figures": [*pictures, _drawn(growth, "How the saving grew while KSM merged, every cell.")],
-            "grids": [ledger_grid(mine), course_grid(mine), guest_grid(mine)],
-            "words": [words(one) for one in mine],
-        }
+def _with_code(text: str) -> Markup:
+    """What stands between backticks as code."""
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704 -- escaped here
 
 
-def _drawn(figure: Figure, caption: str) -> dict[str, str]:
-    svg = figures.svg_text(figure)
-    # On a phone a wide figure is moved sideways: its letters would be too small.
-    inches = figure.get_figwidth()
+def _shown(blocks: Iterable[Block], names: _Names) -> Iterator[dict[str, Any]]:
+    """What the template is told of each block; figures that follow one another stand side by side."""
+    for kind, some in groupby(blocks, type):
+        if kind is Picture:
+            yield {
+                "kind": "figures",
+                "figures": [_figure(one, names) for one in some if isinstance(one, Picture)],
+            }
+            continue
+        for block in some:
+            match block:
+                case Folded(title=title, blocks=inner):
+                    yield {"kind": "folded", "title": title, "blocks": list(_shown(inner, names))}
+                case Grid():
+                    yield {"kind": "table", "grid": block, "wide": len(block.heads) > MANY_COLUMNS}
+                case Notes(lines=lines):
+                    yield {"kind": "notes", "lines": lines}
+                case Text():
+                    yield {"kind": "heading", "text": block.plain}
+                case str():
+                    yield {"kind": "words", "lines": block.split("\n")}
+
+
+def _figure(picture: Picture, names: _Names) -> dict[str, Any]:
+    inches = picture.figure.get_figwidth()
     return {
-        "svg": svg[svg.index("<svg") :],
-        "caption": caption,
+        "svg": Markup(inline_svg(picture.figure, names.next(), picture.alternative)),  # noqa: S704 -- ours
+        "caption": picture.caption,
+        "wide": inches > WIDE_INCHES,
         "least_width": f"{inches * 96 * SMALLEST:.0f}px",
-        "size": "wide" if inches > WIDE_INCHES else "narrow",
     }

@@ -24,7 +24,14 @@ def policy_parts(
     places: Sequence[Place], runs: Sequence[Run], left_out: Sequence[LeftOut], problems: Sequence[str]
 ) -> list[Part]:
     """Two tables for each place, and what must be known beside them."""
-    parts: list[Part] = ["\n".join(measured_on(runs, boots=True))]
+    return ["\n".join(measured_on(runs, boots=True)), *side_parts(places, left_out, problems)]
+
+
+def side_parts(
+    places: Sequence[Place], left_out: Sequence[LeftOut] = (), problems: Sequence[str] = ()
+) -> list[Part]:
+    """The same without what it was measured on."""
+    parts: list[Part] = []
     for place in places:
         if place.lines:
             parts += [heading(place_name(place)), _grid(place)]

@@ -120,7 +120,7 @@ def survey_parts(record: SurveyRecord) -> list[Part]:
         f"{host.os_release}, kernel {host.kernel_release}, {host.cpu_count} CPUs, "
         f"{host.memory_total_bytes / MIB:.0f} MiB, {free_bytes(record) / MIB:.0f} available; up "
         f"{_duration(record.observed.uptime_seconds)}. {_ksm(record)}",
-        _answer(seen),
+        answer_words(seen),
         *([_saving(seen)] if seen.pages else []),
         *([_machines(seen)] if record.observed.machines else []),
         *_shared(seen),
@@ -131,7 +131,7 @@ def survey_parts(record: SurveyRecord) -> list[Part]:
 def hosts_part(records: Sequence[SurveyRecord]) -> Grid:
     """Hosts beside one another, the one with most to gain first."""
     rows = []
-    for seen in sorted(map(Survey, records), key=_left, reverse=True):
+    for seen in sorted(map(Survey, records), key=to_gain_mib, reverse=True):
         values = seen.totals
         rows.append(
             (
@@ -141,7 +141,7 @@ def hosts_part(records: Sequence[SurveyRecord]) -> Grid:
                     QUANTITIES[name].number(values[name].pages if name in values else None)
                     for name in ("surveyed_resident_mib", "surveyed_ideal_mib", "surveyed_gross_mib")
                 ),
-                f"{_left(seen):.0f}" if seen.pages else "-",
+                f"{to_gain_mib(seen):.0f}" if seen.pages else "-",
             )
         )
     heads = (
@@ -153,7 +153,7 @@ def hosts_part(records: Sequence[SurveyRecord]) -> Grid:
     return table(heads, rows, title="Which host first")
 
 
-def _left(seen: Survey) -> float:
+def to_gain_mib(seen: Survey) -> float:
     """What KSM could save beyond what it saves, MiB; less than nothing where that is not known."""
     values = seen.totals
     if "surveyed_ideal_mib" not in values:
@@ -223,7 +223,8 @@ def _pressure(record: SurveyRecord) -> str:
     return f"Some task waited for memory in {psi.memory.some.avg300:.1f} % of the last 5 minutes."
 
 
-def _answer(seen: Survey) -> str:
+def answer_words(seen: Survey) -> str:
+    """How many machines there are, what KSM would save of them, and what it saves."""
     machines = seen.record.observed.machines
     can = sum(machine.is_mergeable for machine in machines)
     words = f"{len(machines)} virtual machines, {can} of which KSM can merge."

@@ -135,7 +135,12 @@ def test_a_damaged_plan_is_named(capsys: pytest.CaptureFixture[str], results: Pa
 
 @pytest.mark.parametrize(
     ("option", "file"),
-    [("--figure", "f.txt"), ("--figure", "no/f.png"), ("--html", "no/f.html"), ("--markdown", "no/f.md")],
+    [
+        ("--figure", "f.txt"),
+        ("--figure", "no/f.png"),
+        ("--parquet", "no/f.parquet"),
+        ("--markdown", "no/f.md"),
+    ],
 )
 def test_a_file_that_cannot_be_written(
     capsys: pytest.CaptureFixture[str], results: Path, tmp_path: Path, option: str, file: str

@@ -14,6 +14,8 @@ from analysis.measure.table import tidy
 from analysis.records.loading import Run, load_run
 from analysis.report import figures
 from analysis.report.figures import Waterfall
+from analysis.report.growth_figure import burndown_figure
+from analysis.report.svg import svg_text
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def test_a_mix_is_drawn_beside_the_foci_without_a_bar_of_the_paper(results: Path
     assert ticks[3] == "mix:\nidle=5,\nrandom_fill=10\nksm"
     _left, alone = figures.figure_2(summarise(tidy([mixed]))).axes
     assert bars(alone) == {"freed": [92.0], "MemAvailable": [92.0]}
-    (axes,) = figures.burndown_figure(mixed.cells).axes
+    (axes,) = burndown_figure(mixed.cells).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["mix: idle=5,random_fill=10, ksm"]
 
 
@@ -59,7 +61,7 @@ def test_policies_are_groups_of_bars_and_lines_of_their_own(results: Path) -> No
     assert bars(left) == {"KSM off": [8000, 8000], "policy on": [6620, 7220]}
     assert bars(right)["freed"] == [92, 52]
     assert [tick.get_text() for tick in right.get_xticklabels()] == ["1 idle\nksm", "1 idle\nadvisor"]
-    (axes,) = figures.burndown_figure(run.cells).axes
+    (axes,) = burndown_figure(run.cells).axes
     lines = {str(line.get_label()): line for line in axes.lines}
     assert lines["1 idle, ksm"].get_color() == lines["1 idle, advisor"].get_color()
     assert lines["1 idle, ksm"].get_linestyle() != lines["1 idle, advisor"].get_linestyle()
@@ -99,13 +101,13 @@ def test_of_too_few_boots_no_interval_is_drawn_and_it_is_said(results: Path, num
     assert all(intervals(axes) == [] for axes in figure.axes)
     # Nor does the axis make room for one: that of two boots would reach beyond 2000.
     assert figure.axes[1].get_ylim()[1] < 500
-    said = figures.svg_text(figure)
+    said = svg_text(figure)
     assert f"No line on fewer than 3 boots (1 idle: {number})" in said
     assert "95 % t interval" not in said
 
 
 def test_three_boots_have_lines_that_are_explained(results: Path) -> None:
-    said = figures.svg_text(figures.figure_2(boots(results, 3, {1: 10, 2: 12, 3: 14})))
+    said = svg_text(figures.figure_2(boots(results, 3, {1: 10, 2: 12, 3: 14})))
     assert "Lines on bars: 95 % t interval over boots." in said
     assert "No line" not in said
 
@@ -148,7 +150,7 @@ def test_a_file_that_cannot_be_is_refused(run: Run, tmp_path: Path, name: str) -
 
 
 def test_svg_of_the_same_data_is_the_same(run: Run) -> None:
-    first, second = (figures.svg_text(figures.figure_2(summarise(tidy([run])))) for _ in range(2))
+    first, second = (svg_text(figures.figure_2(summarise(tidy([run])))) for _ in range(2))
     assert first == second
 
 
@@ -157,7 +159,7 @@ def test_nothing_measured_is_refused(results: Path) -> None:
     with pytest.raises(figures.FigureError, match="nothing to draw"):
         figures.figure_2(summarise(tidy([empty])))
     with pytest.raises(figures.FigureError, match="nothing to draw"):
-        figures.burndown_figure([])
+        burndown_figure([])
     with pytest.raises(figures.FigureError, match="nothing to draw"):
         figures.ledger_figure([])
 
@@ -172,7 +174,7 @@ def test_the_waterfall_ends_where_its_steps_lead() -> None:
 
 
 def test_the_burndown_draws_the_samples(run: Run) -> None:
-    (axes,) = figures.burndown_figure([run.cells[0]]).axes
+    (axes,) = burndown_figure([run.cells[0]]).axes
     line = axes.lines[0]
     samples = json.loads((run.cells[0].directory / "merge.json").read_text())["observed"]["samples"]
     assert list(line.get_xdata()) == samples["seconds"]

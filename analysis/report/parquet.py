@@ -1,0 +1,21 @@
+"""The tidy table as Parquet, by pyarrow: an extra, for it weighs 55 MB."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.errors import UserError
+
+
+class ParquetError(UserError):
+    """A table that cannot be stored."""
+
+
+def write_parquet(table: pd.DataFrame, path: Path) -> None:
+    """Store the tidy table, one row for each planned cell. Raises ParquetError without pyarrow."""
+    try:
+        table.to_parquet(path, engine="pyarrow", index=False)
+    except ImportError:
+        raise ParquetError(
+            "--parquet needs pyarrow, which is not installed: `pip install -e '.[parquet]'`, or take --csv."
+        ) from None
