@@ -11,6 +11,7 @@ from analysis.measure.statistics import wilson
 from analysis.measure.table import PROVENANCE, tidy
 from analysis.model.calibration import scope_used_bytes
 from analysis.model.sharing import HOST
+from analysis.plan.design import MIB
 from analysis.plan.mix import load_name
 from analysis.plan.proof import counts_ksm, covers
 from analysis.records.loading import COMPLETE, CellRecords, Run
@@ -70,6 +71,7 @@ class Joined:
     model: str
     scope: str
     policy: str
+    guest_memory_bytes: int
     workload: str
     guests: int
     run_id: str
@@ -154,17 +156,24 @@ class Errors:
 
 @dataclass(frozen=True)
 class Group:
-    """Joined cells of one kind: of one model, policy and scope."""
+    """Joined cells of one kind: of one model, policy, scope and size of guests."""
 
     model: str
     policy: str
     scope: str
+    guest_memory_bytes: int
     joined: tuple[Joined, ...]
 
     @property
     def name(self) -> str:
         """The kind in words."""
-        return f"{self.model}, {self.policy}{'' if self.scope == HOST else f', {self.scope}'}"
+        scope = "" if self.scope == HOST else f", {self.scope}"
+        return f"{self.model}, {self.policy}{scope}, guests of {self.guest_memory_mib} MB"
+
+    @property
+    def guest_memory_mib(self) -> int:
+        """Memory of a guest in MiB."""
+        return self.guest_memory_bytes // MIB
 
     @property
     def loads(self) -> dict[tuple[str, int], list[Joined]]:
@@ -261,9 +270,9 @@ def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[s
 
 def groups(joined: Sequence[Joined]) -> list[Group]:
     """The joined cells by kind."""
-    found: dict[tuple[str, str, str], list[Joined]] = {}
+    found: dict[tuple[str, str, str, int], list[Joined]] = {}
     for one in joined:
-        found.setdefault((one.model, one.policy, one.scope), []).append(one)
+        found.setdefault((one.model, one.policy, one.scope, one.guest_memory_bytes), []).append(one)
     return [Group(*kind, tuple(found[kind])) for kind in sorted(found)]
 
 
@@ -341,6 +350,7 @@ def _joined(forecast: ForecastRecord, predicted: Predicted, row: Row, used: dict
         model=forecast.model,
         scope=forecast.scope,
         policy=forecast.policy,
+        guest_memory_bytes=forecast.guest_memory_bytes,
         workload=predicted.workload,
         guests=predicted.guests,
         run_id=str(row["run_id"]),

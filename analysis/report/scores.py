@@ -79,7 +79,7 @@ def score_parts(scores: Scores) -> list[Part]:
 def score_json(scores: Scores) -> str:
     """The report as JSON."""
     content = {
-        "schema_version": 3,
+        "schema_version": 4,
         "counts": _counts(scores),
         "joined": [_joined_json(one) for one in scores.joined],
         "scores": [_group_json(group) for group in groups(scores.joined)],
@@ -132,6 +132,7 @@ def _group_json(group: Group) -> dict[str, Any]:
         "model": group.model,
         "policy": group.policy,
         "scope": group.scope,
+        "guest_memory_bytes": group.guest_memory_bytes,
         "loads": [
             {"workload": workload, "guests": guests, **scored(mine)}
             for (workload, guests), mine in group.loads.items()

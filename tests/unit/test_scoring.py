@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from analysis.model.scoring import (
     USED,
     Joined,
     Use,
+    groups,
     join,
     measured,
     score,
@@ -218,7 +220,7 @@ def test_the_text_has_one_line_for_each_held_out_cell(
     assert "best naive answer: constant saving" in " ".join(text.split())
     assert "held-out predicts constant_fill at N = 10, idle at N = 10: not measured yet" in text
     assert max(map(len, text.splitlines())) <= 110
-    assert (tmp_path / "figures/validation-sharing-ksm-host.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "figures/validation-sharing-ksm-host-512mib.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_measured_mix_is_joined_with_its_forecast_and_never_calibrates(
@@ -277,7 +279,7 @@ def test_forecasts_of_both_models_are_scored_apart(
     assert [one["model"] for one in found["joined"]] == ["census", "census", "sharing", "sharing"]
     assert main(["report", "--results", str(results), "--figures", str(results / "figures")]) == 0
     text = capsys.readouterr().out
-    assert text.index("By the model census, ksm, host") < text.index("By the model sharing, ksm, host")
+    assert text.index("By the model census, ksm, guests") < text.index("By the model sharing, ksm, guests")
 
 
 def test_a_census_that_was_changed_is_refused(capsys: pytest.CaptureFixture[str], results: Path) -> None:
@@ -524,11 +526,19 @@ def joined(wrong: float, naive: float, saved: float = 1000.0) -> Joined:
     """1000 used with the policy on, predicted within ± 20."""
     on, off = 1000.0, 1000.0 + saved
     return Joined(
-        "f", "sharing", HOST, "ksm", "idle", 10, "r", "c",
+        "f", "sharing", HOST, "ksm", 512 << 20, "idle", 10, "r", "c",
         {USED: Use(off, on), AVAILABLE: Use(off + 100, on + 200)}, Use(off, on * (1 + wrong)),
         {"used_off": None, "used_on": on * 0.02, "saved": on * 0.02},
         {"constant_saving": on * (1 + naive), "no_saving": off},
     )  # fmt: skip
+
+
+def test_guests_of_two_sizes_are_scored_apart() -> None:
+    small = replace(joined(0.01, 0.1), guest_memory_bytes=384 << 20)
+    assert [group.name for group in groups([joined(0.02, 0.1), small])] == [
+        "sharing, ksm, guests of 384 MB",
+        "sharing, ksm, guests of 512 MB",
+    ]
 
 
 def test_the_score_by_hand() -> None:
