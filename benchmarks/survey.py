@@ -1,7 +1,7 @@
 """What a survey costs, and whether a sample is within its interval; no guest is needed, nothing is measured.
 
 1. A census of processes with known pages, whole and one content in 16: GB/s, and its own memory.
-2. A survey without census of many processes that look like machines: seconds.
+2. A survey without census of many processes with maps as large as machines have: seconds.
 3. Coverage: of 50 samples of one content in 16, drawn by hashes with a new seed each from the contents that
    recorded censuses counted (results/reference), how many have the whole census' ideal saving in their 95 %
    interval.
@@ -25,7 +25,7 @@ from analysis.plan.design import PROJECT
 from analysis.records.models import CensusRecord, ContentsTable
 from analysis.records.reading import read_record
 from analysis.records.survey import CountedMachine, Stratum, SurveyCensus
-from benchmarks.census import MIB, OwnMemory, Synthetic
+from benchmarks.census import MIB, OwnMemory, Synthetic, cpu_seconds
 
 ansible.module_utils.__path__.append(str(Path(__file__).parents[1] / "plugins/module_utils"))
 
@@ -45,7 +45,7 @@ def censuses(each_bytes: int, number: int) -> None:
     machines = [{"pid": process.pid, "ksm_stat": None} for process in processes]
     try:
         for one_in in (1, ONE_IN):
-            own = OwnMemory(set(layouts))
+            own, cpu = OwnMemory(set(layouts)), cpu_seconds()
             taken, _sketches = survey_census.take(
                 machines,
                 Roots(),
@@ -54,27 +54,63 @@ def censuses(each_bytes: int, number: int) -> None:
                 progress=lambda _total: lambda _done: None,
                 pause=tempfile.TemporaryDirectory(),
             )
-            highest = own.stop()
+            spent, highest = cpu_seconds() - cpu, own.stop()
             print(
                 f"census of {taken['bytes_read'] / MIB:.0f} MiB, one content in {one_in}: "
-                f"{taken['bytes_read'] / taken['read_seconds'] / 1e6:.0f} MB/s, own memory at most "
-                f"{highest / MIB:.0f} MiB"
+                f"{taken['bytes_read'] / taken['read_seconds'] / 1e6:.0f} MB/s, "
+                f"{taken['bytes_read'] / spent / 1e6:.0f} by CPU time (looking and counting too), "
+                f"own memory at most {highest / MIB:.0f} MiB"
             )
     finally:
         for process in processes:
             process.end()
 
 
+# As many mappings as QEMU 7.2 has with a guest of 512 MiB, and pages that are mapped; no memory of its own.
+MAPPINGS, MAPPED_BYTES = 460, 512 * MIB
+MACHINE = """
+import mmap, os, signal, sys
+descriptor, size, number = map(int, sys.argv[1:4])
+memory = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+for at in range(0, size, mmap.PAGESIZE):
+    memory[at]
+# Neighbours that differ stay mappings of their own.
+rights = mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE
+have = len(open("/proc/self/maps").readlines())
+more = [mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=rights[n % 2])
+        for n in range(number - have)]
+os.write(1, b".")
+signal.pause()
+"""
+
+
 def survey_seconds(number: int) -> None:
-    """A survey of so many processes that have QEMU's name."""
-    command = ["qemu-system-x86_64", "-c", "import signal; signal.pause()", "-m", "64"]
-    started = [subprocess.Popen(command, executable=sys.executable) for _ in range(number)]
+    """A survey of so many processes that have QEMU's name, and maps as large as a real machine's."""
+    memory = os.memfd_create("machine")
+    os.ftruncate(memory, MAPPED_BYTES)
+    for at in range(0, MAPPED_BYTES, MIB):
+        os.pwrite(memory, bytes(MIB), at)
+    command = ["qemu-system-x86_64", "-c", MACHINE, *map(str, (memory, MAPPED_BYTES, MAPPINGS)), "-m", "512"]
+    started: list[subprocess.Popen[bytes]] = []
     try:
-        time.sleep(1)
-        begin = time.perf_counter()
+        for _ in range(number):
+            started.append(
+                subprocess.Popen(
+                    command, executable=sys.executable, pass_fds=[memory], stdout=subprocess.PIPE
+                )
+            )
+        for process in started:
+            assert process.stdout and process.stdout.read(1)
+        maps = len(Path(f"/proc/{started[0].pid}/maps").read_text().splitlines())
+        begin, cpu = time.perf_counter(), time.process_time()
         seen = host_survey.survey(Roots())
-        print(f"survey of {len(seen['machines'])} machines: {time.perf_counter() - begin:.2f} s")
+        print(
+            f"survey of {len(seen['machines'])} machines, each with {maps} mappings and "
+            f"{MAPPED_BYTES / MIB:.0f} MiB mapped: {time.perf_counter() - begin:.2f} s, "
+            f"{time.process_time() - cpu:.2f} of CPU"
+        )
     finally:
+        os.close(memory)
         for process in started:
             process.send_signal(signal.SIGKILL)
             process.wait()

@@ -11,10 +11,15 @@ example: python -m analysis survey --json
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.commands.options import add_hypervisor, add_json, add_results, add_run
 from analysis.plan.design import check_run_id
+
+if TYPE_CHECKING:
+    from analysis.records.survey import SurveyRecord
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--proof", action="store_true", help="surveys of an experiment's cells beside what KSM then saved"
     )
     add_json(parser)
+    parser.add_argument(
+        "--prometheus",
+        metavar="FILE",
+        type=Path,
+        help="write what each host saves for the textfile collector of node_exporter (FILE ends in .prom)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -56,6 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
             records.append(read_record(path, SurveyRecord))
         except RecordError as error:
             problems.append(f"! {path.parent.name}: {error}")
+    if arguments.prometheus:
+        _export(records, arguments.prometheus)
     if arguments.json:
         content = {
             "schema_version": 1,
@@ -76,6 +89,17 @@ def run(arguments: argparse.Namespace) -> int:
     if problems:
         print("\n".join(problems), file=sys.stderr)
     return int(bool(problems))
+
+
+def _export(records: Sequence["SurveyRecord"], path: Path) -> None:
+    """Write the textfile. Raises UserError where it would not be read, or the disk refuses."""
+    from analysis.errors import UserError
+    from analysis.records.writing import write_text
+    from analysis.report.prometheus import exposition
+
+    if path.suffix != ".prom":
+        raise UserError(f"--prometheus is {path}: node_exporter reads files that end in .prom alone.")
+    write_text(path, exposition(records))
 
 
 def _prove(arguments: argparse.Namespace) -> int:

@@ -34,7 +34,18 @@ def write_record(path: Path, content: Mapping[str, Any], model: type[Model]) -> 
     prepare_folder(path.parent)
     try:
         _remove_partial(path)
-        _replace(path, text)
+        _replace(path, text, 0o600)
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {_why(error)}.") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text that everybody may read, in place of one that is there; whoever reads finds either whole.
+
+    Raises WriteError where the disk refuses.
+    """
+    try:
+        _replace(path, text, 0o644)
     except OSError as error:
         raise WriteError(f"cannot write {path}: {_why(error)}.") from None
 
@@ -68,11 +79,13 @@ def _why(error: OSError) -> str:
     return str(error.strerror)
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, text: str, mode: int) -> None:
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            # Whatever the umask is
+            os.fchmod(descriptor, mode)
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())

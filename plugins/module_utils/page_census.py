@@ -23,7 +23,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import accumulate, pairwise, repeat
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,8 @@ KPF_THP = 1 << 22
 KPF_ZERO_PAGE = 1 << 24
 # Frames whose flags are read at once: half a MiB of them
 FRAMES_AT_ONCE = 1 << 16
+# The kernel takes as long for the flags of so many frames as reading once more takes here.
+FRAMES_GAP = 64
 PR_SET_PDEATHSIG = 1
 # Pages of one byte each whose origin is known
 KNOWN_BYTES = {
@@ -97,8 +99,8 @@ class Layout:
 class Counted:
     """Pages of one process while it was paused.
 
-    ``hashes`` are those of all present anonymous pages that were kept, the zero page's mappings among them;
-    ``flags`` those of the frame that each is on, as /proc/kpageflags has them.
+    ``hashes`` are those of all present anonymous pages that were kept, the zero page's mappings among them.
+    ``frames``: of those of them whose frames were asked for, and their flags as /proc/kpageflags has them.
     """
 
     hashes: Hashes
@@ -111,10 +113,11 @@ class Counted:
         """Mappings of the kernel's zero page, which take no memory."""
         return int(np.count_nonzero(self.flags & np.uint64(KPF_ZERO_PAGE)))
 
-    def huge_pages(self, content: int) -> int:
-        """Pages with this hash that are parts of transparent huge pages, but the kernel's own zero page."""
+    @property
+    def huge_pages(self) -> int:
+        """Those of the frames that are parts of transparent huge pages, but the kernel's own zero page."""
         parts = (self.flags & np.uint64(KPF_THP | KPF_ZERO_PAGE)) == np.uint64(KPF_THP)
-        return int(np.count_nonzero(parts & (self.hashes == np.uint64(content))))
+        return int(np.count_nonzero(parts))
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,7 @@ class _Done:
     """What a task has found; the hashes and frames that it kept lie at its place."""
 
     kept_pages: int
+    kept_frames: int
     present_pages: int
     swapped_pages: int
 
@@ -244,12 +248,16 @@ class Reader:
             for owner in range(self._owners)
         ]
 
-    def read(self, progress: Callable[[int], None], keep: Keep | None = None) -> Reading:
-        """Hash every present anonymous page and look what its frame is.
+    def read(
+        self, progress: Callable[[int], None], keep: Keep | None = None, frames_of: int | None = None
+    ) -> Reading:
+        """Hash every present anonymous page and look what its frame is; good until it is read again.
 
         Args:
             progress: called with the bytes read so far, now and then.
             keep: which hashes are kept; None: all.
+            frames_of: the one hash whose frames are asked for, as the kernel takes long to tell of many;
+                None: all that are kept.
 
         Raises:
             CensusError: a process ended, or a worker did; or this is not root.
@@ -258,19 +266,22 @@ class Reader:
         done: dict[int, _Done] = {}
 
         def gather() -> None:
-            futures = {self._pool.submit(_hash_task, task, keep): task.place for task in self._tasks}
+            futures = {
+                self._pool.submit(_hash_task, task, keep, frames_of): task.place for task in self._tasks
+            }
             for future in as_completed(futures):
                 done[futures[future]] = future.result()
                 progress(sum(one.present_pages for one in done.values()) * PAGE_BYTES)
 
         self._guarded(gather)
-        frames = [self._of(self._frames, owner, done) for owner in range(self._owners)]
+        hashes = self._closed_up(self._hashes, {place: one.kept_pages for place, one in done.items()})
+        frames = self._closed_up(self._frames, {place: one.kept_frames for place, one in done.items()})
         flags = frame_flags(frames)
         seconds = time.monotonic() - begin
         return Reading(
             counted=tuple(
                 Counted(
-                    hashes=self._of(self._hashes, owner, done),
+                    hashes=hashes[owner],
                     frames=frames[owner],
                     flags=flags[owner],
                     swapped_pages=sum(done[t.place].swapped_pages for t in self._tasks if t.owner == owner),
@@ -287,13 +298,18 @@ class Reader:
             processes=self.processes,
         )
 
-    def _of(self, numbers: Frames, owner: int, done: dict[int, _Done]) -> Frames:
-        parts = [
-            numbers[task.place : task.place + done[task.place].kept_pages]
-            for task in self._tasks
-            if task.owner == owner
-        ]
-        return np.concatenate([*parts, np.empty(0, np.uint64)])
+    def _closed_up(self, numbers: Frames, kept: dict[int, int]) -> list[Frames]:
+        """The numbers of each process, moved together where they lie: a copy takes as much memory again."""
+        ends = [0] * (self._owners + 1)
+        end = 0
+        for task in self._tasks:
+            number = kept[task.place]
+            numbers[end : end + number] = numbers[task.place : task.place + number]
+            end += number
+            ends[task.owner + 1] = end
+        # A process without mergeable memory has no task.
+        ends = list(accumulate(ends, max))
+        return [numbers[first:last] for first, last in pairwise(ends)]
 
     @staticmethod
     def _guarded(work: Callable[[], Any]) -> None:
@@ -310,10 +326,8 @@ def frame_flags(frames: Sequence[Frames], path: str = KPAGEFLAGS) -> list[Frames
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            first = 0
-            while first < len(numbers):
+            for first, after in pairwise(_runs(numbers)):
                 start = int(numbers[first])
-                after = int(np.searchsorted(numbers, np.uint64(start + FRAMES_AT_ONCE)))
                 length = int(numbers[after - 1]) + 1 - start
                 read = np.frombuffer(
                     os.pread(descriptor, length * FLAGS_BYTES, start * FLAGS_BYTES), np.uint64
@@ -321,13 +335,21 @@ def frame_flags(frames: Sequence[Frames], path: str = KPAGEFLAGS) -> list[Frames
                 if len(read) != length:
                     raise CensusError(f"{path} ends before frame {start + length - 1}")
                 flags[first:after] = read[(numbers[first:after] - np.uint64(start)).astype(np.int64)]
-                first = after
         finally:
             os.close(descriptor)
     except OSError as error:
         raise CensusError(f"{path} cannot be read: {error.strerror}; a census needs root") from None
     ends = np.cumsum([len(mine) for mine in frames])[:-1]
     return np.split(flags[places], ends)
+
+
+def _runs(numbers: Frames) -> list[int]:
+    """Where frames, ascending, are split: what is read at once is not long and has no wide gap in it."""
+    if not len(numbers):
+        return []
+    places = numbers // np.uint64(FRAMES_AT_ONCE)
+    splits = (np.diff(numbers) > np.uint64(FRAMES_GAP)) | (np.diff(places) > 0)
+    return [0, *(np.flatnonzero(splits) + 1).tolist(), len(numbers)]
 
 
 def _tasks(pids: Sequence[int], layouts: Sequence[Layout]) -> Iterator[_Task]:
@@ -377,8 +399,8 @@ def _start_worker(  # noqa: PLR0917 -- a pool's initializer takes no names
     _worker = _Worker(hashes, frames, np.empty(TASK_PAGES, np.uint64), seed, share, buffer, pages)
 
 
-def _hash_task(task: _Task, keep: Keep | None) -> _Done:
-    """Hash the present anonymous pages of a range and note their frames."""
+def _hash_task(task: _Task, keep: Keep | None, frames_of: int | None) -> _Done:
+    """Hash the present anonymous pages of a range and note frames of theirs."""
     begin = time.process_time()
     entries = _entries(task)
     present = _present(entries)
@@ -387,11 +409,14 @@ def _hash_task(task: _Task, keep: Keep | None) -> _Done:
     if keep is not None:
         kept = keep.mask(found)
         found, frames = found[kept], frames[kept]
+    if frames_of is not None:
+        frames = frames[found == np.uint64(frames_of)]
     _worker.hashes[task.place : task.place + len(found)] = found
-    _worker.frames[task.place : task.place + len(found)] = frames
+    _worker.frames[task.place : task.place + len(frames)] = frames
     _rest(begin)
     return _Done(
         len(found),
+        len(frames),
         int(np.count_nonzero(present)),
         int(np.count_nonzero(entries & np.uint64(PAGEMAP_SWAPPED))),
     )

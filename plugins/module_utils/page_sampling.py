@@ -87,8 +87,7 @@ def sketch_one_in(one_in: int) -> int:
 
 def sketch(hashes: Hashes, zero_hash: int, one_in: int) -> Hashes:
     """Of these pages the different contents, but zero, that a sketch of any host would have."""
-    mine = np.unique(hashes)
-    kept: Hashes = mine[(mine % np.uint64(one_in) == 0) & (mine != np.uint64(zero_hash))]
+    kept: Hashes = np.unique(hashes[(hashes % np.uint64(one_in) == 0) & (hashes != np.uint64(zero_hash))])
     return kept
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from ansible.module_utils.page_census import KPF_KSM, Counted, Hashes
 
+HASH_BITS = 64
+# Contents are counted in parts of some so many pages, by the first bits of their hash
+PART_PAGES = 1 << 19
+MOST_PARTS_BITS = 6
 MATRIX_ROWS = 1 << 16
 COPIES_BITS = 40
 LARGEST_CONTENTS = 10
@@ -42,12 +47,49 @@ def tally(hashes: Sequence[Hashes], zero_hash: int) -> Tally:
     Two different pages among p have equal hashes with a probability of p^2 / 2^65: 1e-7 for two million.
     """
     zero = np.uint64(zero_hash)
-    zero_pages = tuple(int(np.count_nonzero(mine == zero)) for mine in hashes)
-    counted = [np.unique(mine[mine != zero], return_counts=True) for mine in hashes]
+    # As many parts as a part has few pages in; each takes several times the memory of its hashes.
+    bits = min(MOST_PARTS_BITS, (sum(map(len, hashes)) // PART_PAGES).bit_length())
+    heads = [(mine >> np.uint64(HASH_BITS - MOST_PARTS_BITS)).astype(np.uint8) for mine in hashes]
+    heads = [mine >> (MOST_PARTS_BITS - bits) for mine in heads]
+    parts = [
+        _part_of([mine[(head == part) & (mine != zero)] for mine, head in zip(hashes, heads, strict=True)])
+        for part in range(1 << bits)
+    ]
+    contents: Counter[tuple[int, int]] = Counter()
+    for part in parts:
+        contents.update(part.contents)
+    largest = sorted((one for part in parts for one in part.largest), key=lambda one: -one[0])
+    return Tally(
+        zero_pages=tuple(int(np.count_nonzero(mine == zero)) for mine in hashes),
+        distinct_pages=_summed([part.distinct_pages for part in parts]),
+        alone_pages=_summed([part.alone_pages for part in parts]),
+        contents=tuple((*kind, contents[kind]) for kind in sorted(contents)),
+        largest=tuple(largest[:LARGEST_CONTENTS]),
+        shared=tuple(map(_summed, zip(*(part.shared for part in parts), strict=True))),
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """As a Tally, of some of the contents, zero not among them."""
+
+    distinct_pages: tuple[int, ...]
+    alone_pages: tuple[int, ...]
+    contents: dict[tuple[int, int], int]
+    largest: tuple[tuple[int, int, int], ...]
+    shared: tuple[tuple[int, ...], ...]
+
+
+def _summed(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(map(sum, zip(*rows, strict=True)))
+
+
+def _part_of(hashes: Sequence[Hashes]) -> _Part:
+    counted = [np.unique(mine, return_counts=True) for mine in hashes]
     distinct = [len(values) for values, _ in counted]
     if not sum(distinct):
-        shared = tuple((0,) * len(hashes) for _ in hashes)
-        return Tally(zero_pages, tuple(distinct), tuple(distinct), (), (), shared)
+        nothing = (0,) * len(hashes)
+        return _Part(nothing, nothing, {}, (), (nothing,) * len(hashes))
     values = np.concatenate([values for values, _ in counted])
     copies = np.concatenate([counts.astype(np.uint32) for _, counts in counted])
     del counted
@@ -60,14 +102,13 @@ def tally(hashes: Sequence[Hashes], zero_hash: int) -> Tally:
     largest = np.argsort(-copied, kind="stable")[:LARGEST_CONTENTS]
     # One number for each pair of (held by, copies): sorting rows would take several times as long.
     kinds, numbers = np.unique((held_by << COPIES_BITS) + copied, return_counts=True)
-    return Tally(
-        zero_pages=zero_pages,
+    return _Part(
         distinct_pages=tuple(distinct),
         alone_pages=tuple(np.bincount(owners[starts[held_by == 1]], minlength=len(hashes)).tolist()),
-        contents=tuple(
-            (kind >> COPIES_BITS, kind & ((1 << COPIES_BITS) - 1), number)
+        contents={
+            (kind >> COPIES_BITS, kind & ((1 << COPIES_BITS) - 1)): number
             for kind, number in zip(kinds.tolist(), numbers.tolist(), strict=True)
-        ),
+        },
         largest=tuple(
             zip(
                 copied[largest].tolist(),

@@ -78,7 +78,7 @@ def take(
     with Reader(pids, layouts, processes=processes, close=None, share=share, seed=seed) as reader, pause:
         first = reader.look(LOOK_ONE_IN)
         keep = keep_of(first, reader.known["zero"], one_in)
-        reading = reader.read(progress(total_bytes), keep)
+        reading = reader.read(progress(total_bytes), keep, frames_of=reader.known["zero"])
         second = reader.look(LOOK_ONE_IN)
     stats = [machine["ksm_stat"] for machine in machines]
     changed = moved(first, second)
@@ -89,7 +89,7 @@ def take(
             {
                 "pid": pid,
                 "swapped_pages": counted.swapped_pages,
-                "zero_huge_pages": counted.huge_pages(reading.known["zero"]),
+                "zero_huge_pages": counted.huge_pages,
                 **pages(
                     counted.zero_mapped_pages,
                     stat,

@@ -38,6 +38,7 @@ MERGEABLE, HUGETLBFS, SHARED, UNMARKED = "mergeable", "hugetlbfs", "shared", "un
 # A mapping is of the first kind whose flag it has (VmFlags); registers of devices are no memory.
 KINDS = (("mg", MERGEABLE), ("ht", HUGETLBFS), ("sh", SHARED))
 HUGETLB = ("Private_Hugetlb", "Shared_Hugetlb")
+FIELDS = frozenset({"Size", "Rss", "Pss", "Anonymous", *HUGETLB, "Swap", "VmFlags"})
 NOTHING = "0 kB"
 NO_MEMORY = frozenset({"io", "pf"})
 
@@ -68,26 +69,36 @@ class Mapping:
 
 
 def mappings(smaps: str) -> list[Mapping]:
-    """The mappings of one /proc/PID/smaps; ProbeError where it is not as the kernel writes it."""
-    found: list[Mapping] = []
+    """The mappings of one /proc/PID/smaps; ProbeError where it is not as the kernel writes it.
+
+    A machine has some 460 mappings of 25 lines, and a host many machines: what is not asked for is passed by.
+    """
+    blocks: list[tuple[str, dict[str, str]]] = []
+    fields: dict[str, str] = {}
     with understood("a process' smaps"):
-        for block in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", smaps, flags=re.MULTILINE)[1:]:
-            header, *lines = block.splitlines()
-            fields = dict(line.split(":", 1) for line in lines)
-            words = header.split(maxsplit=5)
-            found.append(
-                Mapping(
-                    path=words[5] if len(words) > 5 else "",
-                    size_bytes=_bytes(fields["Size"]),
-                    rss_bytes=_bytes(fields["Rss"]),
-                    pss_bytes=_bytes(fields["Pss"]),
-                    anonymous_bytes=_bytes(fields["Anonymous"]),
-                    hugetlb_bytes=sum(_bytes(fields.get(name, NOTHING)) for name in HUGETLB),
-                    swap_bytes=_bytes(fields.get("Swap", NOTHING)),
-                    flags=frozenset(fields["VmFlags"].split()) if "VmFlags" in fields else None,
-                )
-            )
-    return found
+        for line in smaps.splitlines():
+            name, _, value = line.partition(":")
+            if name in FIELDS:
+                fields[name] = value
+            elif " " in name:
+                # The header of a mapping, which has the device's colon in it
+                fields = {}
+                blocks.append((line, fields))
+        return [_mapping(header, fields) for header, fields in blocks]
+
+
+def _mapping(header: str, fields: dict[str, str]) -> Mapping:
+    words = header.split(maxsplit=5)
+    return Mapping(
+        path=words[5] if len(words) > 5 else "",
+        size_bytes=_bytes(fields["Size"]),
+        rss_bytes=_bytes(fields["Rss"]),
+        pss_bytes=_bytes(fields["Pss"]),
+        anonymous_bytes=_bytes(fields["Anonymous"]),
+        hugetlb_bytes=sum(_bytes(fields.get(name, NOTHING)) for name in HUGETLB),
+        swap_bytes=_bytes(fields.get("Swap", NOTHING)),
+        flags=frozenset(fields["VmFlags"].split()) if "VmFlags" in fields else None,
+    )
 
 
 def _bytes(value: str) -> int:

@@ -34,8 +34,9 @@ def machine(name: str, place: int, **values: Any) -> dict[str, Any]:
 
 def stratum(pages: Sequence[Sequence[int]], contents: Collection[int], one_in: int) -> dict[str, Any]:
     """The table of these contents, of which one in so many was kept."""
-    held = [set(mine) & set(contents) for mine in pages]
-    copies = Counter(content for mine in pages for content in mine if content in set(contents))
+    kept = set(contents)
+    held = [set(mine) & kept for mine in pages]
+    copies = Counter(content for mine in pages for content in mine if content in kept)
     kinds = Counter((sum(c in mine for mine in held), number) for c, number in copies.items())
     rows = sorted((holders, number, many) for (holders, number), many in kinds.items())
     return {

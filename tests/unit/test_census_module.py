@@ -470,6 +470,7 @@ def brute(guests: Sequence[Sequence[int]]) -> tuple[list[int], list[tuple[int, i
 @pytest.mark.parametrize("seed", range(20))
 def test_the_tally_against_brute_force(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_tally, "MATRIX_ROWS", 7)
+    monkeypatch.setattr(page_tally, "PART_PAGES", 16)
     random = np.random.default_rng(seed)
     guests = [random.integers(0, 60, random.integers(0, 90)).tolist() for _ in range(random.integers(1, 7))]
     salted = [
@@ -508,8 +509,23 @@ def test_frames_are_named_by_the_kernel() -> None:
         child.end()
 
 
+def test_frames_of_one_content_are_asked_for_alone() -> None:
+    child = Child(2000)
+    try:
+        with Reader([child.pid], [Layout((child.area,), 0)], processes=2, close=None) as reader:
+            every = reader.read(lambda _bytes: None).counted[0]
+            content = int(every.hashes[7])
+            hashes, frames = every.hashes.tolist(), every.frames[every.hashes == content].tolist()
+            one = reader.read(lambda _bytes: None, frames_of=content).counted[0]
+        assert (one.hashes.tolist(), one.frames.tolist()) == (hashes, frames)
+        assert len(one.flags) == len(one.frames) >= 1
+    finally:
+        child.end()
+
+
 def test_flags_come_back_in_the_order_of_the_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_census, "FRAMES_AT_ONCE", 8)
+    monkeypatch.setattr(page_census, "FRAMES_GAP", 1)
     path = tmp_path / "kpageflags"
     np.arange(1000, 1100, dtype=np.uint64).tofile(path)
     frames = [np.array(list_, np.uint64) for list_ in ([99, 0, 7, 8], [], [50, 50, 9])]

@@ -13,8 +13,8 @@ from analysis.measure.foretold import foretold
 from analysis.plan.design import cell_directory
 from analysis.records.loading import load_run
 
-# Two guests have 25,600 contents, 100 MiB, in common: 50 MB/VM can go. Each has 1 MiB of zeros in huge pages.
-COMMON = list(range(1, 25_601))
+# Two guests have 2560 contents, 10 MiB, in common: 5 MB/VM can go. Each has 1 MiB of zeros in huge pages.
+COMMON = list(range(1, 2561))
 ZEROS = 256
 
 
@@ -37,13 +37,13 @@ def surveyed(
 def test_what_a_survey_foretold_stands_beside_what_was_saved_with_the_interval_of_the_boots(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Foretold are 25,600 of 51,200 pages, and 511 of 512 zero pages less the one more of 256: 50.996 MB/VM.
-    run = surveyed(tmp_path, {1: 50.0, 2: 51.0, 3: 52.0})
+    # Foretold are 2560 of 5120 pages, and 511 of 512 zero pages less the one more of 256: 5.996 MB/VM.
+    run = surveyed(tmp_path, {1: 5.0, 2: 6.0, 3: 7.0})
     ((line,), problems) = foretold([load_run(run)])
     assert problems == [] and len(line.cells) == 3
-    told = (25_600 + 510) * 4096 / 2 / (1 << 20)
+    told = (2560 + 510) * 4096 / 2 / (1 << 20)
     assert line.of("counted").mean == pytest.approx(told)
-    errors = [100 * (told - saved) / saved for saved in (50, 51, 52)]
+    errors = [100 * (told - saved) / saved for saved in (5, 6, 7)]
     seen = line.of("gross_error_percent")
     assert seen.mean == pytest.approx(sum(errors) / 3)
     # 4.303 standard errors of three means
@@ -52,24 +52,24 @@ def test_what_a_survey_foretold_stands_beside_what_was_saved_with_the_interval_o
     )
     assert main(["survey", "--proof", "--results", str(tmp_path)]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "idle ksm madvise whole 2 x 512 MB 3x1 51.0 ± <0.1 51.0 ± 2.5" in text
+    assert "idle ksm madvise whole 2 x 512 MB 3x1 6.0 ± 0.0 6.0 ± 2.5" in text
     assert main(["survey", "--proof", "--results", str(tmp_path), "--json"]) == 0
     (one,) = json.loads(capsys.readouterr().out)["lines"]
     assert one["gross_mib_per_vm"]["error_percent"]["mean"] == pytest.approx(seen.mean)
-    assert [cell["gross_mib_per_vm"]["saved"] for cell in one["cells"]] == [50, 51, 52]
+    assert [cell["gross_mib_per_vm"]["saved"] for cell in one["cells"]] == [5, 6, 7]
 
 
 def test_zero_pages_that_a_split_frees_are_expected_in_the_fall_of_pss_and_in_no_counter(
     tmp_path: Path,
 ) -> None:
     frees = {"enabled": "madvise", "shrink_underused": "1"}
-    ((line,), _problems) = foretold([load_run(surveyed(tmp_path, {1: 50.0}, thp=frees))])
+    ((line,), _problems) = foretold([load_run(surveyed(tmp_path, {1: 5.0}, thp=frees))])
     # 512 zero pages are 1 MB/VM.
     assert line.of("ideal").mean - line.of("counted").mean == pytest.approx(1.0)
 
 
 def test_cells_that_prove_nothing_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = surveyed(tmp_path, {1: 50.0, 2: 50.0, 3: 50.0, 4: 0.0})
+    run = surveyed(tmp_path, {1: 5.0, 2: 5.0, 3: 5.0, 4: 0.0})
 
     def change(boot: int, name: str, edit: Any) -> None:
         (path,) = run.glob(f"*/*boot{boot}*/{name}.json")

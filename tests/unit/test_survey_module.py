@@ -153,11 +153,9 @@ def test_a_machine_that_ended_is_left_out_of_the_census(host: Host) -> None:
 
 
 def test_zero_pages_of_huge_pages_are_those_on_their_frames_but_the_kernel_s_own() -> None:
-    flags = numbers(KPF_THP, KPF_THP | KPF_ZERO_PAGE, 0, KPF_THP, KPF_THP)
-    counted = Counted(
-        hashes=numbers(7, 7, 7, 7, 8), frames=numbers(1, 2, 3, 4, 5), flags=flags, swapped_pages=0
-    )
-    assert counted.huge_pages(7) == 2
+    flags = numbers(KPF_THP, KPF_THP | KPF_ZERO_PAGE, 0, KPF_THP)
+    counted = Counted(hashes=numbers(7, 7, 7, 7, 8), frames=numbers(1, 2, 3, 4), flags=flags, swapped_pages=0)
+    assert (counted.huge_pages, counted.zero_mapped_pages) == (2, 1)
 
 
 def numbers(*values: int) -> "np.ndarray[Any, Any]":
