@@ -352,7 +352,7 @@ def aftermath(results: Path, proof: Cells) -> dict[str, Any]:
     killed.wait()
     seen = {"domains": domains(), "pages_to_scan": knob("pages_to_scan")}
     # Another scale for the same knobs: what the killed run set is not under them.
-    asked = {"policies": "smart_scan", "ksm_knobs": {"max_page_sharing": 64}, "repetitions": 2}
+    asked = {"policies": "smart_scan", "ksm_knobs": {"max_page_sharing": 64}, "repetitions": 2, "probes": 1}
     run = started(results, focus=1, guests=1, run_id="after", **asked)
     said = follow(run, "cell 1 of 2 idle-smart_scan-guests1-boot1-rep")
     said += follow(run, ": on")
@@ -389,6 +389,16 @@ def test_the_run_after_one_that_was_killed_starts_clean_and_goes_on(
         assert asked["policy"] == "smart_scan"
         assert {name: measured[name] for name in asked["ksm_knobs"]} == asked["ksm_knobs"]
     assert left(before) == []
+
+
+def test_a_guest_is_probed_with_ksm_off_and_under_the_policy(aftermath: dict[str, Any]) -> None:
+    for cell in aftermath["cells"].values():
+        for arm in ("off", "on"):
+            (probe,) = cell[arm]["observed"]["probes"]
+            assert probe["answer"]["cpu_iterations_per_second"] > 0
+            # An operation costs the host's CPUs something beyond the asking.
+            assert probe["probe"]["run_seconds"] > 0.5
+            assert probe["read_bytes"] == 4 * MIB
 
 
 def test_a_checkpoint_damaged_in_the_middle_of_a_run_is_made_again(aftermath: dict[str, Any]) -> None:
