@@ -78,7 +78,8 @@ def _advice(record: ForecastRecord, boots: int) -> list[str]:
         "new guests need what they need without it.",
         "Safe: so many fit whatever they do, nothing shared and all of their memory in use. With more the "
         "host relies on its guests staying alike; lacking is what it would be short of if none did.",
-        "What KSM costs the guests in speed: playbooks/capacity.yml measures it, `report` shows it.",
+        "What KSM costs the guests in speed: cells with -e probes=5, and playbooks/capacity.yml, measure it; "
+        "`report` shows it.",
     ]
 
 

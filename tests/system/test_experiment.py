@@ -356,7 +356,7 @@ def aftermath(results: Path, proof: Cells) -> dict[str, Any]:
     killed.wait()
     seen = {"domains": domains(), "tuners": tuners(Roots()), "smart_scan": knob("smart_scan")}
     # Another scale for the same knobs: what the killed run set is not under them.
-    asked = {"policies": "smart_scan,pacer", "ksm_knobs": {"max_page_sharing": 64}}
+    asked = {"policies": "smart_scan,pacer", "ksm_knobs": {"max_page_sharing": 64}, "probes": 1}
     run = started(results, focus=1, guests=1, run_id="after", **asked)
     said = follow(run, "cell 1 of 2 idle-")
     said += follow(run, ": on")
@@ -400,6 +400,16 @@ def test_the_testbeds_daemon_sets_the_pace_of_a_cell(aftermath: dict[str, Any], 
     assert cell.on.observed.tuners == ("ksm-pacer",)
     assert cell.merge.observed.converged is True
     assert cell.off.observed.tuners == ()
+
+
+def test_a_guest_is_probed_with_ksm_off_and_under_the_policy(aftermath: dict[str, Any]) -> None:
+    for cell in aftermath["cells"].values():
+        for arm in ("off", "on"):
+            (probe,) = cell[arm]["observed"]["probes"]
+            assert probe["answer"]["cpu_iterations_per_second"] > 0
+            # An operation costs the host's CPUs something.
+            assert probe["probe"]["run_seconds"] > 0
+            assert probe["read_bytes"] == 4 * MIB
 
 
 def test_a_checkpoint_damaged_in_the_middle_of_a_run_is_made_again(aftermath: dict[str, Any]) -> None:
