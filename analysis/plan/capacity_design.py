@@ -147,6 +147,12 @@ def check_variables(
         wrong.append(str(error))
     if wrong:
         raise DesignError(" ".join(wrong))
+    service = design.policy(checked.policy).service
+    if service:
+        raise DesignError(
+            f"capacity_policy is {checked.policy}, which runs the service {service}: a capacity run starts "
+            "none, so choose a policy that is knobs alone."
+        )
     return checked, design
 
 

@@ -84,6 +84,12 @@ def test_wrong_variables_of_both_kinds_are_named_at_once() -> None:
     assert "accelerator is 'xen'" in str(error.value)
 
 
+@pytest.mark.parametrize("policy", ["ksmtuned", "pacer"])
+def test_a_policy_that_runs_a_service_is_refused_since_no_step_starts_it(policy: str) -> None:
+    with pytest.raises(DesignError, match=rf"^capacity_policy is {policy}, which runs the service ksm"):
+        check_variables({**VARIABLES, "capacity_policy": policy}, EXPERIMENT)
+
+
 def test_every_guest_that_may_be_started_needs_a_port() -> None:
     most = {**VARIABLES, "capacity_most_guests": 999}
     check_variables(most, {**EXPERIMENT, "guest_ssh_port_base": 64536})
