@@ -14,12 +14,13 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 WORKERS ?= $(shell expr $$(nproc) \* 3 / 2)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help experiment teardown test lint ruff mypy yamllint ansible-lint unit molecule system faults provision chromium \
-  setup setup-dev clean
+.PHONY: help experiment teardown test lint ruff mypy yamllint ansible-lint unit molecule molecule-vm system faults provision \
+  chromium setup setup-dev clean
 help:
 	@echo 'make experiment FOCUS=1|2|3|all   set up this host, measure, print the summary'
 	@echo 'make test                         set up and run lint, unit, role and system tests'
 	@echo 'make faults                       interrupt and kill runs in each of their phases, half an hour'
+	@echo 'make molecule-vm                  the playbooks on Debian 12 and 13 servers in emulated machines, an hour at first'
 	@echo 'make teardown                     remove the guests and restore the KSM settings'
 	@echo 'make clean                        remove the guests, their checkpoints and the Python environment'
 
@@ -56,6 +57,10 @@ unit: provision chromium
 
 molecule: provision
 	tests/molecule.sh
+
+# Servers of their own with systemd and kvm; the second run finds their disks provisioned
+molecule-vm: provision
+	cd tests/vm && molecule test
 
 system: provision
 	pytest -m system -v --durations=15
