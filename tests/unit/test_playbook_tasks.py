@@ -36,6 +36,16 @@ answer = answers.get(given.get("state"), answers)
 if "recorded_at" in answer:
     answer["recorded_at"] = f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%dT%H:%M:%S.%fZ}"
     answer["monotonic_seconds"] = time.monotonic()
+# As on a host: the policy's knobs stay as they were set, and KSM runs once it was started.
+policy, running = folder / "policy", folder / "running"
+if name == "ksm":
+    policy.write_text(json.dumps(given["knobs"]))
+    running.unlink(missing_ok=True)
+elif name == "measure_series" and given.get("start_ksm"):
+    running.touch()
+elif name == "measure_host" and policy.exists():
+    answer["provenance"]["ksm_knobs"].update(json.loads(policy.read_text()))
+    answer["observed"]["host"]["ksm"]["run"] = int(running.exists())
 if failing.exists():
     answer = {"failed": True, "msg": failing.read_text()}
 print(json.dumps({"changed": True, **answer}))
