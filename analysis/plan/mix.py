@@ -6,6 +6,8 @@ from typing import Any
 
 from analysis.errors import UserError
 
+# What is done to an application before it is kept
+_HELD = ("packages", "start", "ready", "load", "verify")
 _PART = re.compile(r"([a-z][a-z0-9_-]*)=([0-9]{1,4})")
 
 
@@ -88,5 +90,13 @@ def keeps_load(load: str, workloads: Mapping[str, Any]) -> bool:
 
 
 def load_contents(load: str, workloads: Mapping[str, Any]) -> dict[str, Any]:
-    """Segments of each workload of a load: guests kept with other ones do not hold it."""
-    return {name: workloads[name]["segments"] for name in mix_of(load)}
+    """What guests that hold a load hold of each of its workloads: kept with another content they do not.
+
+    The segments of one that fills memory, the commands of an application.
+    """
+    return {name: _content(workloads[name]) for name in mix_of(load)}
+
+
+def _content(workload: Mapping[str, Any]) -> Any:
+    running = workload.get("application")
+    return workload["segments"] if running is None else {name: running[name] for name in _HELD}

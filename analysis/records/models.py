@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, RootModel, model_validator
 
+from analysis.plan.application import Application
 from analysis.plan.design import Cell
 from analysis.plan.mix import MixError, guest_workloads
 from analysis.plan.policies import OFF
@@ -306,6 +307,18 @@ class OtherMergeable(Model):
         return self.merging_pages + (self.zero_pages or 0)
 
 
+class VcpuTime(Model):
+    """What a guest's request took: on the host's clock, and of the threads of its virtual CPUs.
+
+    ``run_seconds``: on a CPU of the host; ``wait_seconds``: ready and waiting for one
+    (/proc/PID/task/TID/schedstat). Both None where the kernel does not tell.
+    """
+
+    seconds: Amount
+    run_seconds: Amount | None
+    wait_seconds: Amount | None
+
+
 class Filled(Model):
     """What a guest filled; ``digest`` of all of it."""
 
@@ -413,10 +426,32 @@ class VerifyObserved(Model):
     guests: dict[str, Verdict]
 
 
+class Performed(Model):
+    """What an application's own performance command ``printed``, and the ``figure`` in it."""
+
+    printed: str
+    figure: float
+    unit: Text
+    took: VcpuTime
+
+
+class PerformedTwice(Model):
+    """An application's performance in one guest, before KSM merged and after."""
+
+    off: Performed
+    on: Performed
+
+
+class PerformanceObserved(Model):
+    """What the applications of some guests did, measured one after another while the others did nothing."""
+
+    guests: Annotated[dict[str, PerformedTwice], Field(min_length=1)]
+
+
 class FailedObserved(Model):
     """Where a cell failed."""
 
-    phase: Literal["restore", "load", "off", "merge", "on", "after", "census", "verify"]
+    phase: Literal["restore", "load", "off", "merge", "on", "after", "census", "verify", "performance"]
     task: str
     message: str
 
@@ -467,6 +502,13 @@ class VerifyRecord(MeasuredPhase):
 
     kind: Literal["verify"]
     observed: VerifyObserved
+
+
+class PerformanceRecord(MeasuredPhase):
+    """performance.json: what merging cost the applications, where the guests run some that have a figure."""
+
+    kind: Literal["performance"]
+    observed: PerformanceObserved
 
 
 class FailedRecord(Phase):
@@ -699,10 +741,11 @@ class Segment(Model):
 
 
 class PlannedWorkload(Model):
-    """What a guest does."""
+    """What a guest does; ``application``: None where it runs none."""
 
     name: Text
     segments: tuple[Segment, ...]
+    application: Application | None = None
     checkpoint_loaded: bool
 
 
@@ -803,18 +846,6 @@ class ProbeAnswer(Model):
     write_latency_p99_us: Amount
     touch_mib_per_second: Amount
     cpu_iterations_per_second: Amount
-
-
-class VcpuTime(Model):
-    """What a guest's request took: on the host's clock, and of the threads of its virtual CPUs.
-
-    ``run_seconds``: on a CPU of the host; ``wait_seconds``: ready and waiting for one
-    (/proc/PID/task/TID/schedstat). Both None where the kernel does not tell.
-    """
-
-    seconds: Amount
-    run_seconds: Amount | None
-    wait_seconds: Amount | None
 
 
 class Probe(Model):
@@ -1100,6 +1131,7 @@ PHASES: dict[str, type[Phase]] = {
     "on": SnapshotRecord,
     "after": AfterRecord,
     "verify": VerifyRecord,
+    "performance": PerformanceRecord,
     "failed": FailedRecord,
 }
 # By kind

@@ -26,6 +26,27 @@ def guest_segments(
     return {name: workloads[does[name]]["segments"] for name in barrier}
 
 
+def guest_applications(
+    guests: Collection[str],
+    domains: Collection[str],
+    load: str,
+    workloads: Mapping[str, Any],
+    shares: bool = False,
+) -> dict[str, Any]:
+    """Return guest -> the application that it runs, with its workload's name, of these guests.
+
+    Guests that run none are left out; what each does follows from its place, as for guest_segments.
+    """
+    if not guests:
+        return {}
+    does = guest_workloads(load, domains, shares=shares)
+    return {
+        name: {"name": does[name], **workloads[does[name]]["application"]}
+        for name in guests
+        if "application" in workloads[does[name]]
+    }
+
+
 def workload_reports(guests: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, Any]:
     """Return guest -> what it said when it was loaded, now or before its checkpoint; empty where none was."""
     reports = (guests.get("load") or {}).get("reports") or loaded.get("answers") or {}
@@ -60,6 +81,7 @@ class FilterModule:
         """Return the filters by name."""
         return {
             "guest_segments": guest_segments,
+            "guest_applications": guest_applications,
             "keeps_load": keeps_load,
             "load_contents": load_contents,
             "workload_reports": workload_reports,
