@@ -92,22 +92,22 @@ CONNECT_SECONDS = 180
 IDLE_SECONDS = 60
 PRINTED_BYTES = 64 << 10
 SAID_LINES = 3
-# The script's output goes into files: a service that keeps them open does not keep the connection.
+# Output goes into files, new ones for each script: a service that keeps its own open keeps no connection.
 STEP = """\
 export GUEST={guest} SEED={seed}
-mkdir -p /run/testbed-application && cd /run/testbed-application || exit
+mkdir -p /run/testbed-application && cd /run/testbed-application && rm -f out err || exit
 {body}
 head -c {limit} out; head -c {limit} err >&2; exit "$code"
 """
 ONCE = "sh -euc {script} </dev/null >out 2>err; code=$?"
 UNTIL = """\
-end=$(($(date +%s) + {seconds}))
+code=0 end=$(($(date +%s) + {seconds}))
 until sh -euc {script} </dev/null >out 2>err; do
   code=$?
-  [ "$(date +%s)" -lt "$end" ] || {{ head -c {limit} out err >&2; exit "$code"; }}
+  [ "$(date +%s)" -lt "$end" ] || break
+  code=0
   sleep 1
-done
-code=0"""
+done"""
 
 
 class ApplicationError(Exception):
@@ -156,9 +156,7 @@ class Connection:
         workload = f"workload {self.application['name']}"
         name = f"{self.guest}: {step} of the {workload}"
         limit = until_seconds + self.application["timeout_seconds"]
-        body = (UNTIL if until_seconds else ONCE).format(
-            script=shlex.quote(script), seconds=until_seconds, limit=PRINTED_BYTES
-        )
+        body = (UNTIL if until_seconds else ONCE).format(script=shlex.quote(script), seconds=until_seconds)
         text = STEP.format(
             guest=shlex.quote(self.guest), seed=shlex.quote(self.seed), body=body, limit=PRINTED_BYTES + 1
         )
