@@ -24,6 +24,7 @@ from analysis.plan.design import (
 )
 from analysis.plan.mix import mix_of
 from analysis.plan.policies import DEFAULT, OFF
+from analysis.plan.workloads import read_workload
 from analysis.records.models import StepObserved
 
 PREFIX = "capacity_"
@@ -252,8 +253,19 @@ def next_guests(guests: int, free_bytes: float, full_guest_bytes: int, design: C
     return following if following > guests else None
 
 
+def _filling_load(name: str, value: Any) -> str:
+    load = existing_load(name, value)
+    running = [one for one in mix_of(load) if read_workload(one).application]
+    if running:
+        raise DesignError(
+            f"{name} names {', '.join(running)}, an application, whose guests are not probed: allowed are "
+            "workloads that fill memory, and idle."
+        )
+    return load
+
+
 _CASTS: dict[str, Caster] = {
-    "workload": existing_load,
+    "workload": _filling_load,
     "policy": existing_policy,
     "envelope_mib": whole(0, MIB),
     "step_guests": whole(1, 64),

@@ -21,7 +21,7 @@ from analysis.errors import UserError
 from analysis.plan import data_files
 from analysis.plan.mix import mix_text, parse_mix
 from analysis.plan.policies import LAID_OVER, OFF, THP_MODES, Policy, policy_names, read_policy
-from analysis.plan.workloads import foci, in_order, read_workload, workload_names
+from analysis.plan.workloads import foci, image_packages, in_order, read_workload, workload_names
 from plugins.module_utils import names
 
 SCHEMA_VERSION = 2
@@ -221,11 +221,19 @@ class Design:
 
     def workloads_json(self) -> dict[str, dict[str, Any]]:
         """Each single workload that occurs, by its name, those within a mix too, as a plan holds it."""
-        single = parse_mix(self.mix, "mix") if self.mix else self.loads
-        found = {name: read_workload(name) for name in single}
+        found = {name: read_workload(name) for name in self._single}
         if not self.keep_loaded:
             found = {name: replace(one, checkpoint_loaded=False) for name, one in found.items()}
         return {name: one.to_json() for name, one in found.items()}
+
+    @property
+    def image_packages(self) -> list[str]:
+        """What the image is built with for the applications; none where no guest runs one, or it is given."""
+        return image_packages(self._single) if self.image_source == "build" else []
+
+    @property
+    def _single(self) -> Iterable[str]:
+        return parse_mix(self.mix, "mix") if self.mix else self.loads
 
     @property
     def digest(self) -> str:
@@ -547,11 +555,11 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
             f"{guests[-1]} guests has a port of its own after it."
         )
     names = values.get("workloads") or [foci()[focus] for focus in values.get("focus", ())]
-    idle = not mix and not any(read_workload(name).fills for name in names)
+    idle = not mix and not any(read_workload(name).loads for name in names)
     if values.get("checkpoint") == "measured" and not idle:
         wrong.append(
             "checkpoint is 'measured', which saves guests after they were measured as they booted: allowed "
-            "are workloads that fill no memory, which the checkpoint would hold, such as focus=1."
+            "are workloads that load nothing, which the checkpoint would hold, such as focus=1."
         )
     source, checksum = values.get("image_source"), values.get("image_checksum")
     if source == "build" and checksum:

@@ -6,6 +6,8 @@ from typing import Any
 
 from analysis.errors import UserError
 
+# What is done to an application before it is kept
+_HELD = ("packages", "start", "ready", "load", "verify")
 _PART = re.compile(r"([a-z][a-z0-9_-]*)=([0-9]{1,4})")
 
 
@@ -90,16 +92,22 @@ def keeps_load(load: str, workloads: Mapping[str, Any]) -> bool:
 def loads_later(load: str, workloads: Mapping[str, Any]) -> bool:
     """Whether some guests of a load are filled after they were restored, kept or not."""
     return any(
-        workloads[name]["segments"] and not workloads[name]["checkpoint_loaded"] for name in mix_of(load)
+        _content(workloads[name]) and not workloads[name]["checkpoint_loaded"] for name in mix_of(load)
     )
 
 
 def load_contents(load: str, workloads: Mapping[str, Any]) -> dict[str, Any]:
-    """Segments that the guests of each workload hold in the load's checkpoint: none where loaded after it.
+    """What the guests of each workload hold in the load's checkpoint: nothing where loaded after it.
 
-    Guests kept with other ones do not hold the load.
+    The segments of one that fills memory, the commands of an application. Guests kept with another content do
+    not hold the load.
     """
     return {
-        name: workloads[name]["segments"] if workloads[name]["checkpoint_loaded"] else []
+        name: _content(workloads[name]) if workloads[name]["checkpoint_loaded"] else []
         for name in mix_of(load)
     }
+
+
+def _content(workload: Mapping[str, Any]) -> Any:
+    running = workload.get("application")
+    return workload["segments"] if running is None else {name: running[name] for name in _HELD}

@@ -6,11 +6,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from analysis.plan import application
+from analysis.plan.application import Application
 from analysis.plan.data_files import PROJECT, DataFileError, names_in, read_file
 
 WORKLOADS = PROJECT / "workloads"
 
-_KEYS = frozenset({"description", "focus", "segments", "checkpoint_loaded"})
+_KEYS = frozenset({"description", "focus", "segments", "checkpoint_loaded"}) | application.KEYS
 
 _REWRITE = "rewrite_pages_per_second"
 
@@ -32,14 +34,16 @@ class Segment(NamedTuple):
 class Workload:
     """One file of workloads/.
 
-    ``segments``: what the memory that a guest fills holds, in order; empty: it fills none. ``focus``: the
-    paper's number for it, None for one that the paper has not. ``checkpoint_loaded``: guests that hold it are
-    kept in a checkpoint of their own, since restoring them is cheaper than loading.
+    ``segments``: what the memory that a guest fills holds, in order; empty: it fills none. ``application``:
+    what it runs, None: nothing. ``focus``: the paper's number for it, None for one that the paper has not.
+    ``checkpoint_loaded``: guests that hold it are kept in a checkpoint of their own, since restoring them is
+    cheaper than loading; so are those of an application, unless its file says otherwise.
     """
 
     name: str
     description: str
     segments: tuple[Segment, ...] = ()
+    application: Application | None = None
     focus: int | None = None
     checkpoint_loaded: bool = False
 
@@ -48,11 +52,18 @@ class Workload:
         """Whether its guests fill memory, which a digest can prove to be intact."""
         return bool(self.segments)
 
+    @property
+    def loads(self) -> bool:
+        """Whether its guests hold more than they booted with."""
+        return self.fills or self.application is not None
+
     def to_json(self) -> dict[str, Any]:
         """As the playbook hands it to the modules."""
+        running = {"application": self.application.to_json()} if self.application else {}
         return {
             "name": self.name,
             "segments": [segment.to_json() for segment in self.segments],
+            **running,
             "checkpoint_loaded": self.checkpoint_loaded,
         }
 
@@ -70,6 +81,12 @@ def read_workload(name: str, folder: Path = WORKLOADS) -> Workload:
     segments = tuple(_segment(path, segment) for segment in content.get("segments") or [])
     if segments and sum(segment.percent for segment in segments) != 100:
         raise DataFileError(f"{path}: the percents of its segments must add up to 100.")
+    try:
+        runs = application.read_application(content)
+    except application.ApplicationError as error:
+        raise DataFileError(f"{path}: {error}.") from None
+    if runs and segments:
+        raise DataFileError(f"{path}: a workload has segments or an application, and this has both.")
     focus = content.get("focus")
     if focus is not None and (type(focus) is not int or focus < 1):
         raise DataFileError(f"{path}: focus is {focus!r}, and must be a whole number from 1.")
@@ -77,8 +94,9 @@ def read_workload(name: str, folder: Path = WORKLOADS) -> Workload:
         name=name,
         description=content["description"],
         segments=segments,
+        application=runs,
         focus=focus,
-        checkpoint_loaded=bool(content.get("checkpoint_loaded", False)),
+        checkpoint_loaded=bool(content.get("checkpoint_loaded", runs is not None)),
     )
 
 
@@ -96,6 +114,20 @@ def _segment(path: Path, given: Any) -> Segment:
     if type(rate) is not int or rate < 1:
         raise DataFileError(f"{path}: {_REWRITE} is {rate!r}, and must be a whole number from 1.")
     return Segment(str(found["content"]), percent, found.get(_REWRITE, 0))
+
+
+def image_packages(names: Iterable[str], folder: Path = WORKLOADS) -> list[str]:
+    """Packages that the image of guests with these workloads has beyond the plain one.
+
+    None where they need none; else those of the whole catalogue, so that all applications are measured, and
+    mixed, on one image.
+    """
+
+    def needed(of: Iterable[str]) -> list[str]:
+        read = (read_workload(name, folder).application for name in of)
+        return application.packages_of(one for one in read if one is not None)
+
+    return needed(workload_names(folder)) if needed(names) else []
 
 
 def foci(folder: Path = WORKLOADS) -> dict[int, str]:

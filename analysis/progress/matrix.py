@@ -15,7 +15,12 @@ from typing import Any, Protocol
 MEASURING_PLAYS = ("Measure the cells", "Measure the capacity")
 FIRST_PHASE = "restore"
 # Action -> the phase that it belongs to, where its task names none itself
-PHASES = {"workload": "load", "survey_record": "survey", "census_record": "census"}
+PHASES = {
+    "workload": "load",
+    "application": "performance",
+    "survey_record": "survey",
+    "census_record": "census",
+}
 # What a module shows by analysis.progress.module, and the saving in it (module measure_series)
 MODULE_LINE = re.compile(r"    \[(?P<host>[^\]]+)\] (?P<text>.*)")
 # What a long module's action shows first: analysis.progress.module.show_begin

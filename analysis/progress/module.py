@@ -44,6 +44,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SERIES_SETUP_SECONDS = 120
 # The module's own limit for an answer
 WORKLOAD_SECONDS = 1200
+APPLICATION_STEPS = 5
 ASYNC_KEYS = ("ansible_job_id", "started", "finished", "results_file")
 WRAPPER_GRACE_SECONDS = 30
 # How modules outside of ansible-core write their results
@@ -222,6 +223,19 @@ def run_workload(action: ActionBase, task_vars: dict[str, Any], arguments: dict[
     plain = plain_data(arguments)
     limit = float(plain.get("timeout_seconds", WORKLOAD_SECONDS)) + WRAPPER_GRACE_SECONDS
     return run_with_progress(action, "workload", plain, task_vars, limit)
+
+
+def run_application(
+    action: ActionBase, task_vars: dict[str, Any], arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """Run the module application and display each guest's answer as it comes; as run_workload."""
+    plain = plain_data(arguments)
+    # Each guest in its turn, all commands of each, every one twice
+    limit = sum(
+        2 * (one["ready_seconds"] + APPLICATION_STEPS * one["timeout_seconds"])
+        for one in plain["applications"].values()
+    )
+    return run_with_progress(action, "application", plain, task_vars, float(limit + WRAPPER_GRACE_SECONDS))
 
 
 def start_module(

@@ -265,11 +265,11 @@ def _swapped(_cell: Cell, records: Measured) -> str:
 
 
 def _verdicts_contradict(_cell: Cell, records: Measured) -> str:
-    filled = {name: one for name, one in records.off.observed.workload.items() if one.filled_bytes}
+    filled = {name: one for name, one in records.off.observed.workload.items() if one.digest}
     verdicts = records.verify.observed.guests
     unproved = sorted(filled.keys() - verdicts.keys())
     if unproved:
-        return f"the memory of {', '.join(unproved)} was filled and not verified"
+        return f"the memory of {', '.join(unproved)} was loaded and not verified"
     for name, verdict in sorted(verdicts.items()):
         before, after = verdict.digest_before, verdict.digest_after
         if verdict.intact != (bool(before) and before == after):

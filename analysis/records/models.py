@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, RootModel, model_validator
 
+from analysis.plan.application import Application
 from analysis.plan.design import Cell
 from analysis.plan.mix import MixError, guest_workloads
 from analysis.plan.policies import OFF
@@ -479,10 +480,34 @@ class VerifyObserved(Model):
     guests: dict[str, Verdict]
 
 
+class Performed(Model):
+    """What an application's own performance command ``printed``, and the ``figure`` in it."""
+
+    printed: str
+    figure: float
+    unit: Text
+    took: VcpuTime
+
+
+class PerformedTwice(Model):
+    """An application's performance in one guest, before KSM merged and after."""
+
+    off: Performed
+    on: Performed
+
+
+class PerformanceObserved(Model):
+    """What the applications of some guests did, measured one after another while the others did nothing."""
+
+    guests: Annotated[dict[str, PerformedTwice], Field(min_length=1)]
+
+
 class FailedObserved(Model):
     """Where a cell failed."""
 
-    phase: Literal["restore", "load", "survey", "off", "merge", "on", "after", "census", "verify"]
+    phase: Literal[
+        "restore", "load", "survey", "off", "merge", "on", "after", "census", "verify", "performance"
+    ]
     task: str
     message: str
 
@@ -533,6 +558,13 @@ class VerifyRecord(MeasuredPhase):
 
     kind: Literal["verify"]
     observed: VerifyObserved
+
+
+class PerformanceRecord(MeasuredPhase):
+    """performance.json: what merging cost the applications, where the guests run some that have a figure."""
+
+    kind: Literal["performance"]
+    observed: PerformanceObserved
 
 
 class FailedRecord(Phase):
@@ -769,10 +801,11 @@ class Segment(Model):
 
 
 class PlannedWorkload(Model):
-    """What a guest does."""
+    """What a guest does; ``application``: None where it runs none."""
 
     name: Text
     segments: tuple[Segment, ...]
+    application: Application | None = None
     checkpoint_loaded: bool
 
 
@@ -1121,6 +1154,7 @@ PHASES: dict[str, type[Phase]] = {
     "on": SnapshotRecord,
     "after": AfterRecord,
     "verify": VerifyRecord,
+    "performance": PerformanceRecord,
     "failed": FailedRecord,
 }
 # By kind

@@ -2,6 +2,7 @@
 
 Arguments:
     policies: each policy by its name, as the action plan returns them; none where none is used.
+    packages: what the guests' image is built with for the workloads; none where that is nothing.
 
 The task must `become`. Nothing but the lease is changed. Returns: msg where it failed.
 """
@@ -9,7 +10,7 @@ The task must `become`. Nothing but the lease is changed. Returns: msg where it 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
@@ -20,6 +21,7 @@ from analysis.plan.variables import snapshot_path
 from analysis.progress.lease import hold
 
 _NO_SYSTEMD = 3
+_PACKAGE_LISTS = "/var/lib/apt/lists/*_Packages*"
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -33,7 +35,12 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         """Check, then take the lease."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
-        _, args = self.validate_argument_spec(argument_spec={"policies": {"type": "dict", "default": {}}})
+        _, args = self.validate_argument_spec(
+            argument_spec={
+                "policies": {"type": "dict", "default": {}},
+                "packages": {"type": "list", "elements": "str", "default": []},
+            }
+        )
         if not self._is_root():
             return {
                 **result,
@@ -43,6 +50,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "--ask-become-pass.",
             }
         problems = [problem for one in args["policies"].values() if (problem := self._service_problem(one))]
+        problems += filter(None, [self._packages_problem(args["packages"])])
         if problems:
             return {**result, "failed": True, "msg": f"{variables.get('inventory_hostname')}: {problems[0]}"}
         # The module only looks then.
@@ -86,6 +94,25 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "install its package, or choose another policy."
             )
         return ""
+
+    def _packages_problem(self, packages: Sequence[str]) -> str:
+        """Which packages of the image apt does not know, "" where it knows all, or has no lists.
+
+        A host of another release than the image's is asked too: names seldom go.
+        """
+        if not packages:
+            return ""
+        answer = self._low_level_execute_command(
+            f'set -- {_PACKAGE_LISTS}; test -e "$1" && apt-cache pkgnames'
+        )
+        known = str(answer["stdout"]).split()
+        unknown = sorted({package.partition(":")[0] for package in packages} - set(known))
+        if not known or not unknown:
+            return ""
+        return (
+            f"workloads need {', '.join(unknown)} in the guests' image, and apt on this host knows no "
+            "package of that name: correct packages in the files of workloads/, or run apt-get update."
+        )
 
     def _is_root(self) -> bool:
         try:

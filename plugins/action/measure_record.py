@@ -1,7 +1,7 @@
 """Measure one phase of a cell on a hypervisor and write its record on the controller.
 
 Arguments:
-    phase: off, merge, on, after, verify or failed.
+    phase: off, merge, on, after, verify, performance or failed.
     run_id, cell, requested: as in the record (analysis/records/models.py).
     provenance: design_digest, image_digest, accelerator, testbed_version, start and ksm_before; the rest is
         read from the host.
@@ -12,6 +12,9 @@ Arguments:
     channels: guest name to the socket of its port, and the guests that workload names are asked.
         Of a mix both name the guests that hold something, by their names in domains. Where there is none,
         no guest is asked, and the host is as in the record on.
+    applications: guest name to the application that it runs (module application), of those that run one; they
+        are verified by it (verify), and measured (performance).
+    performance_off: guest name to what its application did before KSM merged (performance).
     drop_caches: drop the host's caches before it is read (off, on).
     requested.probes: so many probes of guests, by their channels, after the host was read (off, on).
     failure: phase, task and message (failed).
@@ -37,7 +40,7 @@ from ansible.plugins.action import ActionBase
 
 from analysis.plan.policies import OFF
 from analysis.plan.variables import add_failure, plain_data
-from analysis.progress.module import run_series, run_workload, show_begin
+from analysis.progress.module import run_application, run_series, run_workload, show_begin
 from analysis.records.action import GIVEN, head, prepare, record_path, store
 from analysis.records.models import PHASES as RECORDS
 from analysis.records.models import Machine
@@ -45,13 +48,13 @@ from analysis.records.probes import as_recorded, window
 from plugins.module_utils.ksm_convergence import saved_pages
 
 ACTION = "measure_record"
-PHASES = ("off", "merge", "on", "after", "verify", "failed")
+PHASES = ("off", "merge", "on", "after", "verify", "performance", "failed")
 SERIES = ("merge", "after")
 # YAML 1.1 reads an unquoted off or on as a truth value.
 YAML_TRUTH = {False: "off", True: "on"}
 # Whether KSM was in use before is of cells alone.
 GIVEN_OF_CELLS = (*GIVEN, "ksm_before")
-NEEDS = {"off": "domains", "on": "domains", "failed": "failure"}
+NEEDS = {"off": "domains", "on": "domains", "performance": "performance_off", "failed": "failure"}
 # What a guest's own probe takes
 PROBE_SECONDS = 2
 # Between the two arms of a cell under the policy off
@@ -92,6 +95,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             measured = self._merge(args, variables)
         elif phase == "verify":
             measured = self._verify(args, variables)
+        elif phase == "performance":
+            measured = self._performance(args, variables)
         else:
             measured = self._arm(args, variables)
         if measured.get("failed") or measured.get("unreachable"):
@@ -126,6 +131,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "workload": {"type": "dict", "default": {}},
                 "verify": {"type": "dict", "default": {}},
                 "channels": {"type": "dict", "default": {}},
+                "applications": {"type": "dict", "default": {}},
+                "performance_off": {"type": "dict", "default": {}},
                 "drop_caches": {"type": "bool", "default": False},
                 "failure": {"type": "dict", "default": {}},
                 "start_ksm": {"type": "bool", "default": True},
@@ -161,15 +168,45 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             return self._host(args, task_vars, {})
         if not filled:
             return before(args) or self._host(args, task_vars, {})
-        asked = {
-            "state": "verified",
-            "channels": {name: args["channels"][name] for name in filled},
-            "expected": {name: report["digest"] for name, report in filled.items()},
-        }
-        answer = run_workload(self, task_vars, asked)
+        verdicts: dict[str, Any] = {}
+        running = args["applications"]
+        for run, names in (
+            (run_workload, filled.keys() - running.keys()),
+            (run_application, filled.keys() & running.keys()),
+        ):
+            asked = {
+                "state": "verified",
+                "channels": {name: args["channels"][name] for name in sorted(names)},
+                "expected": {name: filled[name]["digest"] for name in names},
+            }
+            if run is run_application:
+                asked["applications"] = {name: running[name] for name in names}
+            answer = run(self, task_vars, asked) if names else {"answers": {}}
+            if answer.get("failed") or answer.get("unreachable"):
+                return answer
+            verdicts |= answer["answers"]
+        args["verify"] = verdicts
+        return self._host(args, task_vars, {})
+
+    def _performance(self, args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+        """Measure the guests that were measured before KSM merged once more; the pairs go into args."""
+        before_merge = args["performance_off"]
+        answer = run_application(
+            self,
+            task_vars,
+            {
+                "state": "performed",
+                **{
+                    name: {guest: args[name][guest] for guest in before_merge}
+                    for name in ("channels", "applications")
+                },
+            },
+        )
         if answer.get("failed") or answer.get("unreachable"):
             return answer
-        args["verify"] = answer["answers"]
+        args["performance"] = {
+            guest: {"off": before_merge[guest], "on": done} for guest, done in answer["answers"].items()
+        }
         return self._host(args, task_vars, {})
 
     def _arm(self, args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
@@ -252,6 +289,8 @@ def observed(args: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
     """`observed` of a record, whose shape follows the phase."""
     if args["phase"] == "verify":
         return {"guests": args["verify"]}
+    if args["phase"] == "performance":
+        return {"guests": args["performance"]}
     if args["phase"] == "failed":
         return failure(args["failure"])
     seen: dict[str, Any] = measured["observed"]
@@ -299,4 +338,11 @@ def summary(record: dict[str, Any]) -> str:
     if kind == "verify":
         intact = sum(guest["intact"] for guest in seen["guests"].values())
         return f"verify: {intact} of {len(seen['guests'])} guests intact"
+    if kind == "performance":
+        first = min(seen["guests"])
+        arms = seen["guests"][first]
+        return (
+            f"performance of {first}: {arms['off']['figure']:g} {arms['off']['unit']} with KSM off, "
+            f"{arms['on']['figure']:g} merged"
+        )
     return f"failed: phase {seen['phase']}, task {seen['task']!r}"

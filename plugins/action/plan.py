@@ -101,8 +101,13 @@ policies:
   type: dict
   returned: success
 workloads:
-  description: Each single workload that occurs, those within a mix too, by its name, with its segments.
+  description: >-
+    Each single workload that occurs, those within a mix too, by its name, with its segments or application.
   type: dict
+  returned: success
+image_packages:
+  description: Packages that the built image has beyond the plain one, for the applications of the run.
+  type: list
   returned: success
 design:
   description: The variables, typed.
@@ -192,6 +197,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             },
             policies=stored["policies"],
             workloads=stored["workloads"],
+            image_packages=design.image_packages,
             design=design.to_json(),
             design_digest=plan.design_digest,
         )

@@ -33,6 +33,31 @@ def guest_segments(
     }
 
 
+def guest_applications(
+    guests: Collection[str],
+    domains: Collection[str],
+    load: str,
+    workloads: Mapping[str, Any],
+    shares: bool = False,
+    *,
+    kept: bool | None = None,
+) -> dict[str, Any]:
+    """Return guest -> the application that it runs, with its workload's name, of these guests.
+
+    Guests that run none are left out; what each does follows from its place, and kept says which, as for
+    guest_segments.
+    """
+    if not guests:
+        return {}
+    does = guest_workloads(load, domains, shares=shares)
+    return {
+        name: {"name": does[name], **workloads[does[name]]["application"]}
+        for name in guests
+        if "application" in workloads[does[name]]
+        and (kept is None or workloads[does[name]]["checkpoint_loaded"] is kept)
+    }
+
+
 def workload_reports(guests: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, Any]:
     """Return guest -> what it said when it was loaded, now or before its checkpoint; empty where none was."""
     reports = {**((guests.get("load") or {}).get("reports") or {}), **(loaded.get("answers") or {})}
@@ -76,6 +101,7 @@ class FilterModule:
         """Return the filters by name."""
         return {
             "guest_segments": guest_segments,
+            "guest_applications": guest_applications,
             "keeps_load": keeps_load,
             "load_contents": load_contents,
             "workload_reports": workload_reports,

@@ -42,10 +42,14 @@ def test_the_defaults_and_strings_from_the_command_line() -> None:
     [
         (
             {"capacity_workload": "busy"},
-            "capacity_workload names 'busy', which does not exist: there are constant_fill, ",
+            "capacity_workload names 'busy', which does not exist: there are build, constant_fill, ",
         ),
         ({"capacity_workload": "idle,random_fill"}, "names 'idle,random_fill', which does not exist"),
         ({"capacity_workload": "idle=5,busy=5"}, "capacity_workload names 'busy', which does not exist"),
+        (
+            {"capacity_workload": "idle=1,redis=1"},
+            "capacity_workload names redis, an application, whose guests",
+        ),
         ({"capacity_workload": "idle=5"}, "a mix of two workloads or more"),
         ({"capacity_policy": "kms"}, "capacity_policy names 'kms', which does not exist: there are advisor"),
         ({"capacity_policy": "off"}, "capacity_policy names off, which is measured anyway: allowed are"),

@@ -96,7 +96,7 @@ def test_strings_from_the_command_line_are_typed(name: str, given: Any, typed: A
         ("focus", "", "or all"),
         ("focus", "1,all", "or all"),
         ("focus", [], "or all"),
-        ("workloads", "web", "names 'web', which does not exist: there are constant_fill, "),
+        ("workloads", "web", "names 'web', which does not exist: there are build, constant_fill, "),
         ("workloads", "idle,", "each one once, with commas between"),
         ("workloads", "idle,random_fill,idle", "has idle more than once: allowed is each one once"),
         ("policies", "kms", "names 'kms', which does not exist: there are advisor, kernel-default, ksm"),

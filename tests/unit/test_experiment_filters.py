@@ -33,6 +33,16 @@ def test_only_the_guests_that_came_to_the_barrier_now_are_filled_by_their_place_
     assert found == {"guest03": RANDOM, "guest01": CONSTANT}
 
 
+def test_guests_that_run_an_application_are_told_which_by_their_place() -> None:
+    applications = FILTERS["guest_applications"]
+    found = applications(["guest02", "guest03"], THREE, "idle=1,nginx=1,redis=1", WORKLOADS)
+    assert {name: one["name"] for name, one in found.items()} == {"guest02": "nginx", "guest03": "redis"}
+    assert found["guest03"]["ready"] == WORKLOADS["redis"]["application"]["ready"]
+    assert applications(THREE, THREE, "idle", WORKLOADS) == {}
+    # A cell that failed before it had guests
+    assert applications({}, {}, "idle=1,redis=1", WORKLOADS) == {}
+
+
 @pytest.mark.parametrize(
     ("load_", "kept"),
     [

@@ -319,3 +319,26 @@ def test_a_host_without_a_debian_mirror_is_told_so(monkeypatch: pytest.MonkeyPat
     )
     with pytest.raises(guest_image.ImageError, match="knows no mirror"):
         guest_image.mirror_of_host("bookworm")
+
+
+def test_services_of_applications_are_off_and_their_folders_for_logs_come_again_at_each_boot(
+    tmp_path: Path,
+) -> None:
+    wants = tmp_path / "etc/systemd/system/multi-user.target.wants"
+    timers = tmp_path / "etc/systemd/system/timers.target.wants"
+    for folder in (wants, timers, tmp_path / "etc/tmpfiles.d", tmp_path / "var/log/nginx"):
+        folder.mkdir(parents=True)
+    for link in (
+        wants / "nginx.service",
+        wants / "ssh.service",
+        timers / "fstrim.timer",
+        timers / "phpclean.timer",
+    ):
+        link.symlink_to("/lib/systemd/system/unit")
+    (tmp_path / "var/log/nginx").chmod(0o750)
+    subprocess.run(["sh", ROOT / "roles/guest_image/files/applications.sh", tmp_path], check=True)
+    assert [link.name for link in wants.iterdir()] == ["ssh.service"]
+    assert [link.name for link in timers.iterdir()] == ["fstrim.timer"]
+    owner = (tmp_path / "var/log/nginx").stat()
+    line = f'd "/var/log/nginx" 750 {owner.st_uid} {owner.st_gid}\n'
+    assert (tmp_path / "etc/tmpfiles.d/testbed-logs.conf").read_text() == line

@@ -117,6 +117,19 @@ def test_a_service_is_refused_where_no_systemd_could_run_it(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="who takes a lease is root")
+@pytest.mark.skipif(not [*Path("/var/lib/apt/lists").glob("*_Packages*")], reason="apt has no lists")
+def test_a_package_that_no_image_can_have_is_refused_before_anything_is_changed(tmp_path: Path) -> None:
+    asked = {"packages": ["initramfs-tools", "ksm-testbed-absent"]}
+    seen = play_action(tmp_path, {"check_host": asked}, "-e", f"lease_directory={tmp_path}/lease")
+    assert seen["failed"] is True
+    assert seen["msg"] == (
+        "localhost: workloads need ksm-testbed-absent in the guests' image, and apt on this host knows no "
+        "package of that name: correct packages in the files of workloads/, or run apt-get update."
+    )
+    assert not (tmp_path / "lease").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="who takes a lease is root")
 def test_a_service_that_the_host_cannot_run_is_refused_before_anything_is_changed(tmp_path: Path) -> None:
     policies = {"ksm": policy("ksm", service="ksm-testbed-absent.service")}
     seen = play_action(

@@ -98,6 +98,17 @@ WORKLOAD = {
     "probed": {"answers": {}, "silent": {}, "probes": [probe(name) for name in DOMAINS]},
     "diverged": {"answers": dict.fromkeys(DOMAINS, DIVERGED), "silent": {}},
 }
+PERFORMED = {
+    "printed": "100 a second\n",
+    "figure": 100.0,
+    "unit": "requests/s",
+    "took": {"seconds": 1.0, "run_seconds": None, "wait_seconds": None},
+}
+APPLICATION = {
+    "loaded": {"answers": {"guest02": {**REPORT, "filled_bytes": 0, "digest": "app"}}},
+    "verified": {"answers": {"guest02": {**VERDICT, "digest_before": "app", "digest_after": "app"}}},
+    "performed": {"answers": {"guest02": PERFORMED}},
+}
 BEGINS = ["guests absent", "ksm", "guests restored"]
 IDLE = [*BEGINS, "measure_host", "measure_series", "measure_host"]
 
@@ -118,6 +129,7 @@ class Host:
         surveyed = survey_record({"one": [1, 2, 0], "two": [1, 3, 0]})
         self._write("library/survey.py", MODULE, "survey", {**surveyed, "sketch": None})
         self._write("library/workload.py", MODULE, "workload", WORKLOAD)
+        self._write("library/application.py", MODULE, "application", APPLICATION)
         tree = shutil.copytree(RECORDED, folder / "host")
         roots = {f"{name}_root": str(tree / name) for name in ("proc", "sys")}
         observed = load("plugins/module_utils/ksm_probe.py").observe(
@@ -238,6 +250,41 @@ def test_what_guests_filled_is_recorded_and_verified(host: Host) -> None:
     assert records["off"]["observed"]["workload"] == dict.fromkeys(DOMAINS, REPORT)
     assert records["on"]["observed"]["workload"] == dict.fromkeys(DOMAINS, REPORT)
     assert records["verify"]["observed"]["guests"] == dict.fromkeys(DOMAINS, VERDICT)
+
+
+def test_applications_are_kept_loaded_measured_before_merging_and_after_and_verified_between(
+    host: Host,
+) -> None:
+    """Beside guests that fill memory, which are asked as ever."""
+    code, out = host.measure(mix="constant_fill=1,redis=1")
+    assert code == 0, out
+    assert host.log == [
+        "put_right",
+        *BEGINS,
+        *["application loaded", "guests saved", "guests restored", "workload loaded"],
+        "application performed",
+        *IDLE[3:],
+        *["workload verified", "application verified", "measure_host"],
+        *["application performed", "measure_host"],
+        "put_right",
+    ]
+    records = host.records("mix-constant_fill1-redis1-ksm-guests2-boot1-rep1")
+    assert set(records) == {"off", "merge", "on", "verify", "performance"}
+    assert records["off"]["observed"]["workload"]["guest02"]["digest"] == "app"
+    assert {name: one["digest_after"] for name, one in records["verify"]["observed"]["guests"].items()} == {
+        "guest01": "d",
+        "guest02": "app",
+    }
+    assert records["performance"]["observed"]["guests"] == {"guest02": {"off": PERFORMED, "on": PERFORMED}}
+
+
+def test_an_application_that_cannot_be_loaded_fails_its_cell_in_the_modules_words(host: Host) -> None:
+    host.fails("application", "guest01: load of the workload redis failed with exit code 1: no")
+    code, out = host.measure(workloads="redis")
+    assert code == 2, out
+    (record,) = host.records("redis-ksm-guests2-boot1-rep1").values()
+    assert (record["kind"], record["observed"]["phase"]) == ("failed", "load")
+    assert record["observed"]["message"].startswith("localhost: guest01: load of the workload redis failed")
 
 
 def test_a_cell_that_fails_is_recorded_and_the_next_one_is_measured(host: Host) -> None:

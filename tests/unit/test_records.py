@@ -308,7 +308,7 @@ def test_a_guest_whose_memory_was_not_verified_is_noticed(results: Path) -> None
         del records["verify"]["observed"]["guests"]["guest03"]
 
     cell = load_run(store(results, synthetic_plan(focus=2), change)).cells[0]
-    assert cell.problem == "the memory of guest03 was filled and not verified"
+    assert cell.problem == "the memory of guest03 was loaded and not verified"
 
 
 @pytest.mark.parametrize(

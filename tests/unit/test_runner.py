@@ -198,7 +198,7 @@ def test_variables_of_the_command_line() -> None:
     ("words", "said"),
     [
         (("--policies", "kms"), "policies names 'kms', which does not exist: there are advisor"),
-        (("--workloads", "web"), "workloads names 'web', which does not exist: there are constant_fill"),
+        (("--workloads", "web"), "workloads names 'web', which does not exist: there are build"),
         (("--guests", "4,4"), "guests has 4 more than once"),
         (("--boots", "0"), "boots is '0': allowed is a whole number from 1"),
         (("-e", "orders=abba"), "orders is not a variable of the experiment"),
