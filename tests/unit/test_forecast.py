@@ -11,6 +11,7 @@ import pytest
 from synthetic import BOOTED, MIB, PAGE, store, synthetic_plan
 from synthetic_capacity import (
     BASE,
+    CACHE_MIB,
     TOTAL,
     TRUTH,
     capacity_record,
@@ -477,6 +478,7 @@ def test_the_base_is_read_where_one_number_of_guests_does_not_tell_it(
     empty["observed"]["probes"] = []
     hold_others(empty)
     meminfo["MemTotal_bytes"], meminfo["MemAvailable_bytes"] = TOTAL, TOTAL - round((BASE + 50) * MIB)
+    meminfo["MemFree_bytes"] = meminfo["MemAvailable_bytes"] - CACHE_MIB * MIB
     store_capacity(results, [empty])
     found = content(capsys, results, "--guests", "15")
     assert len(found["calibration"]["bases"]) == 1

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from synthetic import BOOTED, MIB, store, synthetic_plan
 from synthetic_capacity import (
+    CACHE_MIB,
     OTHERS_MIB,
     TRUTH,
     hold_others,
@@ -238,6 +239,7 @@ def test_a_measured_mix_is_joined_with_its_forecast_and_never_calibrates(
         for kind, used in (("off", 8900), ("on", 5000)):
             memory = records[kind]["observed"]["host"]["meminfo"]
             memory["MemAvailable_bytes"] = memory["MemTotal_bytes"] - used * MIB
+            memory["MemFree_bytes"] = memory["MemAvailable_bytes"] - CACHE_MIB * MIB
             hold_others(records[kind])
         for record in records.values():
             record["recorded_at"] = f"{LATER}.000000Z"
