@@ -28,7 +28,7 @@ def store_survey(results: Path, hypervisor: str, run_id: str = "survey1") -> Non
 def store_everything(results: Path) -> None:
     """Three foci and two policies on two hosts at two numbers of guests, a census, capacity, two surveys."""
     hosts = ("host1", "host2")
-    for run_id, guests, boots in (("six", "6", 1), ("fifteen", "15", 2)):
+    for run_id, guests, boots in (("fifteen", "15", 2), ("six", "6", 1)):
         plan = synthetic_plan(
             run_id=run_id, focus="all", policies="ksm,advisor", guests=guests, boots=boots, hosts=hosts
         )
