@@ -84,7 +84,7 @@ def _write(arguments: argparse.Namespace) -> int:
         arguments.markdown.write_text(markdown(*parts_of(found)), encoding="utf-8")
     if arguments.text:
         arguments.text.write_text(render(*parts_of(found)), encoding="utf-8")
-    print("\n".join(found[0].blocks))
+    print("\n".join(block for block in found[0].blocks if isinstance(block, str)))
     measured = contents.answer is not None and any(one.measured for one in contents.answer.summaries)
     return 0 if measured or contents.surveys else 1
 

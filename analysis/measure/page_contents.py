@@ -181,9 +181,15 @@ class Census:
         return self.distinct(guests) + further
 
     def saved_bytes(self, guests: int) -> float:
-        """Expected gross saving of a perfect KSM, bytes."""
-        resident = self.resident_pages * guests / len(self.guests)
-        return (resident - self.kept(guests)) * self.page_size_bytes
+        """Expected gross saving of a perfect KSM, bytes. Worked out once: fits ask for the same again."""
+        if guests not in self._saved_bytes:
+            resident = self.resident_pages * guests / len(self.guests)
+            self._saved_bytes[guests] = (resident - self.kept(guests)) * self.page_size_bytes
+        return self._saved_bytes[guests]
+
+    @cached_property
+    def _saved_bytes(self) -> dict[int, float]:
+        return {}
 
     def pool_bytes(self, guests: int) -> float:
         """The different contents of so many guests less those that are one guest's alone, bytes."""

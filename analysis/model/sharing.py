@@ -19,6 +19,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from statistics import fmean
 
 import numpy as np
@@ -520,6 +521,7 @@ def _by_census(samples: Sequence[Sample]) -> Saving:
     def mean(value: Callable[[Census], float]) -> float:
         return fmean(map(value, censuses))
 
+    @cache
     def ideal(guests: int) -> float:
         return mean(lambda census: census.saved_bytes(guests))
 

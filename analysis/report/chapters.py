@@ -114,7 +114,7 @@ def sections(contents: Contents) -> list[Section]:
         found += _scores(contents.scores)
     if surveys:
         found.append(Section("Hosts as they are", tuple(_hosts(surveys, contents.placements))))
-    names = (*SAVED, *USED) if answer is not None else ()
+    names: tuple[str, ...] = (*SAVED, *USED) if answer is not None else ()
     names += CENSUS if counted else ()
     names += SURVEY if surveys else ()
     found.append(_provenance(contents, names))
@@ -152,7 +152,7 @@ def _tables(summaries: Sequence[Summary], *, headed: bool) -> Iterator[Part]:
         yield from grids(mine)
 
 
-def _figure_2(drawn: Sequence[Summary]) -> Iterator[Block]:
+def _figure_2(drawn: Sequence[Summary]) -> Iterator[Part | Picture]:
     """The panels of figure 2 one by one, so that a phone shows them below one another."""
     if not any(one.estimates[figures.USED_OFF] for one in drawn):
         return

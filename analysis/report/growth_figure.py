@@ -1,6 +1,7 @@
 """How the saving grows while KSM merges."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -40,7 +41,7 @@ def burndown_figure(cells: Sequence[CellRecords], *, wide: bool = True) -> Figur
             together.setdefault((records.cell.workload, records.cell.policy), []).append(records)
         few = len(cells) <= MOST_LINES
         for (workload, policy), mine in together.items():
-            look = {
+            look: dict[str, Any] = {
                 "color": COLOURS[loads.index(workload) % len(COLOURS)],
                 "linestyle": DASHES[policies.index(policy) % len(DASHES)],
                 "label": f"{title(workload)}, {policy}",
@@ -58,7 +59,7 @@ def burndown_figure(cells: Sequence[CellRecords], *, wide: bool = True) -> Figur
     return figure
 
 
-def _growth_lines(axes: Axes, cells: Sequence[CellRecords], look: dict[str, str]) -> None:
+def _growth_lines(axes: Axes, cells: Sequence[CellRecords], look: dict[str, Any]) -> None:
     for number, records in enumerate(cells):
         merge, unit = burndown(records), records.cell.guests * MIB
         look = look if number == 0 else {**look, "label": "_"}
@@ -91,7 +92,7 @@ def _growth_lines(axes: Axes, cells: Sequence[CellRecords], look: dict[str, str]
             )
 
 
-def _growth_band(axes: Axes, cells: Sequence[CellRecords], look: dict[str, str]) -> None:
+def _growth_band(axes: Axes, cells: Sequence[CellRecords], look: dict[str, Any]) -> None:
     """A cell whose series is over counts with its last value."""
     series = [records.merge.observed.samples for records in cells]
     moments = np.linspace(0, max(one.seconds[-1] for one in series), _MOMENTS)

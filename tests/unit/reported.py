@@ -28,9 +28,9 @@ def store_survey(results: Path, hypervisor: str, run_id: str = "survey1") -> Non
 def store_everything(results: Path) -> None:
     """Three foci and two policies on two hosts at two numbers of guests, a census, capacity, two surveys."""
     hosts = ("host1", "host2")
-    for run_id, guests in (("fifteen", "15"), ("six", "6")):
+    for run_id, guests, boots in (("fifteen", "15", 2), ("six", "6", 1)):
         plan = synthetic_plan(
-            run_id=run_id, focus="all", policies="ksm,advisor", guests=guests, boots=3, hosts=hosts
+            run_id=run_id, focus="all", policies="ksm,advisor", guests=guests, boots=boots, hosts=hosts
         )
         run = store(results, plan, None, lambda cell: SAVED[cell.workload] + cell.boot)
     cell = next(cell for cell in plan.cells if cell.workload == "idle")
