@@ -28,6 +28,8 @@ install -D -m 0600 "$PUBLIC_KEY" "$root/root/.ssh/authorized_keys"
 echo 'MODULES=list' > "$root/etc/initramfs-tools/conf.d/vm"
 printf 'virtio_pci\nvirtio_blk\next4\n' >> "$root/etc/initramfs-tools/modules"
 chroot "$root" update-initramfs -u -k all
+# QEMU brings it, so none that packages would make anew is ever used.
+sed -i 's/^update_initramfs=.*/update_initramfs=no/' "$root/etc/initramfs-tools/update-initramfs.conf"
 : > "$root/etc/machine-id"
 HOOK
 chmod +x "$making/customize"
