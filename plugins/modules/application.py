@@ -88,6 +88,8 @@ from ansible.module_utils.progress import Progress, ProgressError, end_when_aban
 
 # An emulated guest needs seconds for a handshake, many of them at once need minutes.
 CONNECT_SECONDS = 180
+# So a guest that has stopped is given up after two minutes.
+GIVE_UP = ("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=8")
 # The connection ends by itself where this module was killed.
 IDLE_SECONDS = 60
 PRINTED_BYTES = 64 << 10
@@ -124,7 +126,7 @@ class Connection:
         self.guest = guest
         self.application = application
         self.seed = seed
-        self._ssh = ["ssh", "-F", str(config), "-o", f"ControlPath={folder / guest}"]
+        self._ssh = ["ssh", "-F", str(config), "-o", f"ControlPath={folder / guest}", *GIVE_UP]
 
     def __enter__(self) -> Connection:
         """Connect. Raises ApplicationError."""
