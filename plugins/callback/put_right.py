@@ -116,7 +116,9 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         host = result.host.get_name()
         place = self.places.interrupted().get(host)
         if place and self.measuring:
-            self._record({host: place}, f"{host} does not answer: {result.result.get('msg')}")
+            # What Ansible sets before the reason that the task gave
+            why = str(result.result.get("msg")).removeprefix("Task failed: ")
+            self._record({host: place}, f"{host} does not answer: {why}")
 
     def _record(self, places: Mapping[str, tuple[str, str, str]], *message: str) -> None:
         """Mark the cells at these places as failed."""

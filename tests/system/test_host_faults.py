@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -144,16 +145,12 @@ def test_libvirtd_is_killed_while_guests_are_restored(results: Path, proof: Cell
 
 def fill(folder: Path, spare_bytes: int = 0) -> Path:
     """A file that takes all that is free in the folder but this."""
-    filler = folder / "filler"
-    seen = os.statvfs(folder)
-    rest = max(spare_bytes, 4 * MIB)
-    with filler.open("wb", buffering=0) as file:
-        os.posix_fallocate(file.fileno(), 0, seen.f_bfree * seen.f_frsize - rest)
-        file.seek(0, os.SEEK_END)
-        # To the last block, of which a file system may need some for itself
-        with suppress(OSError):
-            while not spare_bytes:
-                file.write(bytes(MIB))
+    filler, seen = folder / "filler", os.statvfs(folder)
+    rest_mib = (seen.f_bfree * seen.f_frsize - spare_bytes) // MIB
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        # To the last block, of which a file system keeps some for itself
+        for block in repeat(bytes(MIB), rest_mib) if spare_bytes else repeat(bytes(MIB)):
+            file.write(block)
     return filler
 
 

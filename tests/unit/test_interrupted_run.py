@@ -194,6 +194,7 @@ def test_a_host_that_does_not_answer_any_more_has_a_failed_cell_and_the_other_on
     seen = json.loads(failed.read_text())["observed"]
     assert (seen["phase"], seen["task"]) == ("merge", "Follow it")
     assert seen["message"].startswith("host2 does not answer: ")
+    assert "Task failed" not in seen["message"]
     # Not interrupted: host1 has come to its end.
     assert case.marks(case.begun) == []
 
