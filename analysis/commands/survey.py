@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.commands.options import add_hypervisor, add_json, add_results, add_run
-from analysis.plan.design import check_run_id
+from analysis.plan.design import PLAN_FILE, check_run_id
 
 if TYPE_CHECKING:
     from analysis.records.survey import SurveyRecord
@@ -126,7 +126,9 @@ def stored(results: Path, run_ids: list[str] | None, hypervisor: str | None) -> 
     from analysis.records.reading import RecordError
     from analysis.records.survey import FILE
 
-    paths = sorted(results.glob(f"*/{FILE}")) + sorted(results.glob(f"*/*/{FILE}"))
+    # An experiment's own are of its cells, one folder further down.
+    depths = ("*",) if (results / PLAN_FILE).exists() else ("*", "*/*")
+    paths = [path for depth in depths for path in sorted(results.glob(f"{depth}/{FILE}"))]
     if run_ids:
         wanted = {check_run_id(run_id) for run_id in run_ids}
         paths = [path for path in paths if wanted & set(path.parts)]
