@@ -47,12 +47,13 @@ SNAPSHOT = "/var/lib/ksm-testbed/ksm-snapshot.json"
 MIB = 1 << 20
 PAGE = mmap.PAGESIZE
 # As fast as it goes, each page in each scan
+PAGES_TO_SCAN = 20000
 KNOBS = {
     "sleep_millisecs": 0,
     "smart_scan": 0,
     "advisor_mode": "none",
     "use_zero_pages": 0,
-    "pages_to_scan": 20000,
+    "pages_to_scan": PAGES_TO_SCAN,
 }
 OPTIONAL = ["smart_scan", "advisor_mode", "use_zero_pages"]
 SELFTEST_PAGES_TO_SCAN, SELFTEST_COW_PAGES = 10, 4000
@@ -193,7 +194,7 @@ def selftest(size_bytes: int, huge: bool) -> Costs:
     two_scans(pairs)
     written = pairs.write(every_other)
     pairs.map.close()
-    put("pages_to_scan", int(KNOBS["pages_to_scan"]))
+    put("pages_to_scan", PAGES_TO_SCAN)
     half = SELFTEST_COW_PAGES // 2
     return {
         "selftest -H: two scans" if huge else "selftest -P: two scans": (merged, pages),
@@ -228,7 +229,7 @@ def words(values: list[float], decimals: int) -> str:
 
 def set_ksm(**arguments: object) -> None:
     """Call the module ksm, which keeps the settings before the first change. Raises BenchError."""
-    command = [
+    command: list[str | Path] = [
         Path(sys.executable).with_name("ansible"),
         "localhost",
         "-c",
