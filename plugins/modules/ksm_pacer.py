@@ -65,7 +65,8 @@ class Daemon:
 
     def pid(self) -> int | None:
         """Its process, None where none runs."""
-        return ksm_pacer.holder(self.lock)
+        pid: int | None = ksm_pacer.holder(self.lock)
+        return pid
 
     def said(self) -> list[str]:
         return self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
