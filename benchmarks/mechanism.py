@@ -47,7 +47,7 @@ SNAPSHOT = "/var/lib/ksm-testbed/ksm-snapshot.json"
 MIB = 1 << 20
 PAGE = mmap.PAGESIZE
 # As fast as it goes, each page in each scan
-PAGES_TO_SCAN = 20000
+PAGES_TO_SCAN, SELFTEST_PAGES_TO_SCAN = 20000, 10
 KNOBS = {
     "sleep_millisecs": 0,
     "smart_scan": 0,
@@ -56,7 +56,7 @@ KNOBS = {
     "pages_to_scan": PAGES_TO_SCAN,
 }
 OPTIONAL = ["smart_scan", "advisor_mode", "use_zero_pages"]
-SELFTEST_PAGES_TO_SCAN, SELFTEST_COW_PAGES = 10, 4000
+SELFTEST_COW_PAGES = 4000
 LIMIT_SECONDS = 120.0
 LOOK_SECONDS = 0.002
 COPY = "copy a page, memory to memory"
@@ -229,18 +229,10 @@ def words(values: list[float], decimals: int) -> str:
 
 def set_ksm(**arguments: object) -> None:
     """Call the module ksm, which keeps the settings before the first change. Raises BenchError."""
-    command: list[str | Path] = [
-        Path(sys.executable).with_name("ansible"),
-        "localhost",
-        "-c",
-        "local",
-        "-i",
-        "localhost,",
-        "-m",
-        "ksm",
-    ]
+    program = str(Path(sys.executable).with_name("ansible"))
     given = json.dumps({**arguments, "snapshot": SNAPSHOT})
-    done = subprocess.run([*command, "-a", given], cwd=PROJECT, check=False, capture_output=True, text=True)
+    command = [program, "localhost", "-c", "local", "-i", "localhost,", "-m", "ksm", "-a", given]
+    done = subprocess.run(command, cwd=PROJECT, check=False, capture_output=True, text=True)
     if done.returncode:
         raise BenchError(f"KSM cannot be set: {(done.stdout + done.stderr)[-1000:]}")
 

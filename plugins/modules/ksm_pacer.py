@@ -65,8 +65,8 @@ class Daemon:
 
     def pid(self) -> int | None:
         """Its process, None where none runs."""
-        found: int | None = ksm_pacer.holder(self.lock)
-        return found
+        pid: int | None = ksm_pacer.holder(self.lock)
+        return pid
 
     def said(self) -> list[str]:
         return self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
