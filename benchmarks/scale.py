@@ -1,13 +1,13 @@
 """What a survey of many hosts costs the controller; nothing is measured with KSM, nothing is changed.
 
-So many hosts are this machine under as many names, reached without SSH. Printed is for each number of hosts and
-of forks how long the play takes, and the controller's CPU time: that of all processes of the play less what the
-module takes by itself, which a remote host pays. An interpreter that counts says what goes to a host and back.
+So many hosts are this machine under as many names, reached without SSH. For each number of hosts and of forks
+it prints how long the play takes, and the controller's CPU time: that of all processes of the play less what
+the module takes by itself, which a remote host pays. An interpreter that counts tells what goes to a host and
+back.
 Usage: python -m benchmarks.scale [HOSTS,HOSTS... [FORKS,FORKS...]]
 """
 
 import json
-import os
 import stat
 import subprocess
 import sys

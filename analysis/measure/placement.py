@@ -5,7 +5,7 @@ what two sketches have in common is a binomial one of 1/m.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ CONFIDENCE = 0.95
 _Z = float(norm.ppf((1 + CONFIDENCE) / 2))
 
 Hashes = npt.NDArray[np.uint64]
+Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,13 @@ class Move:
 def count(sketches: Sequence[Sketch]) -> list[dict[str, object]]:
     """For each machine how many contents of its sketch another machine of each host has, hosts by name."""
     hosts = sorted({one.hypervisor for one in sketches})
-    # Of each host how many machines hold each content: its own machine is none of the others.
-    held: Mapping[str, tuple[Hashes, npt.NDArray[np.int64]]] = {
-        host: _holders([one.hashes for one in sketches if one.hypervisor == host]) for host in hosts
-    }
+    table = _Table.of(sketches, hosts)
     return [
         {
             "hypervisor": one.hypervisor,
             "pid": one.pid,
             "contents": len(one.hashes),
-            "shared": [
-                _shared(one.hashes, *held[host], others_than=int(host == one.hypervisor)) for host in hosts
-            ],
+            "shared": table.shared(one, hosts.index(one.hypervisor)),
         }
         for one in sketches
     ]
@@ -84,11 +80,40 @@ def moves(record: PlacementRecord) -> list[Move]:
     return sorted(found, key=lambda move: -move.gain_pages)
 
 
-def _holders(sketches: Sequence[Hashes]) -> tuple[Hashes, npt.NDArray[np.int64]]:
-    contents, holders = np.unique(np.concatenate([np.empty(0, np.uint64), *sketches]), return_counts=True)
-    return contents, holders
+@dataclass(frozen=True)
+class _Table:
+    """Of each content, ascending, the hosts that have it with the number of their machines that do.
 
+    ``starts``: of each content its first place in ``hosts`` and ``holders``, and one more for the end. So a
+    machine is compared with all hosts at once: with each by itself a thousand hosts would take hours.
+    """
 
-def _shared(mine: Hashes, contents: Hashes, holders: npt.NDArray[np.int64], *, others_than: int) -> int:
-    _, _, places = np.intersect1d(mine, contents, assume_unique=True, return_indices=True)
-    return int(np.count_nonzero(holders[places] > others_than))
+    number: int
+    contents: Hashes
+    starts: Places
+    hosts: Places
+    holders: Places
+
+    @classmethod
+    def of(cls, sketches: Sequence[Sketch], names: Sequence[str]) -> "_Table":
+        place = {name: number for number, name in enumerate(names)}
+        every = np.concatenate([np.empty(0, np.uint64), *(one.hashes for one in sketches)])
+        contents, which = np.unique(every, return_inverse=True)
+        on = np.repeat(
+            np.array([place[one.hypervisor] for one in sketches], np.int64),
+            [len(one.hashes) for one in sketches],
+        )
+        pairs, holders = np.unique(which * len(names) + on, return_counts=True)
+        starts = np.searchsorted(pairs, np.arange(len(contents) + 1) * len(names))
+        return cls(len(names), contents, starts, pairs % max(1, len(names)), holders)
+
+    def shared(self, one: Sketch, own: int) -> list[int]:
+        """How many of its contents each host has in another machine than this one."""
+        places = np.searchsorted(self.contents, one.hashes)
+        first, lengths = self.starts[places], self.starts[places + 1] - self.starts[places]
+        ends = np.cumsum(lengths)
+        rows = np.arange(lengths.sum()) + np.repeat(first - (ends - lengths), lengths)
+        hosts = self.hosts[rows]
+        kept = self.holders[rows] > (hosts == own)
+        shared: list[int] = np.bincount(hosts[kept], minlength=self.number).tolist()
+        return shared
