@@ -72,7 +72,6 @@ answers:
 import hashlib
 import re
 import shlex
-import shutil
 import subprocess
 import tempfile
 import time
@@ -119,14 +118,12 @@ class ApplicationError(Exception):
 class Connection:
     """One SSH connection to a guest, for all that is run in it."""
 
-    def __init__(
-        self, guest: str, application: Mapping[str, Any], config: Path, folder: Path, seed: str
-    ) -> None:
+    def __init__(self, guest: str, application: Mapping[str, Any], config: Path, seed: str) -> None:
         """Name what is needed; nothing is connected yet."""
         self.guest = guest
         self.application = application
         self.seed = seed
-        self._ssh = ["ssh", "-F", str(config), "-o", f"ControlPath={folder / guest}", *GIVE_UP]
+        self._ssh = ["ssh", "-F", str(config), "-o", f"ControlPath={config.parent / guest}.ssh", *GIVE_UP]
 
     def __enter__(self) -> Connection:
         """Connect. Raises ApplicationError."""
@@ -302,7 +299,7 @@ def chosen(params: Mapping[str, Any]) -> list[str]:
     return in_turn(measured, min(params["guests"], len(measured))) if measured else []
 
 
-def answers_of(params: Mapping[str, Any], folder: Path, progress: Progress) -> dict[str, dict[str, Any]]:
+def answers_of(params: Mapping[str, Any], progress: Progress) -> dict[str, dict[str, Any]]:
     """Do what is asked in each guest. Raises ApplicationError."""
     state, names = params["state"], chosen(params)
     channels = {name: params["channels"][name] for name in names}
@@ -311,7 +308,6 @@ def answers_of(params: Mapping[str, Any], folder: Path, progress: Progress) -> d
             name,
             params["applications"][name],
             Path(channel).parents[1] / "ssh_config",
-            folder,
             f"{params['seed']}:{name}",
         )
         for name, channel in channels.items()
@@ -364,15 +360,12 @@ def main() -> None:
     changed = params["state"] != "verified" and bool(chosen(params))
     if module.check_mode:
         module.exit_json(changed=changed, answers={})
-    folder = Path(tempfile.mkdtemp(prefix="ksm-testbed-ssh-", dir="/run"))
     try:
         progress = Progress(params["progress_path"])
         end_when_abandoned(progress)
-        answers = answers_of(params, folder, progress)
+        answers = answers_of(params, progress)
     except (ApplicationError, ProgressError, OSError) as error:
         module.fail_json(msg=str(error))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     module.exit_json(changed=changed, answers=answers)
 
 
