@@ -19,7 +19,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 help:
 	@echo 'make experiment FOCUS=1|2|3|all   set up this host, measure, print the summary'
 	@echo 'make test                         set up and run lint, unit, role and system tests'
-	@echo 'make faults                       interrupt and kill runs in each of their phases, half an hour'
+	@echo 'make faults                       interrupt and kill runs in each of their phases, an hour'
 	@echo 'make molecule-vm                  the playbooks on Debian 12 and 13 servers in emulated machines, an hour at first'
 	@echo 'make teardown                     remove the guests and restore the KSM settings'
 	@echo 'make clean                        remove the guests, their checkpoints and the Python environment'
@@ -65,7 +65,7 @@ molecule-vm: provision
 system: provision
 	pytest -m system -v --durations=15
 
-# Runs that are interrupted or killed in each of their phases; half an hour
+# Runs that are interrupted or killed in each of their phases; an hour
 faults: provision
 	pytest -m faults -v
 

@@ -1,6 +1,6 @@
 """A run's controller is told to stop, or killed, in each phase: the host is as it was, and nothing is lost.
 
-`make faults` runs these, for some half an hour. Nothing is started after the fault: where the controller is
+`make faults` runs these, for most of an hour. Nothing is started after the fault: where the controller is
 killed the host puts itself right by its lease.
 """
 

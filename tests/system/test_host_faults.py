@@ -1,7 +1,7 @@
 """What goes wrong on or around a host while a run measures there: it is as it was, and nothing is lost.
 
-Run by `make faults`, some ten minutes; what takes seconds by `make test`, too. A run that fails says why in
-its cell, and the next one is fine.
+Run by `make faults`, in some fifteen minutes; what takes seconds by `make test`, too. A run that fails says
+why in its cell, and the next one is fine.
 """
 
 from __future__ import annotations
