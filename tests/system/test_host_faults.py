@@ -219,7 +219,7 @@ def test_the_disk_of_checkpoints_and_guests_fills_up(results: Path, own_disk: Pa
 
     run = started(results, run_id="disk-guest", **asked)
     follow(run, MERGES)
-    fill(own_disk)
+    filler = fill(own_disk)
     writing = ["dd", "if=/dev/urandom", "of=/root/written", "bs=1M", "count=64", "conv=fsync"]
     writes = subprocess.Popen([*SSH, "guest01", *writing], stdin=subprocess.DEVNULL)
     code, said = finished(run)
@@ -231,6 +231,7 @@ def test_the_disk_of_checkpoints_and_guests_fills_up(results: Path, own_disk: Pa
         "localhost: guest01 does not run: it was paused since the disk under its own is full"
     )
     assert domains() == []
+    filler.unlink()
     assert left(before) == []
     for run_id in ("disk-checkpoint", "disk-guest"):
         whole(results, run_id)
