@@ -1,7 +1,7 @@
 """An application that guests run: the commands of one file of workloads/, checked."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -91,8 +91,3 @@ def read_application(content: Mapping[str, Any]) -> Application | None:
         if first["type"] == "missing":
             raise ApplicationError(f"an application needs {place}") from None
         raise ApplicationError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
-
-
-def packages_of(applications: Iterable[Application]) -> list[str]:
-    """All packages that they need, each once, by the alphabet."""
-    return sorted({package for one in applications for package in one.packages})

@@ -4,15 +4,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from analysis.plan import application
-from analysis.plan.application import Application
 from analysis.plan.data_files import PROJECT, DataFileError, names_in, read_file
+
+if TYPE_CHECKING:
+    from analysis.plan.application import Application
 
 WORKLOADS = PROJECT / "workloads"
 
-_KEYS = frozenset({"description", "focus", "segments", "checkpoint_loaded"}) | application.KEYS
+_KEYS = frozenset({"description", "focus", "segments", "checkpoint_loaded"})
 
 _REWRITE = "rewrite_pages_per_second"
 
@@ -43,7 +44,7 @@ class Workload:
     name: str
     description: str
     segments: tuple[Segment, ...] = ()
-    application: Application | None = None
+    application: "Application | None" = None
     focus: int | None = None
     checkpoint_loaded: bool = False
 
@@ -76,7 +77,10 @@ def workload_names(folder: Path = WORKLOADS) -> list[str]:
 @cache
 def read_workload(name: str, folder: Path = WORKLOADS) -> Workload:
     """One workload by its name. Raises DataFileError, which names those that exist."""
-    content = read_file(folder, "workload", name, _KEYS)
+    # Its pydantic takes as long to import as all else that a command needs for its help.
+    from analysis.plan import application  # noqa: PLC0415 -- see above
+
+    content = read_file(folder, "workload", name, _KEYS | application.KEYS)
     path = folder / f"{name}.yml"
     segments = tuple(_segment(path, segment) for segment in content.get("segments") or [])
     if segments and sum(segment.percent for segment in segments) != 100:
@@ -122,10 +126,9 @@ def image_packages(names: Iterable[str], folder: Path = WORKLOADS) -> list[str]:
     None where they need none; else those of the whole catalogue, so that all applications are measured, and
     mixed, on one image.
     """
-
     def needed(of: Iterable[str]) -> list[str]:
         read = (read_workload(name, folder).application for name in of)
-        return application.packages_of(one for one in read if one is not None)
+        return sorted({package for one in read if one is not None for package in one.packages})
 
     return needed(workload_names(folder)) if needed(names) else []
 

@@ -36,6 +36,9 @@ answer = answers.get(given.get("state"), answers)
 if "recorded_at" in answer:
     answer["recorded_at"] = f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%dT%H:%M:%S.%fZ}"
     answer["monotonic_seconds"] = time.monotonic()
+# Who is asked answers.
+if name == "workload" and "segments" in given:
+    answer["answers"] = {guest: said for guest, said in answer["answers"].items() if guest in given["segments"]}
 # As on a host: the policy's knobs stay as they were set, and KSM runs once it was started.
 policy, running = folder / "policy", folder / "running"
 if name == "ksm":
