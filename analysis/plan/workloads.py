@@ -126,6 +126,7 @@ def image_packages(names: Iterable[str], folder: Path = WORKLOADS) -> list[str]:
     None where they need none; else those of the whole catalogue, so that all applications are measured, and
     mixed, on one image.
     """
+
     def needed(of: Iterable[str]) -> list[str]:
         read = (read_workload(name, folder).application for name in of)
         return sorted({package for one in read if one is not None for package in one.packages})

@@ -83,9 +83,9 @@ def _replace(path: Path, text: str, mode: int) -> None:
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        # Whatever the umask is
+        os.fchmod(descriptor, mode)
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            # Whatever the umask is
-            os.fchmod(descriptor, mode)
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())

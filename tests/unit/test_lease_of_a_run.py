@@ -215,7 +215,7 @@ def test_where_one_host_is_in_use_provisioning_changes_none(host: Host) -> None:
     book, hosts = ROOT / "playbooks/provision.yml", str(host.folder / "hosts")
     variables = [
         *("-e", "guests=2 guest_ssh_port_base=2000 guest_memory_mib=256 accelerator=tcg"),
-        *("-e", "image_source=build image_checksum=none census=false ansible_become=false"),
+        *("-e", "image_source=build image_checksum=none census=false survey_sample=0 ansible_become=false"),
     ]
     host.place.mkdir()
     owner = {"by": "ann@here", "run": "r", "pid": 4711, "token": "aaaa", "seconds": 3600}

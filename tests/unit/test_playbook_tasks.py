@@ -38,7 +38,7 @@ if "recorded_at" in answer:
     answer["monotonic_seconds"] = time.monotonic()
 # Who is asked answers.
 if name == "workload" and "segments" in given:
-    answer["answers"] = {guest: said for guest, said in answer["answers"].items() if guest in given["segments"]}
+    answer["answers"] = {guest: answer["answers"][guest] for guest in given["segments"]}
 # As on a host: the policy's knobs stay as they were set, and KSM runs once it was started.
 policy, running = folder / "policy", folder / "running"
 if name == "ksm":

@@ -213,9 +213,8 @@ def test_where_ksmd_never_ran_its_cost_is_that_of_the_published_campaign_and_nam
 ) -> None:
     known = published()
     assert known is not None and 0 < known.least_seconds < known.most_seconds < 1e-4
-    assert known.settling_seconds(1000) == (
-        1000 * known.least_seconds * known.least_scans,
-        1000 * known.most_seconds * known.most_scans,
+    assert known.settling_seconds(1000) == pytest.approx(
+        (1000 * known.least_seconds * known.least_scans, 1000 * known.most_seconds * known.most_scans)
     )
     store(tmp_path, survey_record(THREE))
     assert f"published campaign ({known.cpu_model}) it took" in shown(tmp_path, capsys)
