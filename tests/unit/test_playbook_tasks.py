@@ -69,6 +69,12 @@ class ActionModule(ActionBase):
         with open(pathlib.Path(FOLDER) / "hosts", "a") as hosts:
             hosts.write(NAME + " " + task_vars["inventory_hostname"] + "\\n")
         answer = {"domains": {}} if state == "absent" else json.loads(ANSWER)
+        # Guests that were saved loaded are restored so.
+        load = pathlib.Path(FOLDER) / "load"
+        if state == "saved":
+            load.write_text(json.dumps(self._task.args["load"], default=str))
+        elif state == "restored" and load.exists():
+            answer["load"] = json.loads(load.read_text())
         return {**super().run(tmp, task_vars), **answer}
 """
 RESTORED = {
