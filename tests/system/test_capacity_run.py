@@ -28,7 +28,7 @@ def run(proof: Cells, before: State, tmp_path_factory: pytest.TempPathFactory) -
     variables = {
         "guest_memory_mib": MEMORY_MIB,
         "capacity_envelope_mib": ENVELOPE_MIB,
-        "capacity_step_guests": GUESTS,
+        "capacity_step_guests": 2,
         "capacity_most_guests": GUESTS,
         "capacity_probes": 2,
         "capacity_probe_seconds": 1,
