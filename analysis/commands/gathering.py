@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from analysis.commands.choosing import Runs, chosen_runs, chosen_table, of_hypervisor
-from analysis.commands.survey import stored
+from analysis.commands.survey import read_surveys, stored
 from analysis.measure.policies import Place, side_by_side
 from analysis.measure.statistics import policy_differences, summarise
 from analysis.model.calibration import ForecastError, calibration
@@ -19,11 +19,8 @@ from analysis.records.capacity import CAPACITY, load_capacity
 from analysis.records.forecasts import FORECASTS, forecast_problem, load_forecasts
 from analysis.records.loading import find_runs
 from analysis.records.models import ForecastRecord
-from analysis.records.placement import FILE as PLACEMENT_FILE
-from analysis.records.placement import PlacementRecord
-from analysis.records.reading import RecordError, read_record
+from analysis.records.reading import RecordError
 from analysis.records.survey import FILE as SURVEY_FILE
-from analysis.records.survey import SurveyRecord
 from analysis.report.chapters import Contents, Forecasted
 from analysis.report.scores import Scores
 from analysis.report.summary import Answer, left_out_words
@@ -110,7 +107,7 @@ def gather(
         scores = None
     if not runs.runs and not paths and scores is None:
         raise RecordError(" ".join(missing))
-    surveys, placements, problems = _surveys(paths)
+    surveys, placements, problems = read_surveys(paths)
     chosen = chosen_table(runs.runs) if runs.runs else None
     forecasts, reasons = _forecasts(runs, results)
     return Contents(
@@ -127,7 +124,7 @@ def gather(
         policies=() if chosen is None else tuple(side_by_side(chosen.table, runs.runs)),
         forecasts=tuple(forecasts),
         scores=scores,
-        surveys=tuple(surveys),
+        surveys=tuple(map(Survey, surveys)),
         placements=tuple(placements),
         doubts=(*reasons, *problems),
         command=command,
@@ -149,21 +146,6 @@ def _has_runs(results: Path) -> bool:
         return bool(find_runs(results).directories)
     except RecordError:
         return False
-
-
-def _surveys(paths: Sequence[Path]) -> tuple[list[Survey], list[PlacementRecord], list[str]]:
-    surveys, placements, problems = [], [], []
-    for path in sorted({path.parent.with_name(PLACEMENT_FILE) for path in paths}):
-        try:
-            placements += [read_record(path, PlacementRecord)] if path.exists() else []
-        except RecordError as error:
-            problems.append(str(error))
-    for path in paths:
-        try:
-            surveys.append(Survey(read_record(path, SurveyRecord)))
-        except RecordError as error:
-            problems.append(f"{path.parent.name}: {error}")
-    return surveys, placements, problems
 
 
 def _forecasts(runs: Runs, results: Path) -> tuple[list[Forecasted], list[str]]:

@@ -19,6 +19,7 @@ from analysis.commands.options import add_hypervisor, add_json, add_results, add
 from analysis.plan.design import PLAN_FILE, check_run_id
 
 if TYPE_CHECKING:
+    from analysis.records.placement import PlacementRecord
     from analysis.records.survey import SurveyRecord
 
 
@@ -46,27 +47,14 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if arguments.proof:
         return _prove(arguments)
-    from analysis.records.placement import FILE, PlacementRecord
-    from analysis.records.reading import RecordError, read_record
-    from analysis.records.survey import SurveyRecord
     from analysis.report.placement import placement_content, placement_parts
     from analysis.report.quantities import MACHINE, SURVEY
     from analysis.report.summary import described
     from analysis.report.survey import hosts_part, survey_content, survey_parts
     from analysis.report.tables import Part, show
 
-    records, placements, problems = [], [], []
-    paths = stored(arguments.results, arguments.run, arguments.hypervisor)
-    for path in sorted({path.parent.with_name(FILE) for path in paths}):
-        try:
-            placements += [read_record(path, PlacementRecord)] if path.exists() else []
-        except RecordError as error:
-            problems.append(f"! {error}")
-    for path in paths:
-        try:
-            records.append(read_record(path, SurveyRecord))
-        except RecordError as error:
-            problems.append(f"! {path.parent.name}: {error}")
+    records, placements, unread = read_surveys(stored(arguments.results, arguments.run, arguments.hypervisor))
+    problems = [f"! {problem}" for problem in unread]
     if arguments.prometheus:
         _export(records, arguments.prometheus)
     if arguments.json:
@@ -119,6 +107,28 @@ def _prove(arguments: argparse.Namespace) -> int:
     else:
         show(*foretold_parts(lines, problems))
     return 0 if lines else 1
+
+
+def read_surveys(
+    paths: Sequence[Path],
+) -> tuple[list["SurveyRecord"], list["PlacementRecord"], list[str]]:
+    """The surveys in these files, the comparisons of hosts beside them, and why a file cannot be used."""
+    from analysis.records.placement import FILE, PlacementRecord
+    from analysis.records.reading import RecordError, read_record
+    from analysis.records.survey import SurveyRecord
+
+    records, placements, problems = [], [], []
+    for path in sorted({path.parent.with_name(FILE) for path in paths}):
+        try:
+            placements += [read_record(path, PlacementRecord)] if path.exists() else []
+        except RecordError as error:
+            problems.append(str(error))
+    for path in paths:
+        try:
+            records.append(read_record(path, SurveyRecord))
+        except RecordError as error:
+            problems.append(f"{path.parent.name}: {error}")
+    return records, placements, problems
 
 
 def stored(results: Path, run_ids: list[str] | None, hypervisor: str | None) -> list[Path]:

@@ -5,7 +5,7 @@ for by name, and that one cannot be used, is there an error.
 """
 
 import gc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,7 +35,7 @@ from analysis.records.survey import SurveyRecord
 COMPLETE, FAILED, INVALID, MISSING = "complete", "failed", "invalid", "missing"
 
 P = TypeVar("P", bound=Phase)
-B = TypeVar("B", CensusRecord, AfterRecord)
+B = TypeVar("B", CensusRecord, AfterRecord, SurveyRecord)
 
 
 @dataclass(frozen=True)
@@ -84,26 +84,17 @@ class CellRecords:
     @cached_property
     def census(self) -> CensusRecord | None:
         """The page census, read when it is asked for; None where none was taken. Raises RecordError."""
-        return self._beside("census", CensusRecord)
+        return self._beside("census.json", CensusRecord, self._of_another_cell)
 
     @cached_property
     def after(self) -> AfterRecord | None:
         """The series after the on record, read when it is asked for; None without. Raises RecordError."""
-        return self._beside("after", AfterRecord)
+        return self._beside("after.json", AfterRecord, self._of_another_cell)
 
     @cached_property
     def survey(self) -> SurveyRecord | None:
         """The survey before KSM was on, read when it is asked for; None without one. Raises RecordError."""
-        path = self.directory / SURVEY_FILE
-        if not path.exists():
-            return None
-        try:
-            record = read_record(path, SurveyRecord)
-        except RecordError as error:
-            raise RecordError(f"{self.directory}: {error}.") from None
-        if (record.run_id, record.hypervisor) != (self.run_id, self.cell.hypervisor):
-            raise RecordError(f"{path} is the record of another run or host.")
-        return record
+        return self._beside(SURVEY_FILE, SurveyRecord, self._of_another_host)
 
     @property
     def provenance(self) -> Provenance:
@@ -136,15 +127,22 @@ class CellRecords:
             raise RecordError(f"{self.directory} has no {kind} record that can be used.")
         return record
 
-    def _beside(self, kind: str, model: type[B]) -> B | None:
-        path = self.directory / f"{kind}.json"
+    def _of_another_cell(self, record: CensusRecord | AfterRecord) -> str:
+        return identity_problem(record, self.run_id, self.cell)
+
+    def _of_another_host(self, record: SurveyRecord) -> str:
+        same = (record.run_id, record.hypervisor) == (self.run_id, self.cell.hypervisor)
+        return "" if same else "is the record of another run or host"
+
+    def _beside(self, file: str, model: type[B], problem_of: Callable[[B], str]) -> B | None:
+        path = self.directory / file
         if not path.exists():
             return None
         try:
             record = read_record(path, model)
         except RecordError as error:
             raise RecordError(f"{self.directory}: {error}.") from None
-        problem = identity_problem(record, self.run_id, self.cell)
+        problem = problem_of(record)
         if problem:
             raise RecordError(f"{path} {problem}.")
         return record

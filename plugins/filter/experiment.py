@@ -25,12 +25,8 @@ def guest_segments(
     shares from its place alone. With kept only those whose load a checkpoint is to hold (True), or the
     others (False): each guest of a mix is loaded where guests that all do the same are.
     """
-    does = guest_workloads(load, domains, shares=shares)
-    return {
-        name: workloads[does[name]]["segments"]
-        for name in barrier
-        if kept is None or workloads[does[name]]["checkpoint_loaded"] is kept
-    }
+    does = _of_kind(guest_workloads(load, domains, shares=shares), barrier, workloads, kept)
+    return {name: workloads[workload]["segments"] for name, workload in does.items()}
 
 
 def guest_applications(
@@ -49,12 +45,22 @@ def guest_applications(
     """
     if not guests:
         return {}
-    does = guest_workloads(load, domains, shares=shares)
+    does = _of_kind(guest_workloads(load, domains, shares=shares), guests, workloads, kept)
     return {
-        name: {"name": does[name], **workloads[does[name]]["application"]}
+        name: {"name": workload, **workloads[workload]["application"]}
+        for name, workload in does.items()
+        if "application" in workloads[workload]
+    }
+
+
+def _of_kind(
+    does: Mapping[str, str], guests: Collection[str], workloads: Mapping[str, Any], kept: bool | None
+) -> dict[str, str]:
+    """Return guest -> its workload, of these guests; with kept of those whose file says so alone."""
+    return {
+        name: does[name]
         for name in guests
-        if "application" in workloads[does[name]]
-        and (kept is None or workloads[does[name]]["checkpoint_loaded"] is kept)
+        if kept is None or workloads[does[name]]["checkpoint_loaded"] is kept
     }
 
 
