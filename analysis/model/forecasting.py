@@ -161,7 +161,8 @@ def _intervals(model: Model) -> list[str]:
     return [
         f"The intervals are how much {len(model.misses)} measured cells (N = {numbers}; boots: {boots}) were "
         "missed by forecasts from smaller N, of other boots where there are (with no smaller N from other "
-        "boots alone): so much a guest at any N, with a degree of freedom for each boot and workload."
+        "boots alone): so much a guest at any N, by the workload that was missed by more where it is one of "
+        "those predicted, with a degree of freedom for each boot."
     ]
 
 

@@ -219,18 +219,24 @@ class Model:
             uncounted_bytes=None if own is None else self.freed_bytes[workload],
         )
 
-    def half_width_bytes(self, quantity: str, guests: int) -> float | None:
-        """Half of the 95 % interval of off, on, saved or gross of so many guests; None: no miss is known.
+    def half_width_bytes(self, quantity: str, mix: Mix) -> float | None:
+        """Half of the 95 % interval of off, on, saved or gross of these guests; None: no miss is known.
 
-        The mean square of the misses per guest, bias and all, with a degree of freedom for each workload of
-        each boot; not less than at the most guests measured, for the host's own noise is there at any number.
+        The mean square of the misses per guest, bias and all: of all workloads, or of one of the mix alone
+        where that is larger. A degree of freedom for each boot, since the guests of a boot share its state of
+        the host. Not less than at the most guests measured, for the host's own noise is there at any number.
         """
         if not self.misses:
             return None
-        squares = [getattr(miss, f"{quantity}_bytes") ** 2 for miss in self.misses]
-        degrees = len({(miss.workload, miss.boot) for miss in self.misses})
-        largest = max(sample.guests for sample in self.samples)
-        return float(t.ppf((1 + CONFIDENCE) / 2, degrees)) * math.sqrt(fmean(squares)) * max(guests, largest)
+
+        def mean_square(misses: Sequence[Miss]) -> float:
+            return fmean(getattr(miss, f"{quantity}_bytes") ** 2 for miss in misses)
+
+        alone = [[miss for miss in self.misses if miss.workload == workload] for workload in mix]
+        widest = max(mean_square(misses) for misses in (self.misses, *filter(None, alone)))
+        degrees = len({miss.boot for miss in self.misses})
+        guests = max(sum(mix.values()), *(sample.guests for sample in self.samples))
+        return float(t.ppf((1 + CONFIDENCE) / 2, degrees)) * math.sqrt(widest) * guests
 
 
 @dataclass(frozen=True)
@@ -362,10 +368,10 @@ def predict(model: Model, mix: Mix) -> Prediction:
     more = model.added[DRIFT] + sum(n * (model.added[w] - model.freed_bytes[w]) for w, n in mix.items())
     return Prediction(
         mix=mix,
-        off=Interval(off, model.half_width_bytes("off", guests)),
-        on=Interval(off - gross + more, model.half_width_bytes("on", guests)),
-        saved=Interval(gross - more, model.half_width_bytes("saved", guests)),
-        gross=Interval(gross, model.half_width_bytes("gross", guests)),
+        off=Interval(off, model.half_width_bytes("off", mix)),
+        on=Interval(off - gross + more, model.half_width_bytes("on", mix)),
+        saved=Interval(gross - more, model.half_width_bytes("saved", mix)),
+        gross=Interval(gross, model.half_width_bytes("gross", mix)),
         on_apart_bytes=off - apart + more,
         safe_bytes=model.base_bytes + guests * model.safe_guest_bytes,
     )
