@@ -149,10 +149,16 @@ def _processes(root: Path, directory: str) -> Iterator[Process]:
             yield Process(f"QEMU of {guest[1]}", sockets)
         elif name in DAEMONS or name in TUNERS:
             yield Process(name, sockets)
-        elif _is_at_work([*line.replace(LEASE, "").split("\0"), *opened], directory):
+        elif _is_at_work([*_words(name, line.replace(LEASE, "")), *opened], directory):
             yield Process(f"{name}{AT_WORK}", sockets)
         else:
             yield Process("", sockets)
+
+
+def _words(name: str, line: str) -> list[str]:
+    """A process' arguments; of ssh without the command, which is about the files of another host."""
+    words = line.rstrip("\0").split("\0")
+    return words[:-1] if name == "ssh" else words
 
 
 def _is_at_work(words: Iterable[str], directory: str) -> bool:

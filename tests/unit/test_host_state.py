@@ -296,6 +296,15 @@ def test_the_lease_of_whoever_reads_is_no_part_of_the_state(tree: Tree) -> None:
     assert shared.traces(tree.state()) == ["python3 at work on the testbed's files"]
 
 
+def test_ssh_to_a_guest_is_the_testbeds_and_ssh_to_another_hypervisor_is_not(tree: Tree) -> None:
+    before = tree.state()
+    tree.process(800, "ssh", f"ssh\0-o\0Port=22\0kvm1\0sh -c 'cat /{TESTBED}/images/list'\0")
+    assert shared.differences(before, tree.state()) == []
+    tree.process(801, "ssh", f"ssh\0-F\0/{TESTBED}/guests/ssh_config\0guest01\0true\0")
+    (found,) = shared.differences(before, tree.state())
+    assert (found.kind, found.text) == ("left", "ssh at work on the testbed's files is new")
+
+
 def test_pages_to_scan_is_the_kernels_under_its_advisor(tree: Tree) -> None:
     tree.write("sys/kernel/mm/ksm/advisor_mode", "none [scan-time]\n")
     before = tree.state()
