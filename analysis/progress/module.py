@@ -19,7 +19,8 @@ import secrets
 import shlex
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -90,7 +91,8 @@ def run_with_progress(  # noqa: PLR0917 -- the order of Ansible's own _execute_m
     job: dict[str, Any] = {}
     with _StopSignals() as signals:
         try:
-            job.update(_make(action, progress_path))
+            with signals.later():
+                job.update(_make(action, progress_path))
             if not job:
                 job.update(start_module(action, module_name, module_args, task_vars, timeout_seconds))
             result = job
@@ -361,6 +363,15 @@ class _StopSignals:
         self.received = self.received or signal_number
         if not self.quiet:
             self.quiet = True
+            raise _Stopped
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """A stop signal within it is heeded at its end: what the host still makes could not be removed."""
+        self.quiet = True
+        yield
+        self.quiet = self.received is not None
+        if self.quiet:
             raise _Stopped
 
     def __enter__(self) -> Self:

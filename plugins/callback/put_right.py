@@ -8,8 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -93,7 +93,8 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
             return
         _ignore_signals()
         try:
-            self.ansible_interrupts(signal.SIGINT, frame)
+            with _no_worker_writing(self.ansible_interrupts.__self__._final_q):
+                self.ansible_interrupts(signal.SIGINT, frame)
         finally:
             # Ansible's handler is for once: the next Ctrl-C would end this process at once.
             _ignore_signals()
@@ -179,6 +180,21 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         if self.become_password:
             return [*options, "--become-password-file", "-"], self.become_password
         return options, ""
+
+
+@contextmanager
+def _no_worker_writing(results: Any) -> Iterator[None]:
+    """Let no worker die while it writes to the queue of results: its lock would be held for ever.
+
+    Ansible's own end puts something into that queue, too, and would wait.
+    """
+    # A worker that has it is writing what a thread of this process reads.
+    held = results._wlock.acquire(timeout=WORKER_SECONDS)
+    try:
+        yield
+    finally:
+        if held:
+            results._wlock.release()
 
 
 def _ignore_signals() -> None:

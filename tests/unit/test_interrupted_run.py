@@ -120,6 +120,33 @@ def test_a_second_ctrl_c_before_the_teardown_has_begun_does_not_prevent_it(case:
     assert case.marks(case.done) == ["host1", "host2"], case.project.said()
 
 
+TALKS = """
+from pathlib import Path
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+class ActionModule(ActionBase):
+    def run(self, tmp=None, task_vars=None):
+        folder = Path(self._task.args["folder"])
+        (folder / ("talks." + task_vars["inventory_hostname"])).touch()
+        while not (folder / "never").exists():
+            Display().display("x" * 100000, log_only=True)
+        return {}
+"""
+
+
+def test_workers_that_are_ended_while_they_talk_do_not_keep_the_run_from_its_end(case: Interrupted) -> None:
+    """They share a queue: one that died in the middle of a line would lock it for ever."""
+    folder = case.project.folder
+    (folder / "action/talks.py").write_text(TALKS)
+    case.project.write("cell.yml", [{"name": "Talk", "talks": {"folder": str(folder)}}])
+    case.go.touch()
+    run = case.project.start(start_new_session=True)
+    wait_until(lambda: len(case.marks(folder / "talks")) == 2, "both hosts talk")
+    run.send_signal(signal.SIGINT)
+    assert run.wait(FOREVER_SECONDS) != 0
+    assert case.marks(case.done) == ["host1", "host2"], case.project.said()
+
+
 def test_ctrl_c_at_ansible_runner_does_the_same_and_says_how_to_go_on(
     case: Interrupted, tmp_path: Path
 ) -> None:

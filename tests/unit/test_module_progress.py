@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,26 @@ def test_each_run_of_a_module_has_a_progress_file_of_its_own() -> None:
         run_with_progress(Action(), "census", {}, {}, 1.0, "/run")
     assert len(set(asked)) == 2
     assert all(path.startswith("/run/ksm-testbed-census-") for path in asked)
+
+
+def test_a_progress_file_that_is_still_being_made_when_the_run_is_ended_is_removed(tmp_path: Path) -> None:
+    """The shell on the host goes on when its caller is interrupted."""
+    told: list[str] = []
+
+    class Action:
+        _task = SimpleNamespace(check_mode=False, async_val=0, name="Work", action="census")
+
+        def _low_level_execute_command(self, command: str, **_options: Any) -> dict[str, Any]:
+            if not told:
+                os.kill(os.getpid(), signal.SIGINT)
+            subprocess.run(["sh", "-c", command], check=True)
+            told.append(command)
+            return {"rc": 0, "stdout": "", "stderr": ""}
+
+    with pytest.raises(KeyboardInterrupt):
+        run_with_progress(Action(), "census", {}, {}, 1.0, str(tmp_path))
+    assert len(told) == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 class Silent:
