@@ -4,12 +4,13 @@ Beside an experiment, from its begin on: python benchmarks/soak.py watch SAMPLES
 After it: python benchmarks/soak.py tell SAMPLES.csv RESULTS
 
 `watch` takes a sample at each moment between two cells, when none of the testbed's guests runs, until it is
-interrupted.
+interrupted or told to end (SIGTERM).
 `tell` prints each count at the first and the last of these moments with its least and greatest value, and
 for each treatment in RESULTS the coefficients of variation of what was saved within a boot and between boots.
 """
 
 import csv
+import signal
 import sys
 import time
 from contextlib import suppress
@@ -107,6 +108,8 @@ def tell(samples: Path, results: Path) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "watch":
+        # What a shell starts in the background has no Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         watch(Path(sys.argv[2]))
     else:
         tell(Path(sys.argv[2]), Path(sys.argv[3]))
