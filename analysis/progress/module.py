@@ -43,6 +43,8 @@ LOOKS_FOR_BEGIN = 150
 CANCEL_LIMIT_SECONDS = 30
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SERIES_SETUP_SECONDS = 120
+# In a host's /run: the one series that is in the background there
+SERIES = "ksm-testbed-series.progress"
 # The module's own limit for an answer
 WORKLOAD_SECONDS = 1200
 APPLICATION_STEPS = 5
@@ -172,11 +174,12 @@ def begin_series(
         action, task_vars: as for run_with_progress.
         arguments: of the module measure_series, all but what ends it.
         timeout_seconds: the series ends then by itself, also where its controller has gone.
-        run_root: the folder on the host for the file whose removal ends it.
+        run_root: the folder on the host for the file SERIES, whose removal ends it: a run that is interrupted
+            meanwhile leaves that to whoever puts the host right.
 
     Returns: what end_series takes, or a result with failed=True.
     """
-    path = f"{run_root}/ksm-testbed-series-{secrets.token_hex(8)}.progress"
+    path = f"{run_root}/{SERIES}"
     # Nobody asks for its progress, so that is no sign that nobody waits.
     limits = {"timeout_seconds": timeout_seconds, "patience_seconds": timeout_seconds}
     given = {**arguments, **limits, "until": "told", "progress_path": path}

@@ -31,6 +31,7 @@ from ansible.utils.display import Display
 from analysis.plan.policies import PACER, POLICIES, policy_names, read_policy
 from analysis.plan.variables import snapshot_path
 from analysis.progress.lease import hold, lease_directory
+from analysis.progress.module import SERIES
 
 STATE = "host-state.json"
 # Of the module ksm_pacer
@@ -68,7 +69,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         bound = self._step("the bound of their memory", [("envelope", {"state": "absent"})], variables)
         guests = self._step("the guests", [("guests", {"state": "absent"})], variables)
         pacer = {"state": "stopped", "directory": f"{args['run_root']}/{PACER_FOLDER}"}
+        series = f"{args['run_root']}/{SERIES}"
         steps = [
+            # It ends when its file is gone.
+            self._step(
+                "what samples the host",
+                [("ansible.builtin.file", {"path": series, "state": "absent"})],
+                variables,
+                needs=[series],
+            ),
             # Without a snapshot of this boot the testbed has started none of them.
             self._step(
                 "the services of the policies",

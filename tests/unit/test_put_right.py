@@ -105,6 +105,15 @@ def test_guests_go_first_then_ksm_is_restored_then_the_bound_goes(host: Host) ->
     assert host.called == ["guests absent", f"ksm restored {host.snapshot}", "envelope absent"]
 
 
+def test_a_series_that_an_interrupted_run_left_in_the_background_is_told_to_end(host: Host) -> None:
+    (host.folder / "run").mkdir(exist_ok=True)
+    series = host.folder / "run/ksm-testbed-series.progress"
+    series.touch()
+    code, out = host.put_right()
+    assert code == 0, out
+    assert not series.exists()
+
+
 @pytest.mark.parametrize(
     ("failing", "left"),
     [
