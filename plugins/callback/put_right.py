@@ -31,8 +31,8 @@ description:
   - A play that was interrupted leaves its C(always) sections undone. When a measuring play has come to its
     action put_right, before which it changes nothing, and the run ends without its statistics,
     C(teardown.yml) beside its playbook is run with the same inventory.
-  - While a measuring play runs, SIGTERM and SIGHUP do what Ctrl-C does; the first of them counts, and what
-    comes after it disturbs nothing.
+  - While a measuring play runs, SIGTERM and SIGHUP do what Ctrl-C does, and so does an output that nobody
+    reads any more; the first of them counts, and what comes after it disturbs nothing.
   - The cell that was being measured on each host is recorded as failed, with its phase and task; so is that
     of a host that does not answer any more, for which Ansible runs no C(rescue) section either.
 """
@@ -42,6 +42,41 @@ ACTION = "put_right"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A worker that was told to end tells its module on the host to do so: analysis.progress.module.
 WORKER_SECONDS = 40
+
+
+class _Heard:
+    """An output of this process: that nobody reads it any more counts as a terminal that was closed.
+
+    Ansible's thread that shows what the workers say would end, and the run wait for ever.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.heard = True
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the stream's own."""
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, as long as somebody reads."""
+        with self._unless_gone():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, as long as somebody reads."""
+        with self._unless_gone():
+            self.stream.flush()
+
+    @contextmanager
+    def _unless_gone(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            if self.heard:
+                self.heard = False
+                os.kill(os.getpid(), signal.SIGHUP)
 
 
 class CallbackModule(CallbackBase):  # type: ignore[misc]
@@ -78,6 +113,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         if self.measuring or play.get_name() not in MEASURING_PLAYS or context.CLIARGS.get("check"):
             return
         self.measuring = True
+        sys.stdout, sys.stderr = _Heard(sys.stdout), _Heard(sys.stderr)
         self.ansible_interrupts = signal.getsignal(signal.SIGINT)
         for number in SIGNALS:
             # What is ignored from the start, as SIGHUP under nohup, stays so.

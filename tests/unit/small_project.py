@@ -130,10 +130,9 @@ class SmallProject:
                 cwd=self.folder,
                 env=self.environment(),
                 stdin=subprocess.DEVNULL,
-                stdout=said,
                 stderr=said,
                 text=True,
-                **options,
+                **{"stdout": said, **options},
             )
 
     def said(self) -> str:

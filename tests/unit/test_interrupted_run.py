@@ -129,22 +129,39 @@ class ActionModule(ActionBase):
         folder = Path(self._task.args["folder"])
         (folder / ("talks." + task_vars["inventory_hostname"])).touch()
         while not (folder / "never").exists():
-            Display().display("x" * 100000, log_only=True)
+            Display().display("x" * 100000, log_only=self._task.args["log_only"])
         return {}
 """
 
 
 def test_workers_that_are_ended_while_they_talk_do_not_keep_the_run_from_its_end(case: Interrupted) -> None:
     """They share a queue: one that died in the middle of a line would lock it for ever."""
-    folder = case.project.folder
-    (folder / "action/talks.py").write_text(TALKS)
-    case.project.write("cell.yml", [{"name": "Talk", "talks": {"folder": str(folder)}}])
-    case.go.touch()
-    run = case.project.start(start_new_session=True)
-    wait_until(lambda: len(case.marks(folder / "talks")) == 2, "both hosts talk")
+    run = until_it_talks(case, log_only=True)
     run.send_signal(signal.SIGINT)
     assert run.wait(FOREVER_SECONDS) != 0
     assert case.marks(case.done) == ["host1", "host2"], case.project.said()
+
+
+def test_a_run_whose_output_nobody_reads_any_more_puts_its_hosts_right(case: Interrupted) -> None:
+    """As `| tee` that Ctrl-C ends first."""
+    reads, writes = os.pipe()
+    run = until_it_talks(case, log_only=False, stdout=writes)
+    os.close(writes)
+    os.close(reads)
+    assert run.wait(FOREVER_SECONDS) != 0
+    assert case.marks(case.done) == ["host1", "host2"], case.project.said()
+
+
+def until_it_talks(case: Interrupted, *, log_only: bool, **options: Any) -> subprocess.Popen[str]:
+    """A run whose hosts say something all the time, and whose teardown does not wait."""
+    folder = case.project.folder
+    (folder / "action/talks.py").write_text(TALKS)
+    talks = {"folder": str(folder), "log_only": log_only}
+    case.project.write("cell.yml", [{"name": "Talk", "talks": talks}])
+    case.go.touch()
+    run = case.project.start(start_new_session=True, **options)
+    wait_until(lambda: len(case.marks(folder / "talks")) == 2, "both hosts talk")
+    return run
 
 
 def test_ctrl_c_at_ansible_runner_does_the_same_and_says_how_to_go_on(
