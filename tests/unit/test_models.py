@@ -11,6 +11,7 @@ from synthetic import BOOTED, synthetic_failure, synthetic_plan, synthetic_recor
 
 from analysis.plan.design import REFERENCE, RESULTS
 from analysis.records.models import RECORDS, Guest, PlanRecord, SnapshotRecord, json_schemas
+from analysis.records.placement import PlacementRecord
 from analysis.records.survey import SurveyRecord
 
 PUBLISHED = sorted((RESULTS / REFERENCE).rglob("*.json"))
@@ -184,7 +185,7 @@ def test_every_published_record_is_one_of_the_models() -> None:
     for path in PUBLISHED:
         raw = path.read_bytes()
         kind = json.loads(raw)["kind"]
-        (RECORDS | {"survey": SurveyRecord})[kind].model_validate_json(raw)
+        (RECORDS | {"survey": SurveyRecord, "placement": PlacementRecord})[kind].model_validate_json(raw)
         kinds.add(kind)
     assert len(PUBLISHED) > 200
     assert {"plan", "off", "merge", "on", "after", "verify", "failed", "census", "survey"} <= kinds
