@@ -21,7 +21,7 @@ from analysis.measure.statistics import (
 from analysis.plan.design import MIB
 from analysis.plan.policies import policy_order
 from analysis.plan.workloads import title
-from analysis.records.checks import swap_used_bytes
+from analysis.records.checks import self_tuned, swap_used_bytes
 from analysis.records.loading import COMPLETE, CellRecords, Run
 from analysis.report.quantities import CENSUS, QUANTITIES, SAVED, UNITS, USED, Quantity
 from analysis.report.tables import Grid, Part, heading, notes, table
@@ -145,9 +145,16 @@ def _ends(named: list[str]) -> list[str]:
 
 
 def asked_knobs(records: CellRecords) -> dict[str, int | str]:
-    """The knobs that were asked for, with the values read back; absent where the kernel has none."""
-    read_back = records.provenance.ksm_knobs
-    return {name: read_back.get(name, "absent") for name in records.on.requested.ksm_knobs}
+    """The knobs that were asked for, with the values read back; absent where the kernel has none.
+
+    Of one that a tuner sets as it goes, the value that it began with.
+    """
+    read_back, requested = records.provenance.ksm_knobs, records.on.requested
+    tuned = self_tuned(read_back, requested.service)
+    return {
+        name: f"from {value}" if name in tuned else read_back.get(name, "absent")
+        for name, value in requested.ksm_knobs.items()
+    }
 
 
 def place(summary: Summary) -> str:

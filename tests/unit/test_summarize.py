@@ -4,6 +4,7 @@ import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -14,6 +15,7 @@ from synthetic_census import census_record
 
 from analysis.__main__ import main
 from analysis.plan.design import MIB, Cell, cell_directory
+from analysis.report.summary import asked_knobs
 
 Records = dict[str, dict[str, Any]]
 
@@ -374,3 +376,11 @@ def test_parquet_without_pyarrow_says_what_to_install(
     monkeypatch.setattr(pd.DataFrame, "to_parquet", without_pyarrow)
     assert main(["summarize", "--results", str(results), "--parquet", str(tmp_path / "t.parquet")]) == 2
     assert "pip install -e '.[parquet]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("service", "said"), [("", 131), ("ksm-pacer", "from 20000")])
+def test_a_knob_that_a_daemon_moves_is_told_by_what_it_began_with(service: str, said: object) -> None:
+    asked = SimpleNamespace(service=service, ksm_knobs={"pages_to_scan": 20000, "smart_scan": 0})
+    read_back = SimpleNamespace(ksm_knobs={"pages_to_scan": 131, "smart_scan": 0})
+    cell: Any = SimpleNamespace(on=SimpleNamespace(requested=asked), provenance=read_back)
+    assert asked_knobs(cell) == {"pages_to_scan": said, "smart_scan": 0}
