@@ -161,10 +161,11 @@ def test_a_recorded_series_settles_at_the_very_sample_that_its_host_said(path: P
     scans = [scan - samples["full_scans"][0] for scan in samples["full_scans"]]
     pages = zip(samples["pages_sharing"], samples["ksm_zero_pages"], strict=True)
     saved = [saved_pages(*row) for row in pages]
+    smart_scan = str(record["provenance"]["ksm_knobs"].get("smart_scan", 0)) == "1"
     settled = [
         second
         for place, second in enumerate(samples["seconds"], 1)
-        if judge(scans[:place], saved[:place], rule, smart_scan=False).settled
+        if judge(scans[:place], saved[:place], rule, smart_scan=smart_scan).settled
     ]
     assert settled[:1] == [record["observed"]["converged_after_seconds"]]
 
