@@ -15,6 +15,7 @@ from analysis.records.placement import PlacementRecord
 from analysis.records.survey import SurveyRecord
 
 PUBLISHED = sorted((RESULTS / REFERENCE).rglob("*.json"))
+OF_KIND = RECORDS | {"survey": SurveyRecord, "placement": PlacementRecord}
 KINDS = ("off", "merge", "on", "verify")
 
 
@@ -185,7 +186,7 @@ def test_every_published_record_is_one_of_the_models() -> None:
     for path in PUBLISHED:
         raw = path.read_bytes()
         kind = json.loads(raw)["kind"]
-        (RECORDS | {"survey": SurveyRecord, "placement": PlacementRecord})[kind].model_validate_json(raw)
+        OF_KIND[kind].model_validate_json(raw)
         kinds.add(kind)
     assert len(PUBLISHED) > 200
     assert {"plan", "off", "merge", "on", "after", "verify", "failed", "census", "survey"} <= kinds
