@@ -85,15 +85,20 @@ class Census:
     gross_pages: int | Unknown
     strangers: tuple[LargestContent, ...]
 
-    @property
+    @cached_property
     def resident_pages(self) -> int:
         """Resident pages of all guests, zero pages included."""
         return sum(guest.resident_pages for guest in self.guests)
 
-    @property
+    @cached_property
     def zero_pages(self) -> int:
         """Zero pages of all guests."""
         return sum(guest.zero_pages for guest in self.guests)
+
+    @cached_property
+    def guests_distinct_pages(self) -> int:
+        """Different contents other than zero of each guest by itself, summed."""
+        return sum(guest.distinct_pages for guest in self.guests)
 
     @property
     def distinct_pages(self) -> int:
@@ -119,8 +124,8 @@ class Census:
             kept_pages=self.distinct_pages + kept_zero,
             zero_pages=self.zero_pages - kept_zero,
             within_pages=sum(guest.within_pages for guest in self.guests),
-            between_pages=sum(guest.distinct_pages for guest in self.guests) - self.distinct_pages,
-            limited_pages=sum(kind.contents * self._further(kind.copies) for kind in self._kinds()),
+            between_pages=self.guests_distinct_pages - self.distinct_pages,
+            limited_pages=sum(kind.contents * self._further(kind.copies) for kind in self._kinds),
         )
 
     @cached_property
@@ -161,10 +166,10 @@ class Census:
         """
         counted = len(self.guests)
         further = 0.0
-        for kind in self._kinds():
+        for kind in self._kinds:
             # Of so few copies none needs a second page, however they are spread.
             if kind.copies * max(1.0, guests / counted) <= self.max_page_sharing:
-                continue
+                break
             if guests <= counted:
                 further += kind.contents * sum(
                     chance * self._further(holders * kind.copies / kind.guests)
@@ -199,12 +204,15 @@ class Census:
         """Pages beyond the first that a content needs."""
         return max(0, math.ceil(copies / self.max_page_sharing) - 1)
 
+    @cached_property
     def _kinds(self) -> tuple[Contents, ...]:
-        """All contents that KSM keeps: zero is one of them unless it uses the kernel's zero page."""
+        """All contents that KSM keeps, those of most copies first.
+
+        Zero is one of them unless it uses the kernel's zero page.
+        """
         holders = sum(guest.zero_pages > 0 for guest in self.guests)
-        if self.use_zero_pages or not holders:
-            return self.contents
-        return (*self.contents, Contents(holders, self.zero_pages, 1))
+        zero = () if self.use_zero_pages or not holders else (Contents(holders, self.zero_pages, 1),)
+        return tuple(sorted((*self.contents, *zero), key=lambda kind: -kind.copies))
 
 
 def _hypergeometric(total: int, holders: int, drawn: int) -> list[tuple[int, float]]:

@@ -19,7 +19,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from statistics import fmean
 
 import numpy as np
@@ -191,7 +191,7 @@ class Model:
             return None
         return min(own / RMAP_ITEM_BYTES * self.page_size_bytes, self.guest_memory_bytes)
 
-    @property
+    @cached_property
     def safe_guest_bytes(self) -> float:
         """One guest when no page is shared: all of its memory, what lies outside it, and KSM's own memory.
 
@@ -228,15 +228,24 @@ class Model:
         """
         if not self.misses:
             return None
-
-        def mean_square(misses: Sequence[Miss]) -> float:
-            return fmean(getattr(miss, f"{quantity}_bytes") ** 2 for miss in misses)
-
-        alone = [[miss for miss in self.misses if miss.workload == workload] for workload in mix]
-        widest = max(mean_square(misses) for misses in (self.misses, *filter(None, alone)))
+        squares = self._squares_of_misses[quantity]
+        widest = max(squares[workload] for workload in (None, *mix) if workload in squares)
         degrees = len({miss.boot for miss in self.misses})
         guests = max(sum(mix.values()), *(sample.guests for sample in self.samples))
         return float(t.ppf((1 + CONFIDENCE) / 2, degrees)) * math.sqrt(widest) * guests
+
+    @cached_property
+    def _squares_of_misses(self) -> dict[str, dict[str | None, float]]:
+        """By quantity the mean square of the misses of each workload, and under None of all of them."""
+        chosen = {workload: [m for m in self.misses if m.workload == workload] for workload in self.workloads}
+        return {
+            quantity: {
+                workload: fmean(getattr(miss, f"{quantity}_bytes") ** 2 for miss in misses)
+                for workload, misses in ((None, self.misses), *chosen.items())
+                if misses
+            }
+            for quantity in ("off", "on", "saved", "gross")
+        }
 
 
 @dataclass(frozen=True)
@@ -537,8 +546,8 @@ def _by_census(samples: Sequence[Sample]) -> Saving:
     return Saving(
         saved=lambda guests: height * ideal(guests),
         pool=lambda guests: height * mean(lambda census: census.pool_bytes(guests)),
-        within_bytes=page * mean(lambda c: fmean(g.within_pages + g.zero_pages for g in c.guests)),
-        between_bytes=page * mean(lambda c: fmean(g.distinct_pages for g in c.guests) - c.chances.alone),
+        within_bytes=page * mean(lambda c: (c.resident_pages - c.guests_distinct_pages) / len(c.guests)),
+        between_bytes=page * mean(lambda c: c.guests_distinct_pages / len(c.guests) - c.chances.alone),
     )
 
 
