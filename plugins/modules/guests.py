@@ -819,7 +819,11 @@ class Testbed:
             memory = str(source / "memory")
             with named(guest, f"restored from the checkpoint {checkpoint.name}, which `make clean` removes"):
                 xml = self.connection.saveImageGetXMLDesc(memory, libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)
-                self.connection.restoreFlags(memory, adapted(xml, guest, self.params["partition"]), 0)
+                self.connection.restoreFlags(
+                    memory,
+                    adapted(xml, guest, self.params["partition"]),
+                    libvirt.VIR_DOMAIN_SAVE_BYPASS_CACHE,
+                )
             self.confine(guest)
 
         with self.timed("restore"), ThreadPoolExecutor(max_workers=AT_ONCE) as pool:

@@ -124,7 +124,7 @@ class Host:
         return Path(path).read_text()
 
     def restoreFlags(self, path: str, xml: str, flags: int) -> None:  # noqa: N802
-        assert flags == 0
+        assert flags == LIBVIRT.VIR_DOMAIN_SAVE_BYPASS_CACHE
         saved = Domain(self, Path(path).read_text())
         domain = Domain(self, xml)
         if saved.name() != domain.name() or saved.files != domain.files:

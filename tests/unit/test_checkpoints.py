@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import stat
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,26 @@ def test_a_damaged_file_is_named_and_only_where_its_guest_is_wanted(
     damage(made.folder)
     assert checkpoints.fault(made, NAMES) == said
     assert checkpoints.fault(made, ["guest01"]) == ""
+
+
+def test_what_was_read_for_its_digest_leaves_the_hosts_cache(tmp_path: Path) -> None:
+    path = tmp_path / "memory"
+    with path.open("wb") as file:
+        file.write(bytes(4 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def cached_bytes() -> int:
+        command = ["fincore", "--bytes", "--noheadings", "--output", "RES", path]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    if cached_bytes():
+        pytest.skip("this filesystem is nothing but cache")
+    path.read_bytes()
+    assert cached_bytes() == 4 << 20
+    checkpoints.measured(path)
+    assert cached_bytes() == 0
 
 
 def test_a_guest_that_is_not_in_the_manifest_is_a_fault(kept: Kept) -> None:
