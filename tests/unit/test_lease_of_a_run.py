@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -19,6 +21,7 @@ from test_put_right import Host as Stubs
 from waiting import FOREVER_SECONDS, wait_until
 
 from analysis.plan.policies import read_policy
+from analysis.progress.lease import LEAST_SECONDS
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="who takes a lease is root")
 lease_files = load("plugins/module_utils/lease.py")
@@ -260,3 +263,10 @@ def test_a_time_that_is_too_short_too_long_or_none_is_refused(host: Host, given:
     code, out = host.play(host.book([{"check_host": {}}]), "-e", f"lease_seconds={given}")
     assert code == 2, out
     assert f"lease_seconds is '{given}': allowed are seconds from 90 to 86400." in out
+
+
+def test_ssh_gives_a_silent_host_up_within_the_shortest_lease() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "ansible.cfg")
+    told = dict(re.findall(r"-o (\w+)=(\w+)", config["ssh_connection"]["ssh_args"]))
+    assert 0 < int(told["ServerAliveInterval"]) * int(told["ServerAliveCountMax"]) < LEAST_SECONDS
