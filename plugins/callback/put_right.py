@@ -127,13 +127,16 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
+        # Not by Ansible's own handler: while that tells the workers a further Ctrl-C ends this process.
         _ignore_signals()
-        try:
-            with _no_worker_writing(self.ansible_interrupts.__self__._final_q):
-                self.ansible_interrupts(signal.SIGINT, frame)
-        finally:
-            # Ansible's handler is for once: the next Ctrl-C would end this process at once.
-            _ignore_signals()
+        # Its method is of what has the workers.
+        manager = self.ansible_interrupts.__self__
+        with _no_worker_writing(manager._final_q):
+            for worker in filter(None, manager._workers):
+                if worker.is_alive():
+                    with suppress(ProcessLookupError):
+                        os.kill(worker.pid, signal.SIGINT)
+        raise KeyboardInterrupt
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
         """From its first putting right on the run changes its hosts."""

@@ -136,8 +136,13 @@ def test_a_progress_file_that_is_still_being_made_when_the_run_is_ended_is_remov
             told.append(command)
             return {"rc": 0, "stdout": "", "stderr": ""}
 
-    with pytest.raises(KeyboardInterrupt):
-        run_with_progress(Action(), "census", {}, {}, 1.0, str(tmp_path))
+    # Ignored where the tests run in the background
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_with_progress(Action(), "census", {}, {}, 1.0, str(tmp_path))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(told) == 2
     assert list(tmp_path.iterdir()) == []
 
