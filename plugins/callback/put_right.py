@@ -42,6 +42,8 @@ ACTION = "put_right"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A worker that was told to end tells its module on the host to do so: analysis.progress.module.
 WORKER_SECONDS = 40
+# Ansible's own exit code
+INTERRUPTED = 99
 
 
 class _Heard:
@@ -131,12 +133,16 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         _ignore_signals()
         # Its method is of what has the workers.
         manager = self.ansible_interrupts.__self__
-        with _no_worker_writing(manager._final_q):
+        with _no_worker_writing(manager._final_q) as sure:
             for worker in filter(None, manager._workers):
                 if worker.is_alive():
                     with suppress(ProcessLookupError):
                         os.kill(worker.pid, signal.SIGINT)
-        raise KeyboardInterrupt
+        if sure:
+            raise KeyboardInterrupt
+        # Ansible's own end would wait for what a dead worker holds.
+        self.put_right()
+        os._exit(INTERRUPTED)
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
         """From its first putting right on the run changes its hosts."""
@@ -222,15 +228,15 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
 
 
 @contextmanager
-def _no_worker_writing(results: Any) -> Iterator[None]:
+def _no_worker_writing(results: Any) -> Iterator[bool]:
     """Let no worker die while it writes to the queue of results: its lock would be held for ever.
 
-    Ansible's own end puts something into that queue, too, and would wait.
+    Ansible's own end puts something into that queue, too, and would wait. Yields whether none writes.
     """
     # A worker that has it is writing what a thread of this process reads.
     held = results._wlock.acquire(timeout=WORKER_SECONDS)
     try:
-        yield
+        yield held
     finally:
         if held:
             results._wlock.release()
