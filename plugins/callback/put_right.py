@@ -133,11 +133,11 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         _ignore_signals()
         # Its method is of what has the workers.
         manager = self.ansible_interrupts.__self__
-        with _no_worker_writing(manager._final_q) as sure:
-            for worker in filter(None, manager._workers):
-                if worker.is_alive():
-                    with suppress(ProcessLookupError):
-                        os.kill(worker.pid, signal.SIGINT)
+        sure = _silence_workers(manager._final_q)
+        for worker in filter(None, manager._workers):
+            if worker.is_alive():
+                with suppress(ProcessLookupError):
+                    os.kill(worker.pid, signal.SIGINT)
         if sure:
             raise KeyboardInterrupt
         # Ansible's own end would wait for what a dead worker holds.
@@ -227,19 +227,16 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         return options, ""
 
 
-@contextmanager
-def _no_worker_writing(results: Any) -> Iterator[bool]:
-    """Let no worker die while it writes to the queue of results: its lock would be held for ever.
+def _silence_workers(results: Any) -> bool:
+    """Let no worker write to the queue of results any more; whether it is sure that none does.
 
-    Ansible's own end puts something into that queue, too, and would wait. Yields whether none writes.
+    One that died while it writes would hold the lock for ever, for which Ansible's own end waits, too.
     """
     # A worker that has it is writing what a thread of this process reads.
-    held = results._wlock.acquire(timeout=WORKER_SECONDS)
-    try:
-        yield held
-    finally:
-        if held:
-            results._wlock.release()
+    sure: bool = results._wlock.acquire(timeout=WORKER_SECONDS)
+    # They wait for the one that is never released, this process has another.
+    results._wlock = multiprocessing.Lock()
+    return sure
 
 
 def _ignore_signals() -> None:
