@@ -228,24 +228,15 @@ class Model:
         """
         if not self.misses:
             return None
-        squares = self._squares_of_misses[quantity]
-        widest = max(squares[workload] for workload in (None, *mix) if workload in squares)
+
+        def mean_square(misses: Sequence[Miss]) -> float:
+            return fmean(getattr(miss, f"{quantity}_bytes") ** 2 for miss in misses)
+
+        alone = [[miss for miss in self.misses if miss.workload == workload] for workload in mix]
+        widest = max(mean_square(misses) for misses in (self.misses, *filter(None, alone)))
         degrees = len({miss.boot for miss in self.misses})
         guests = max(sum(mix.values()), *(sample.guests for sample in self.samples))
         return float(t.ppf((1 + CONFIDENCE) / 2, degrees)) * math.sqrt(widest) * guests
-
-    @cached_property
-    def _squares_of_misses(self) -> dict[str, dict[str | None, float]]:
-        """By quantity the mean square of the misses of each workload, and under None of all of them."""
-        chosen = {workload: [m for m in self.misses if m.workload == workload] for workload in self.workloads}
-        return {
-            quantity: {
-                workload: fmean(getattr(miss, f"{quantity}_bytes") ** 2 for miss in misses)
-                for workload, misses in ((None, self.misses), *chosen.items())
-                if misses
-            }
-            for quantity in ("off", "on", "saved", "gross")
-        }
 
 
 @dataclass(frozen=True)
