@@ -131,7 +131,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
             return
         # Not by Ansible's own handler: while that tells the workers a further Ctrl-C ends this process.
         _ignore_signals()
-        # Its method is of what has the workers.
+        # That handler is a method of what has the workers.
         manager = self.ansible_interrupts.__self__
         sure = _silence_workers(manager._final_q)
         for worker in filter(None, manager._workers):
@@ -140,7 +140,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
                     os.kill(worker.pid, signal.SIGINT)
         if sure:
             raise KeyboardInterrupt
-        # Ansible's own end would wait for what a dead worker holds.
+        # Ansible's own end would wait for the rest of what a dead worker had begun to write.
         self.put_right()
         os._exit(INTERRUPTED)
 
@@ -234,7 +234,7 @@ def _silence_workers(results: Any) -> bool:
     """
     # A worker that has it is writing what a thread of this process reads.
     sure: bool = results._wlock.acquire(timeout=WORKER_SECONDS)
-    # They wait for the one that is never released, this process has another.
+    # Theirs is never released; this process, which has to write once more, takes another.
     results._wlock = multiprocessing.Lock()
     return sure
 
