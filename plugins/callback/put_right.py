@@ -8,11 +8,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from ansible import context
 from ansible.plugins.callback import CallbackBase
@@ -42,6 +45,7 @@ ACTION = "put_right"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A worker that was told to end tells its module on the host to do so: analysis.progress.module.
 WORKER_SECONDS = 40
+AGAIN_SECONDS = 1
 # Ansible's own exit code
 INTERRUPTED = 99
 
@@ -134,10 +138,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         # That handler is a method of what has the workers.
         manager = self.ansible_interrupts.__self__
         sure = _silence_workers(manager._final_q)
-        for worker in filter(None, manager._workers):
-            if worker.is_alive():
-                with suppress(ProcessLookupError):
-                    os.kill(worker.pid, signal.SIGINT)
+        _end_workers([worker for worker in manager._workers if worker])
         if sure:
             raise KeyboardInterrupt
         # Ansible's own end would wait for the rest of what a dead worker had begun to write.
@@ -184,8 +185,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
             return
         _ignore_signals()
         _tell("\nInterrupted: restoring the KSM settings and removing the guests; what was measured is kept.")
-        for worker in multiprocessing.active_children():
-            worker.join(WORKER_SECONDS)
+        _end_workers(multiprocessing.active_children())
         self._record(self.places.interrupted())
         options, password = self._teardown_options()
         # Ansible keeps its own terminal from its children, so the lines go through a pipe; and in a session
@@ -237,6 +237,19 @@ def _silence_workers(results: Any) -> bool:
     # Theirs is never released; this process, which has to write once more, takes another.
     results._wlock = multiprocessing.Lock()
     return sure
+
+
+def _end_workers(workers: Sequence[BaseProcess]) -> None:
+    """Tell workers to end until they have, for so long as one may need to tell its module.
+
+    One that was about to wait for the lock when it was told first does not heed it: it waits already.
+    """
+    until = time.monotonic() + WORKER_SECONDS
+    while (alive := [one for one in workers if one.is_alive()]) and time.monotonic() < until:
+        for worker in alive:
+            with suppress(ProcessLookupError):
+                os.kill(cast(int, worker.pid), signal.SIGINT)
+        wait([worker.sentinel for worker in alive], AGAIN_SECONDS)
 
 
 def _ignore_signals() -> None:

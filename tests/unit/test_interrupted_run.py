@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from multiprocessing.connection import Connection
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,6 +142,31 @@ def test_workers_that_are_ended_while_they_talk_do_not_keep_the_run_from_its_end
     run.send_signal(signal.SIGINT)
     assert run.wait(FOREVER_SECONDS) != 0
     assert case.marks(case.done) == ["host1", "host2"], case.project.said()
+
+
+def test_a_worker_that_did_not_heed_the_first_word_is_told_again(asked: tuple[Any, Path]) -> None:
+    callback, _ = asked
+    here, there = multiprocessing.Pipe()
+    worker = multiprocessing.Process(target=heed_the_second, args=(there,))
+    worker.start()
+    here.recv()
+    sys.modules[type(callback).__module__]._end_workers([worker])
+    assert worker.exitcode == 2
+
+
+def heed_the_second(there: Connection) -> None:
+    """Be there, and end at the second SIGINT."""
+    heard: list[int] = []
+
+    def hear(number: int, _frame: FrameType | None) -> None:
+        heard.append(number)
+        if len(heard) == 2:
+            os._exit(2)
+
+    signal.signal(signal.SIGINT, hear)
+    there.send("there")
+    while True:
+        signal.pause()
 
 
 def test_a_run_whose_output_nobody_reads_any_more_puts_its_hosts_right(case: Interrupted) -> None:
