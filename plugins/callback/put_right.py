@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
@@ -45,7 +44,7 @@ ACTION = "put_right"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A worker that was told to end tells its module on the host to do so: analysis.progress.module.
 WORKER_SECONDS = 40
-AGAIN_SECONDS = 1
+AGAIN_SECONDS = 5
 # Ansible's own exit code
 INTERRUPTED = 99
 
@@ -249,7 +248,10 @@ def _end_workers(workers: Sequence[BaseProcess]) -> None:
         for worker in alive:
             with suppress(ProcessLookupError):
                 os.kill(cast(int, worker.pid), signal.SIGINT)
-        wait([worker.sentinel for worker in alive], AGAIN_SECONDS)
+        # Not sooner: one that is told while it ends what it has begun, its shell, leaves that behind.
+        again = time.monotonic() + AGAIN_SECONDS
+        for worker in alive:
+            worker.join(max(0, again - time.monotonic()))
 
 
 def _ignore_signals() -> None:
