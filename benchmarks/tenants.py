@@ -32,6 +32,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from analysis.measure.statistics import paired, wilson
 from plugins.module_utils.private_file import put
 
 PROJECT = Path(__file__).parents[1]
@@ -47,7 +48,6 @@ OPTIONAL_KNOBS = ["smart_scan", "advisor_mode"]
 FULL_SCANS = 5
 SCANS_LIMIT_SECONDS = 1800
 PROVISION_LIMIT_SECONDS = 7200
-Z_95 = 1.959963984540054
 
 # Runs in a guest: tenant.py {"seed": text, "held": [0 or 1, ...]}.
 # Holds one page for each entry of `held`: the content that seed and number make, or, for 0, one of its own.
@@ -140,20 +140,6 @@ def errors_of(latencies: Sequence[int], merged: Sequence[bool], threshold_ns: fl
     )
 
 
-def wilson(count: int, of: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson, 1927), fractions of 1.
-
-    Pages are taken as independent of one another; those of one restore are not quite, so the range over the
-    restores is shown beside it.
-    """
-    if not 0 <= count <= of or not of:
-        raise BenchError(f"{count} of {of} is no proportion")
-    share, square = count / of, Z_95**2
-    middle = (share + square / (2 * of)) / (1 + square / of)
-    half = Z_95 / (1 + square / of) * math.sqrt(share * (1 - share) / of + square / (4 * of**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 @dataclass(frozen=True)
 class Arm:
     """One measurement of a round: what the victim holds, what each first write took, and what KSM counted."""
@@ -205,6 +191,30 @@ def solve(rounds: Sequence[Round], arm: str) -> Result:
         median_unmerged_ns=median([latency for latency, is_merged in pages if not is_merged]),
         median_merged_ns=median([latency for latency, is_merged in pages if is_merged]),
     )
+
+
+def of_other_boots(rounds: Sequence[Round], arm: str) -> list[float]:
+    """What an attacker errs by who learnt elsewhere: of each boot both error rates, summed; 1 is guessing.
+
+    The threshold is chosen on all pages of the other boots, the errors are counted on all pages of this one.
+
+    Returns: one sum for each boot; none where there are fewer than two.
+    """
+    boots: dict[str, list[Arm]] = {}
+    for one in rounds:
+        boots.setdefault(one.booted_at, []).append(one.arms[arm])
+
+    def pages(arms: Sequence[Arm]) -> tuple[list[int], list[bool]]:
+        merged = [bool(bit) for each in arms for bit in each.held]
+        return [ns for each in arms for ns in each.write_ns], merged
+
+    sums = []
+    for boot, mine in boots.items():
+        others = [each for other, arms in boots.items() if other != boot for each in arms]
+        if others:
+            seen = errors_of(*pages(mine), threshold_of(*pages(others)))
+            sums.append(seen.false_positives / seen.unmerged + seen.false_negatives / seen.merged)
+    return sums
 
 
 def median(values: Sequence[int]) -> float:
@@ -270,16 +280,30 @@ def shown(rounds: Sequence[Round], about: dict[str, Any]) -> str:
         "",
         "latencies in us: the threshold, and the medians of the pages that the victim holds not and holds",
         "errors in %: of all pages [95 % Wilson interval over pages] (least to most of a restore)",
+        *(f"KSM {name}: {said}" for name in ARMS if (said := elsewhere(of_other_boots(rounds, name)))),
     ]
     return "\n".join(lines)
 
 
+def elsewhere(sums: Sequence[float]) -> str:
+    """What an attacker errs by whose threshold is from other boots, over the boots; "" of too few."""
+    if not sums:
+        return ""
+    over = paired([100 * one for one in sums])
+    half = "" if over.half_width is None else f" ± {over.half_width:.1f}"
+    return (
+        f"with a threshold from the other boots both rates sum to {over.mean:.1f}{half} % (mean of "
+        f"{len(sums)} boots ± half of the 95 % t interval; {100 * min(sums):.1f} to {100 * max(sums):.1f}; "
+        "100 % is guessing)"
+    )
+
+
 def proportion(count: int, of: int, each: Sequence[tuple[int, int]]) -> str:
     """A share with its interval and its range over the rounds, in per cent."""
-    low, high = wilson(count, of)
+    low, high = (100 * (end or 0.0) for end in wilson(count, of))
     shares = [100 * wrong / total for wrong, total in each if total]
     spread = f"({min(shares):.1f} to {max(shares):.1f})"
-    return f"{100 * count / of:.2f} [{100 * low:.2f}, {100 * high:.2f}] {spread}"
+    return f"{100 * count / of:.2f} [{low:.2f}, {high:.2f}] {spread}"
 
 
 def microseconds(nanoseconds: float) -> str:

@@ -98,8 +98,7 @@ def _draw(directory: Path, scores: "Scores") -> None:
 
     directory.mkdir(parents=True, exist_ok=True)
     for group in groups(scores.joined):
-        name = f"validation-{group.model}-{group.policy}-{group.scope}-{group.guest_memory_mib}mib"
-        save(forecast_figures.validation_figure(group), directory / f"{name}.png")
+        save(forecast_figures.validation_figure(group), directory / f"validation-{group.file_name}.png")
     if any(judged.joins for judged in scores.capacity):
         save(capacity_figures.limits_figure(scores.capacity), directory / "limits.png")
     for judged in scores.capacity:

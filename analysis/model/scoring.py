@@ -26,6 +26,14 @@ NAIVE = {
     "constant_saving": "what a guest saved at the largest calibration N, times N",
     "no_saving": "as with KSM off",
 }
+# By what definition of used a forecast was written, with the words of one that is no longer written so.
+# Errors and intervals by two definitions are never averaged.
+LATEST = "latest"
+DEFINITIONS = {
+    LATEST: "",
+    "withheld-counted": "what MemAvailable withholds counted as it was",
+    "ksm-left-out": "KSM's own memory left out",
+}
 # A smaller part of the use says nothing of an error relative to it.
 LEAST_SAVED = 0.05
 
@@ -62,14 +70,15 @@ class Use:
 class Joined:
     """One held-out cell beside its prediction.
 
-    ``scope`` says of what the memory is: HOST, or ENVELOPE. ``measured`` is
-    keyed by USED and, of a host, AVAILABLE; ``half_width`` (bytes, None: no interval) by SCORED;
-    ``naive_on``, the use with the policy on, by NAIVE.
+    ``scope`` says of what the memory is: HOST, or ENVELOPE; ``definition`` is one of DEFINITIONS.
+    ``measured`` is keyed by USED and, of a host, AVAILABLE; ``half_width`` (bytes, None: no interval) by
+    SCORED; ``naive_on``, the use with the policy on, by NAIVE.
     """
 
     forecast_id: str
     model: str
     scope: str
+    definition: str
     policy: str
     guest_memory_bytes: int
     workload: str
@@ -156,19 +165,32 @@ class Errors:
 
 @dataclass(frozen=True)
 class Group:
-    """Joined cells of one kind: of one model, policy, scope and size of guests."""
+    """Joined cells of one kind: of one model, policy, scope, definition of used and size of guests."""
 
     model: str
     policy: str
     scope: str
+    definition: str
     guest_memory_bytes: int
     joined: tuple[Joined, ...]
 
     @property
     def name(self) -> str:
         """The kind in words."""
-        scope = "" if self.scope == HOST else f", {self.scope}"
-        return f"{self.model}, {self.policy}{scope}, guests of {self.guest_memory_mib} MB"
+        parts = (
+            self.model,
+            self.policy,
+            "" if self.scope == HOST else self.scope,
+            f"guests of {self.guest_memory_mib} MB",
+            DEFINITIONS[self.definition],
+        )
+        return ", ".join(filter(None, parts))
+
+    @property
+    def file_name(self) -> str:
+        """The kind as a part of a file's name."""
+        definition = () if self.definition == LATEST else (self.definition,)
+        return "-".join((self.model, self.policy, self.scope, f"{self.guest_memory_mib}mib", *definition))
 
     @property
     def guest_memory_mib(self) -> int:
@@ -247,6 +269,13 @@ def is_named(forecast: ForecastRecord, names: Named) -> bool:
     return forecast.digest in {one.digest for one in names}
 
 
+def definition(forecast: ForecastRecord) -> str:
+    """By which of DEFINITIONS a forecast was written."""
+    if forecast.scope == HOST:
+        return LATEST if forecast.withheld_bytes is not None else "withheld-counted"
+    return LATEST if counts_ksm(forecast) else "ksm-left-out"
+
+
 def not_read(runs: Mapping[str, Named], forecasts: Iterable[ForecastRecord]) -> list[str]:
     """A sentence for each forecast that a run names and that is not among these."""
     digests = {one.digest for one in forecasts}
@@ -270,9 +299,10 @@ def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[s
 
 def groups(joined: Sequence[Joined]) -> list[Group]:
     """The joined cells by kind."""
-    found: dict[tuple[str, str, str, int], list[Joined]] = {}
+    found: dict[tuple[str, str, str, str, int], list[Joined]] = {}
     for one in joined:
-        found.setdefault((one.model, one.policy, one.scope, one.guest_memory_bytes), []).append(one)
+        kind = (one.model, one.policy, one.scope, one.definition, one.guest_memory_bytes)
+        found.setdefault(kind, []).append(one)
     return [Group(*kind, tuple(found[kind])) for kind in sorted(found)]
 
 
@@ -349,6 +379,7 @@ def _joined(forecast: ForecastRecord, predicted: Predicted, row: Row, used: dict
         forecast_id=forecast.forecast_id,
         model=forecast.model,
         scope=forecast.scope,
+        definition=definition(forecast),
         policy=forecast.policy,
         guest_memory_bytes=forecast.guest_memory_bytes,
         workload=predicted.workload,

@@ -132,6 +132,7 @@ def _group_json(group: Group) -> dict[str, Any]:
         "model": group.model,
         "policy": group.policy,
         "scope": group.scope,
+        "definition": group.definition,
         "guest_memory_bytes": group.guest_memory_bytes,
         "loads": [
             {"workload": workload, "guests": guests, **scored(mine)}

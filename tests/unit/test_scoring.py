@@ -27,11 +27,13 @@ from analysis.__main__ import main
 from analysis.measure.statistics import wilson
 from analysis.model.scoring import (
     AVAILABLE,
+    LATEST,
     ON_USE,
     SAVED,
     USED,
     Joined,
     Use,
+    definition,
     groups,
     join,
     measured,
@@ -528,7 +530,7 @@ def joined(wrong: float, naive: float, saved: float = 1000.0) -> Joined:
     """1000 used with the policy on, predicted within ± 20."""
     on, off = 1000.0, 1000.0 + saved
     return Joined(
-        "f", "sharing", HOST, "ksm", 512 << 20, "idle", 10, "r", "c",
+        "f", "sharing", HOST, LATEST, "ksm", 512 << 20, "idle", 10, "r", "c",
         {USED: Use(off, on), AVAILABLE: Use(off + 100, on + 200)}, Use(off, on * (1 + wrong)),
         {"used_off": None, "used_on": on * 0.02, "saved": on * 0.02},
         {"constant_saving": on * (1 + naive), "no_saving": off},
@@ -541,6 +543,26 @@ def test_guests_of_two_sizes_are_scored_apart() -> None:
         "sharing, ksm, guests of 384 MB",
         "sharing, ksm, guests of 512 MB",
     ]
+
+
+def test_forecasts_by_two_definitions_of_used_are_scored_apart() -> None:
+    earlier = replace(joined(0.01, 0.1), definition="withheld-counted")
+    found = groups([earlier, joined(0.02, 0.1)])
+    assert [group.name for group in found] == [
+        "sharing, ksm, guests of 512 MB",
+        "sharing, ksm, guests of 512 MB, what MemAvailable withholds counted as it was",
+    ]
+    assert [len(group.joined) for group in found] == [1, 1]
+    assert len({group.file_name for group in found}) == 2
+
+
+def test_the_definition_is_what_the_forecast_holds(
+    capsys: pytest.CaptureFixture[str], results: Path, forecast: Path
+) -> None:
+    measure(results)
+    assert {one["definition"] for one in seen(capsys, results)["scores"]} == {LATEST}
+    rewrite(forecast, lambda content: content.pop("withheld_bytes"), sign=True)
+    assert definition(read_record(forecast, ForecastRecord)) == "withheld-counted"
 
 
 def test_the_score_by_hand() -> None:

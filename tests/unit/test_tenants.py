@@ -9,6 +9,7 @@ import random
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,26 +69,6 @@ def test_errors_are_counted() -> None:
     assert (errors.unmerged, errors.false_positives, errors.merged, errors.false_negatives) == (2, 1, 3, 1)
 
 
-@pytest.mark.parametrize(
-    ("count", "of", "low", "high"),
-    [
-        # Worked out by the formula of Wilson with z = 1.96; the first two are in Newcombe (1998), table I.
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (20, 20, 0.8389, 1.0),
-    ],
-)
-def test_the_interval_of_a_proportion(count: int, of: int, low: float, high: float) -> None:
-    assert tenants.wilson(count, of) == pytest.approx((low, high), abs=5e-5)
-
-
-@pytest.mark.parametrize(("count", "of"), [(0, 0), (3, 2), (-1, 2)])
-def test_what_is_no_proportion_is_refused(count: int, of: int) -> None:
-    with pytest.raises(tenants.BenchError):
-        tenants.wilson(count, of)
-
-
 def arm(held: list[int], took: list[int]) -> Any:
     return tenants.Arm(held, took, 0, 5)
 
@@ -118,6 +99,17 @@ def test_the_errors_are_those_of_the_half_that_chose_no_threshold() -> None:
     assert (on.median_unmerged_ns, on.median_merged_ns) == (10, 40)
     off = tenants.solve(rounds(), "off")
     assert (off.threshold_ns, off.errors) == (math.inf, (4, 0, 4, 4))
+
+
+def test_a_threshold_of_other_boots_is_tried_on_each() -> None:
+    # Both boots choose 25: the first one has no error, of the second one 1 of its 4 unmerged pages errs.
+    assert tenants.of_other_boots(rounds(), "on") == [0.0, 0.25]
+    # Nothing tells them apart: every merged page is called unmerged.
+    assert tenants.of_other_boots(rounds(), "off") == [1.0, 1.0]
+    first, second = rounds()
+    assert tenants.of_other_boots([first, replace(second, booted_at=first.booted_at)], "on") == []
+    shown = tenants.shown(rounds(), {})
+    assert "KSM on: with a threshold from the other boots both rates sum to 12.5 ± 158.8 % (" in shown
 
 
 def test_the_figures_are_made_again_from_the_record_alone(tmp_path: Path) -> None:
