@@ -38,9 +38,13 @@ def answers(uri: str = URI) -> bool:
 
 def bring_up(uri: str = URI, limit_seconds: float = ANSWER_SECONDS) -> None:
     """Start libvirt's daemons and wait until they answer. Raises DaemonError."""
-    start(SYSTEMD.is_dir())
     deadline = time.monotonic() + limit_seconds
-    while not answers(uri):
+    while True:
+        # Each time: what ran a moment ago may have been the rest of a daemon that died, such as the child
+        # that was about to become a guest.
+        start(SYSTEMD.is_dir())
+        if answers(uri):
+            return
         if time.monotonic() > deadline:
             raise DaemonError(f"libvirt does not answer at {uri} after {limit_seconds:g} s")
         time.sleep(LOOK_SECONDS)
@@ -63,11 +67,13 @@ def start(systemd: bool) -> None:
 
 
 def running(name: str) -> bool:
-    """Tell whether a daemon of this name runs."""
+    """Tell whether a daemon of this name runs; one that has ended and that nobody has waited for does not."""
     for folder in Path("/proc").iterdir():
         try:
-            if folder.name.isdigit() and (folder / "comm").read_text().strip() == name:
-                return True
+            if folder.name.isdigit():
+                said, _end, rest = (folder / "stat").read_text().rpartition(")")
+                if said.partition("(")[2] == name and rest.split()[0] != "Z":
+                    return True
         except OSError:
             continue
     return False

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -129,3 +131,31 @@ def test_daemons_that_do_not_start_are_named_and_one_that_runs_is_left_alone(
         daemon.DaemonError, match=r"^systemctl is not installed; run the kvm_host role first$"
     ):
         daemon.start(systemd=True)
+
+
+def test_a_daemon_whose_rest_still_ran_when_it_was_to_be_started_is_started_when_that_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rest that runs when it is looked for first, and never answers."""
+    begun = tmp_path / "begun"
+    (tmp_path / "libvirtd").write_text(f"#!/bin/sh\n: > {begun}\n")
+    (tmp_path / "libvirtd").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(daemon, "SYSTEMD", tmp_path / "none")
+    monkeypatch.setattr(daemon, "LOOK_SECONDS", 0)
+    looks = iter([True, False])
+    monkeypatch.setattr(daemon, "running", lambda name: name == "virtlogd" or next(looks))
+    monkeypatch.setattr(daemon, "answers", lambda _uri: begun.exists())
+    daemon.bring_up()
+    assert begun.exists()
+
+
+def test_a_process_that_has_ended_runs_no_more_whether_or_not_it_was_waited_for(tmp_path: Path) -> None:
+    program = tmp_path / "kept (a)"
+    program.symlink_to("/bin/sleep")
+    with subprocess.Popen([program, "3600"]) as process:
+        while not daemon.running(program.name):
+            assert process.poll() is None
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert not daemon.running(program.name)
