@@ -179,7 +179,7 @@ from ansible.module_utils.confinement import ConfinementError, confinement
 from ansible.module_utils.disk_room import OVERLAY_BYTES, Need, saved_bytes, shortages
 from ansible.module_utils.guest_channel import ask_all, why_gone, why_stopped
 from ansible.module_utils.guest_ssh import GuestSsh
-from ansible.module_utils.libvirt_daemon import DaemonError, bring_up
+from ansible.module_utils.libvirt_daemon import DaemonError, bring_up, unborn
 from ansible.module_utils.names import DOMAIN, METADATA_URI, PATH, NameRefused, check, guest_of
 from ansible.module_utils.own_files import NotOwnError, check_free, is_own, make_own, remove_own
 from ansible.module_utils.private_file import put
@@ -204,6 +204,8 @@ LONGEST_PATH_BYTES = 107
 AT_ONCE = 4
 # libvirtd's default: more requests of one connection wait for each other (max_client_requests).
 REQUESTS_OF_A_CONNECTION = 5
+# How often libvirt is asked to end a guest that it is busy with, 30 s each time
+TIMES_TO_END = 6
 
 
 class GuestError(Exception):
@@ -527,18 +529,29 @@ class Testbed:
     def remove(self, own: Mapping[str, Owned]) -> None:
         """Remove domains of ours and their files, all at once: libvirt waits for the end of each process."""
 
+        def end(name: str, connection: Any) -> None:
+            domain = connection.lookupByName(name)
+            # A domain that is not defined for good is gone with its process.
+            persistent = domain.isPersistent()
+            if domain.isActive():
+                domain.destroy()
+            if persistent:
+                domain.undefine()
+
         def one(owned: Owned, connection: Any) -> None:
-            try:
-                domain = connection.lookupByName(owned.domain.name())
-                # A domain that is not defined for good is gone with its process.
-                persistent = domain.isPersistent()
-                if domain.isActive():
-                    domain.destroy()
-                if persistent:
-                    domain.undefine()
-            except libvirt.libvirtError as error:
-                if is_active(owned.domain):
-                    raise GuestError(f"{owned.guest} can't be ended: {error}") from None
+            for left in reversed(range(TIMES_TO_END)):
+                try:
+                    end(owned.domain.name(), connection)
+                except libvirt.libvirtError as error:
+                    busy = error.get_error_code() == libvirt.VIR_ERR_OPERATION_TIMEOUT
+                    if not is_active(owned.domain):
+                        break
+                    if not (busy and left):
+                        raise GuestError(
+                            f"{owned.guest} can't be ended: {error}{held(owned.domain.name())}"
+                        ) from None
+                else:
+                    break
             if is_own(self.directory):
                 remove_own(self.directory / owned.guest, self.directory)
 
@@ -872,6 +885,16 @@ def named(guest: Guest, deed: str) -> Iterator[None]:
         yield
     except libvirt.libvirtError as error:
         raise GuestError(f"{guest.name} can't be {deed}: {error}") from None
+
+
+def held(domain: str) -> str:
+    """What to do where libvirt holds a domain that has no process; empty where it has one."""
+    path = unborn().get(domain)
+    if path is None:
+        return ""
+    return (
+        f"; it has no process, and libvirt holds it: stop libvirtd, remove {path}, and start libvirtd again"
+    )
 
 
 def pid_of(guest: Guest) -> int:

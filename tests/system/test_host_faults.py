@@ -115,7 +115,7 @@ def test_libvirtd_is_killed_while_ksm_merges(results: Path, proof: Cells, before
     code, said = finished(run)
     assert code == 0, said
     assert daemon() != killed
-    assert left(before) == []
+    assert left(before) == [], said
     assert domains() == []
     (cell,) = cells(results / "libvirtd-merge").values()
     assert set(cell) == set(RECORDS)
@@ -131,7 +131,7 @@ def test_libvirtd_is_killed_while_guests_are_restored(results: Path, proof: Cell
     os.kill(daemon(), signal.SIGKILL)
     code, said = finished(run)
     assert code != 0, said
-    assert left(before) == []
+    assert left(before) == [], said
     assert domains() == []
     assert "guest0" in failure(results / "libvirtd-restore")
     # What failed is measured by the next run.

@@ -9,13 +9,25 @@ from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
+INTERNAL_ERROR, OPERATION_TIMEOUT = 1, 68
+
 
 class LibvirtError(Exception):
     """What libvirt raises."""
 
+    def __init__(self, text: str, code: int = INTERNAL_ERROR) -> None:
+        super().__init__(text)
+        self.code = code
+
+    def get_error_code(self) -> int:
+        return self.code
+
 
 LIBVIRT = SimpleNamespace(
-    libvirtError=LibvirtError, VIR_DOMAIN_SAVE_BYPASS_CACHE=1, VIR_DOMAIN_SAVE_IMAGE_XML_SECURE=1
+    libvirtError=LibvirtError,
+    VIR_DOMAIN_SAVE_BYPASS_CACHE=1,
+    VIR_DOMAIN_SAVE_IMAGE_XML_SECURE=1,
+    VIR_ERR_OPERATION_TIMEOUT=OPERATION_TIMEOUT,
 )
 
 
@@ -58,6 +70,11 @@ class Domain:
         self._known()
         if self.name() in self.host.immortal:
             raise LibvirtError("failed to kill: Device or resource busy")
+        if self.host.busy.get(self.name(), 0):
+            self.host.busy[self.name()] -= 1
+            raise LibvirtError(
+                "Timed out during operation: cannot acquire state change lock", OPERATION_TIMEOUT
+            )
         self.host.gone(self)
 
     def undefine(self) -> None:
@@ -90,6 +107,7 @@ class Host:
         self.restored: list[str] = []
         self.most_at_once = 0
         self.immortal: set[str] = set()
+        self.busy: dict[str, int] = {}  # how often it is not to be had
         self.unsaved: set[str] = set()
         self.refused: set[str] = set()
         self.short_lived: set[str] = set()

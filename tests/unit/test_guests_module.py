@@ -741,6 +741,34 @@ def test_a_guest_that_cannot_be_ended_is_named(bench: Bench) -> None:
     assert bench.refusal("absent") == "guest02 can't be ended: failed to kill: Device or resource busy"
 
 
+def test_a_guest_that_libvirt_is_busy_with_is_ended_when_it_can_be(bench: Bench) -> None:
+    bench.call()
+    bench.host.busy = {names(2)[0]: guests.TIMES_TO_END - 1}
+    bench.call("absent")
+    assert bench.host.names() == [] and not (bench.folder / "guests").exists()
+
+
+@pytest.mark.parametrize(
+    ("is_unborn", "hint"),
+    [
+        (False, ""),
+        (
+            True,
+            "; it has no process, and libvirt holds it: stop libvirtd, remove /x, and start libvirtd again",
+        ),
+    ],
+)
+def test_a_guest_that_libvirt_stays_busy_with_is_named(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, is_unborn: bool, hint: str
+) -> None:
+    bench.call()
+    bench.host.busy = {names(2)[0]: guests.TIMES_TO_END}
+    monkeypatch.setattr(guests, "unborn", lambda: {names(2)[0]: Path("/x")} if is_unborn else {})
+    assert bench.refusal("absent") == (
+        f"guest02 can't be ended: Timed out during operation: cannot acquire state change lock{hint}"
+    )
+
+
 def test_a_guest_that_ends_while_it_is_removed_is_no_failure(bench: Bench) -> None:
     bench.call()
     ended = bench.host.lookupByName(names(1)[0])

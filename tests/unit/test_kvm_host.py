@@ -159,3 +159,52 @@ def test_a_process_that_has_ended_runs_no_more_whether_or_not_it_was_waited_for(
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert not daemon.running(program.name)
+
+
+GUEST = "ksm-testbed-guest01"
+
+
+def status(
+    pid: int, metadata: str = '<testbed:guest xmlns:testbed="urn:ksm-testbed" name="guest01"/>'
+) -> str:
+    """What libvirt keeps of a domain, in short."""
+    return (
+        f"<!-- of libvirt -->\n<domstatus state='paused' reason='starting up' pid='{pid}'>\n"
+        f"<domain type='qemu' id='7'><name>{GUEST}</name><metadata>{metadata}</metadata></domain>\n"
+        "</domstatus>\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kept", "qemu", "is_forgotten"),
+    [
+        (status(0), "guest=ksm-testbed-guest02,debug-threads=on", True),
+        (status(0), f"guest={GUEST},debug-threads=on", False),
+        (status(4711), "", False),
+        (status(0, metadata=""), "", False),
+    ],
+    ids=["no process", "a process", "started", "somebody else's"],
+)
+def test_a_guest_that_a_daemon_died_over_is_forgotten_before_the_next_one_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str, qemu: str, is_forgotten: bool
+) -> None:
+    run, library, process = (tmp_path / one for one in ("run", "library", "proc/31"))
+    files = [run / f"{GUEST}.xml", run / f"{GUEST}.pid", library / f"domain-7-{GUEST}/monitor.sock"]
+    for path in (*files, process / "cmdline", tmp_path / "libvirtd"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    files[0].write_text(kept)
+    (process / "cmdline").write_bytes(b"qemu-system-x86_64\0-name\0" + qemu.encode() + b"\0")
+    (tmp_path / "libvirtd").write_text("#!/bin/sh\n")
+    (tmp_path / "libvirtd").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for constant, path in {"RUN": run, "LIBRARY": library, "PROC": process.parent}.items():
+        monkeypatch.setattr(daemon, constant, path)
+    runs = {"virtlogd": True, "libvirtd": True}
+    monkeypatch.setattr(daemon, "running", runs.__getitem__)
+    daemon.start(systemd=False)
+    assert all(path.exists() for path in files)
+    runs["libvirtd"] = False
+    daemon.start(systemd=False)
+    assert [path.exists() for path in files] == [not is_forgotten] * 3
+    assert (files[2].parent.exists(), library.exists()) == (not is_forgotten, True)
