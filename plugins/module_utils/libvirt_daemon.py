@@ -11,6 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from ansible.module_utils.ksm_probe import OWN_PREFIX
 from ansible.module_utils.names import guest_of
 
 try:
@@ -106,7 +107,12 @@ def _has_process(domain: str) -> bool:
 
 
 def forget_unborn() -> None:
-    """Take away what a daemon that died has left of domains that have no process; while none runs."""
+    """Take away what a daemon that died has left of domains that have no process; while none runs.
+
+    And what it was writing of this testbed's, which no daemon reads.
+    """
+    for half in RUN.glob(f"{OWN_PREFIX}*.xml.new"):
+        half.unlink(missing_ok=True)
     for name, path in unborn().items():
         for folder in LIBRARY.glob(f"domain-*-{name}"):
             shutil.rmtree(folder, ignore_errors=True)

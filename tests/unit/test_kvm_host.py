@@ -189,8 +189,9 @@ def test_a_guest_that_a_daemon_died_over_is_forgotten_before_the_next_one_is_sta
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str, qemu: str, is_forgotten: bool
 ) -> None:
     run, library, process = (tmp_path / one for one in ("run", "library", "proc/31"))
+    half, another = run / f"{GUEST}.xml.new", run / "web.xml.new"
     files = [run / f"{GUEST}.xml", run / f"{GUEST}.pid", library / f"domain-7-{GUEST}/monitor.sock"]
-    for path in (*files, process / "cmdline", tmp_path / "libvirtd"):
+    for path in (*files, half, another, process / "cmdline", tmp_path / "libvirtd"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     files[0].write_text(kept)
@@ -203,8 +204,9 @@ def test_a_guest_that_a_daemon_died_over_is_forgotten_before_the_next_one_is_sta
     runs = {"virtlogd": True, "libvirtd": True}
     monkeypatch.setattr(daemon, "running", runs.__getitem__)
     daemon.start(systemd=False)
-    assert all(path.exists() for path in files)
+    assert all(path.exists() for path in (*files, half))
     runs["libvirtd"] = False
     daemon.start(systemd=False)
     assert [path.exists() for path in files] == [not is_forgotten] * 3
     assert (files[2].parent.exists(), library.exists()) == (not is_forgotten, True)
+    assert (half.exists(), another.exists()) == (False, True)
