@@ -8,7 +8,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from itertools import product
@@ -61,6 +61,8 @@ HANDLING = frozenset(
 LOADS = frozenset({"focus", "workloads", "mix"})
 # Variables that say nothing but what policies, workloads and what is requested of a record say
 SAID_ELSEWHERE = frozenset({"ksm_knobs", "thp_enabled", "others", "keep_loaded", "probes"})
+# Which of the same cells are measured where
+PLACING = frozenset({"pinned"})
 # Each cell starts from the same checkpoint, so its place in the order changes nothing in it.
 SEED = "cell_order_seed"
 
@@ -108,13 +110,15 @@ class Design:
     ``others``: refuse or allow memory that others on the host offer to KSM. ``keep_loaded``: False loads the
     guests of every cell after their restore, whatever their workload's file says. ``probes``: of guests, one
     after another, in each arm; with 0 ``off`` is no policy. ``survey_sample``: of the survey before KSM is
-    on, one in so many contents; 0: none is taken.
+    on, one in so many contents; 0: none is taken. ``pinned``: workloads and policies, each with the one
+    host that measures their cells, "random_fill=kvm1".
     """
 
     focus: tuple[int, ...]
     workloads: tuple[str, ...]
     mix: str
     policies: tuple[str, ...]
+    pinned: tuple[str, ...]
     guests: tuple[int, ...]
     boots: int
     first_boot: int
@@ -239,13 +243,13 @@ class Design:
     def digest(self) -> str:
         """SHA-256 of the canonical JSON of what is measured.
 
-        The handling of guests and the order of the cells are left out; policies and workloads count with
-        what their files say, keep_loaded with these, and others and probes with what is requested.
+        The handling of guests, the order of the cells and their hosts are left out; policies and workloads
+        count with what their files say, keep_loaded with these, and others and probes with what is requested.
         """
         variables = {
             name: value
             for name, value in self.to_json().items()
-            if name not in HANDLING | LOADS | SAID_ELSEWHERE | {SEED}
+            if name not in HANDLING | LOADS | SAID_ELSEWHERE | PLACING | {SEED}
         }
         return canonical_digest(
             {
@@ -257,8 +261,12 @@ class Design:
         )
 
     def cells(self, hypervisors: Iterable[str], seed: int) -> list[Cell]:
-        """Every cell: by boot, else in an order drawn from the seed, the same for every hypervisor."""
+        """Every cell: by boot, else in an order drawn from the seed, the same for every hypervisor.
+
+        Raises DesignError where a cell is pinned to a host that is not among these, or to two.
+        """
         hosts = list(hypervisors)
+        places = {pair: self._places(*pair, hosts) for pair in product(self.loads, self.policies)}
         draw = random.Random(seed)  # noqa: S311 -- an order that can be had again, no secret
         cells = []
         for boot in range(self.first_boot, self.first_boot + self.boots):
@@ -276,9 +284,25 @@ class Design:
                     repetition=repetition,
                 )
                 for load, policy, guests, repetition in of_boot
-                for hypervisor in hosts
+                for hypervisor in places[load, policy]
             ]
         return cells
+
+    def _places(self, load: str, policy: str, hosts: Sequence[str]) -> Sequence[str]:
+        """The hosts that measure this load under this policy."""
+        pins = dict(_pin(text) for text in self.pinned)
+        strangers = sorted(set(pins.values()) - set(hosts))
+        if strangers:
+            raise DesignError(
+                f"pinned names {', '.join(strangers)}: allowed are the hosts of the group hypervisors, "
+                f"{', '.join(hosts)}."
+            )
+        asked = sorted({pins[name] for name in (load, policy) if name in pins})
+        if len(asked) > 1:
+            raise DesignError(
+                f"pinned gives {load} under {policy} to {' and to '.join(asked)}: allowed is one host."
+            )
+        return asked or hosts
 
 
 def check_variable(name: str, value: object) -> Any:
@@ -475,6 +499,21 @@ def _mix(name: str, value: Any) -> str:
     return mix_text(mix)
 
 
+def _pin(text: str) -> tuple[str, str]:
+    """A workload or policy, whose own name may have a "=" in it, and its host."""
+    what, _equals, host = text.rpartition("=")
+    return what.strip(), host.strip()
+
+
+def _pinned(name: str, value: Any) -> tuple[str, ...]:
+    parts = [] if value in ("", [], ()) else _parts(value)
+    pins = [_pin(part) for part in parts]
+    if not all(what and host for what, host in pins) or len(dict(pins)) < len(pins):
+        allowed = "workloads and policies, each once with its host, such as random_fill=kvm1,advisor=kvm2"
+        raise _refuse(name, value, allowed)
+    return tuple(sorted(f"{what}={host}" for what, host in pins))
+
+
 def _thp(name: str, value: Any) -> str:
     return "" if str(value).strip() == "" else str(choice(THP_MODES)(name, value))
 
@@ -555,6 +594,13 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
             f"{guests[-1]} guests has a port of its own after it."
         )
     names = values.get("workloads") or [foci()[focus] for focus in values.get("focus", ())]
+    known = {*names, *values.get("policies", ())} if not mix else {*values.get("policies", ())}
+    wrong += [
+        f"pinned names {what}: allowed are the policies and, without a mix, the workloads of this "
+        f"experiment, {', '.join(sorted(known))}."
+        for what in (_pin(text)[0] for text in values.get("pinned", ()))
+        if what not in known
+    ]
     idle = not mix and not any(read_workload(name).loads for name in names)
     if values.get("checkpoint") == "measured" and not idle:
         wrong.append(
@@ -575,6 +621,7 @@ _CASTS: dict[str, Caster] = {
     "workloads": _workloads,
     "mix": _mix,
     "policies": several(_policy, _EACH_ONCE),
+    "pinned": _pinned,
     "guests": several(whole(1, MOST_GUESTS), "each number once, with commas between"),
     "boots": whole(1, 1000),
     "first_boot": whole(1, 1000),

@@ -28,7 +28,7 @@ from analysis.records.reading import RecordError, read_record
 from analysis.records.writing import write_record
 
 # What the design of a plan that was made before this variable does
-_SINCE = {"others": REFUSE, "keep_loaded": True, "probes": 0}
+_SINCE = {"others": REFUSE, "keep_loaded": True, "probes": 0, "pinned": []}
 _ONE_OF = {"policies": "policy", "workloads": "workload"}
 
 

@@ -745,12 +745,14 @@ class PlannedVariables(Model):
     of the boots. ``follow_seconds``: of the series after the on record. ``survey_sample``: 0: no survey.
     ``others``: whether memory that others offer to KSM was refused or allowed. ``keep_loaded``: whether
     guests were kept loaded where their workload's file says so. ``probes``: of guests, in each arm.
+    ``pinned``: workloads and policies with the one host that measures them.
     """
 
     focus: Annotated[tuple[Positive, ...], Field(min_length=1), AfterValidator(_distinct)]
     workloads: Names
     mix: str
     policies: Annotated[Names, Field(min_length=1)]
+    pinned: Names = ()
     guests: Annotated[tuple[Positive, ...], Field(min_length=1), AfterValidator(_distinct)]
     boots: Positive
     first_boot: Positive = 1

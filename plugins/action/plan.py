@@ -156,7 +156,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             plan = runs.open_run(results, new, write=write)
             pending = runs.pending_cells(plan, run_directory)
             by_host = {
-                host: [cell for cell in pending if cell.hypervisor == host] for host in plan.hypervisors
+                host: [cell for cell in pending if cell.hypervisor == host]
+                for host in dict.fromkeys([*map(str, hypervisors), *plan.hypervisors])
             }
             records = {
                 host: disk.records_need(len(cells), design.to_json(), str(run_directory))
@@ -205,9 +206,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
 
 def _without_hypervisor(cells: Sequence[matrix.Cell]) -> list[dict[str, Any]]:
-    """The matrix, which is the same on every hypervisor."""
-    return [
-        {name: value for name, value in asdict(cell).items() if name != "hypervisor"}
-        for cell in cells
-        if cell.hypervisor == cells[0].hypervisor
-    ]
+    """The matrix, each cell once: those that some hypervisor measures, in their order."""
+    return list(
+        {
+            cell.cell_id: {name: value for name, value in asdict(cell).items() if name != "hypervisor"}
+            for cell in cells
+        }.values()
+    )

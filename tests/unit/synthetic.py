@@ -38,6 +38,7 @@ def variables(**changes: Any) -> dict[str, Any]:
         "keep_loaded": True,
         "probes": 0,
         "survey_sample": 0,
+        "pinned": "",
         "guest_ssh_port_base": 22200,
         "image_source": "build",
         "image_checksum": "",

@@ -491,6 +491,7 @@ def test_a_run_goes_on_with_another_handling_and_keeps_its_plan(
         ({"boots": 2}, "boots: 1, now 2"),
         ({"thp_enabled": "never"}, 'thp_enabled: "", now "never"'),
         ({"hosts": ("host1", "h2")}, "hypervisors: host1, now h2, host1"),
+        ({"pinned": "idle=host1"}, "pinned: , now idle=host1"),
         ({"guests": 4, "repetitions": 2}, "guests: 15, now 4; repetitions: 1, now 2"),
     ],
 )
@@ -512,6 +513,54 @@ def test_a_policy_or_workload_whose_file_has_changed_is_another_design(results: 
     with pytest.raises(DesignError, match=r"\(workload idle is not what it was: its file has changed\)"):
         loaded = {"idle": plan.workloads["idle"].model_copy(update={"checkpoint_loaded": True})}
         open_run(results, plan.model_copy(update={"policies": changed, "workloads": loaded}))
+
+
+def test_pinned_cells_are_on_their_host_alone_and_the_others_everywhere() -> None:
+    pinned = design(focus="1,3", policies="advisor,ksm", pinned="random_fill=h2, advisor = h1", boots=2)
+    with pytest.raises(DesignError, match=r"random_fill under advisor to h1 and to h2: allowed is one host"):
+        pinned.cells(["h1", "h2"], 1)
+    pinned = design(focus="1,3", policies="advisor,ksm", pinned="random_fill=h2", boots=2)
+    places: dict[tuple[str, str], set[str]] = {}
+    for cell in pinned.cells(["h1", "h2", "h3"], 1):
+        places.setdefault((cell.workload, cell.policy), set()).add(cell.hypervisor)
+    assert places == {
+        ("idle", "advisor"): {"h1", "h2", "h3"},
+        ("idle", "ksm"): {"h1", "h2", "h3"},
+        ("random_fill", "advisor"): {"h2"},
+        ("random_fill", "ksm"): {"h2"},
+    }
+    everywhere = design(focus="1,3", policies="advisor,ksm", boots=2)
+    assert pinned.digest == everywhere.digest
+    order = [cell.cell_id for cell in everywhere.cells(["h2"], 1)]
+    assert [cell.cell_id for cell in pinned.cells(["h1", "h2", "h3"], 1) if cell.hypervisor == "h2"] == order
+    knobs = design(policies="ksm+pages_to_scan=100", pinned="ksm+pages_to_scan=100=h2")
+    assert {cell.hypervisor for cell in knobs.cells(["h1", "h2"], 1)} == {"h2"}
+    assert Design.from_variables(knobs.to_json()) == knobs
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"pinned": "idle"},
+            r"^pinned is 'idle': allowed is workloads and policies, each once with its host",
+        ),
+        ({"pinned": "idle=h1,idle=h2"}, "^pinned is"),
+        ({"pinned": "advisor=h1"}, r"^pinned names advisor: allowed are .* this experiment, idle, ksm\.$"),
+        (
+            {"pinned": "idle=h1", "mix": "idle=5,random_fill=10"},
+            r"^pinned names idle: allowed are .*, ksm\.$",
+        ),
+    ],
+)
+def test_what_cannot_be_pinned_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(DesignError, match=words):
+        design(**changes)
+
+
+def test_a_pin_to_a_host_that_is_not_there_is_refused() -> None:
+    with pytest.raises(DesignError, match=r"^pinned names kvm9: allowed are the hosts of .*, kvm1, kvm2\.$"):
+        make_plan(design(pinned="idle=kvm9"), ["kvm1", "kvm2"], "x")
 
 
 def test_checking_writes_nothing(results: Path) -> None:
@@ -654,3 +703,15 @@ def test_the_action_fails_in_the_designs_words(tmp_path: Path) -> None:
         "guests is '0': allowed is a whole number from 1 to 999."
     )
     assert not (tmp_path / "results").exists()
+
+
+def test_the_action_leaves_a_pinned_cell_to_its_host(tmp_path: Path) -> None:
+    planned = plan_action(tmp_path, focus="2,3", pinned="random_fill=host2", cell_order_seed=1)
+    both = ["constant_fill-ksm-guests15-boot1-rep1", "random_fill-ksm-guests15-boot1-rep1"]
+    assert sorted(cell["cell_id"] for cell in planned["cells"]) == both
+    assert planned["pending"]["host1"] == both[:1] and sorted(planned["pending"]["host2"]) == both
+
+
+def test_a_host_without_a_cell_of_its_own_has_nothing_to_measure(tmp_path: Path) -> None:
+    planned = plan_action(tmp_path, pinned="idle=host2")
+    assert planned["pending"] == {"host1": [], "host2": ["idle-ksm-guests15-boot1-rep1"]}
