@@ -21,6 +21,7 @@ from analysis.records.models import (
     CensusRecord,
     FailedRecord,
     MergeRecord,
+    PerformanceRecord,
     Phase,
     PlanRecord,
     Provenance,
@@ -35,7 +36,7 @@ from analysis.records.survey import SurveyRecord
 COMPLETE, FAILED, INVALID, MISSING = "complete", "failed", "invalid", "missing"
 
 P = TypeVar("P", bound=Phase)
-B = TypeVar("B", CensusRecord, AfterRecord, SurveyRecord)
+B = TypeVar("B", CensusRecord, AfterRecord, PerformanceRecord, SurveyRecord)
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ class CellRecords:
         return self._beside("after.json", AfterRecord, self._of_another_cell)
 
     @cached_property
+    def performance(self) -> PerformanceRecord | None:
+        """What its applications did, read when it is asked for; None without. Raises RecordError."""
+        return self._beside("performance.json", PerformanceRecord, self._of_another_cell)
+
+    @cached_property
     def survey(self) -> SurveyRecord | None:
         """The survey before KSM was on, read when it is asked for; None without one. Raises RecordError."""
         return self._beside(SURVEY_FILE, SurveyRecord, self._of_another_host)
@@ -127,7 +133,7 @@ class CellRecords:
             raise RecordError(f"{self.directory} has no {kind} record that can be used.")
         return record
 
-    def _of_another_cell(self, record: CensusRecord | AfterRecord) -> str:
+    def _of_another_cell(self, record: CensusRecord | AfterRecord | PerformanceRecord) -> str:
         return identity_problem(record, self.run_id, self.cell)
 
     def _of_another_host(self, record: SurveyRecord) -> str:

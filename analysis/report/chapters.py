@@ -17,6 +17,7 @@ from analysis.report.content_figures import census_figure, hosts_figure
 from analysis.report.document import Block, Folded, Picture, Section
 from analysis.report.explanation import (
     Explained,
+    application_grid,
     blocks,
     course_grid,
     explain_all,
@@ -226,6 +227,7 @@ def _explanation(mine: Sequence[Explained]) -> Iterator[Part | Picture]:
     for first in range(0, len(mine), _COLUMNS):
         yield course_grid(mine[first : first + _COLUMNS])
     yield guest_grid(mine)
+    yield from filter(None, [application_grid(mine)])
 
 
 def _told(book: Waterfall) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.measure.applications import ApplicationCost, application_costs
 from analysis.measure.burndown import PERCENTS, Burndown, burndown
 from analysis.measure.efficiency import CensusMeans, census_means
 from analysis.measure.follow import follow_words
@@ -38,6 +39,12 @@ _GUEST_COLUMNS = {
     "guest_merged_mib": "merged_bytes",
     "guest_rmap_mib": "rmap_bytes",
 }
+_APPLICATION = (
+    "application_figure",
+    "application_change_percent",
+    "application_cpu_seconds",
+    "application_cpu_change_percent",
+)
 _RANGE = {"min": "least", "median": "median", "max": "most"}
 _GROSS = QUANTITIES["gross_mib_per_vm"]
 
@@ -56,6 +63,7 @@ class Explained:
     burndowns: tuple[Burndown, ...]
     guests: tuple[pd.DataFrame, ...]
     census: CensusMeans | None
+    applications: tuple[ApplicationCost, ...]
     problems: tuple[str, ...]
 
     @property
@@ -90,6 +98,7 @@ def explain_all(answer: Answer) -> list[Explained]:
         if cells := averaged(summary, answer.runs):
             books, boots, problems = _ledgers(cells)
             census, census_problems = census_means(cells)
+            applications, application_problems = application_costs(cells)
             explained.append(
                 Explained(
                     summary,
@@ -99,7 +108,8 @@ def explain_all(answer: Answer) -> list[Explained]:
                     tuple(map(burndown, cells)),
                     tuple(map(contributions, cells)),
                     census,
-                    (*problems, *census_problems),
+                    tuple(applications),
+                    (*problems, *census_problems, *application_problems),
                 )
             )
     return explained
@@ -126,7 +136,11 @@ def explanation_parts(
         for first in range(0, len(mine), _COLUMNS):
             some = mine[first : first + _COLUMNS]
             parts += [ledger_grid(some), *filter(None, [census_rows(some)]), course_grid(some)]
-        parts += [guest_grid(mine, each_guest=each_guest), *map(words, mine)]
+        parts += [
+            guest_grid(mine, each_guest=each_guest),
+            *filter(None, [application_grid(mine)]),
+            *map(words, mine),
+        ]
     doubts = [*warnings(answer), *problems_of(explained)]
     return [*parts, notes(doubts)] if doubts else parts
 
@@ -186,6 +200,40 @@ def census_rows(shown: Sequence[Explained]) -> Grid | None:
         for name in CENSUS
     ]
     return table(("MB/VM, at one moment", *_names(shown)), rows, title="Page census: what could merge")
+
+
+def application_grid(shown: Sequence[Explained]) -> Grid | None:
+    """What the guests' applications did with KSM off and merged; None where none was measured."""
+    figure, change, cpu, cpu_change = (QUANTITIES[name] for name in _APPLICATION)
+    rows = [
+        (
+            f"{row_name(one.summary)}: {_of_which(one.summary, cost)}{cost.unit}",
+            str(cost.boots),
+            figure.estimate(cost.figure_off),
+            figure.estimate(cost.figure_on),
+            change.estimate(cost.figure_change, sign=True),
+            cpu.estimate(cost.cpu_off_seconds),
+            cpu.estimate(cost.cpu_on_seconds),
+            cpu_change.estimate(cost.cpu_change, sign=True),
+        )
+        for one in shown
+        for cost in one.applications
+    ]
+    heads = (
+        "application",
+        "boots",
+        "figure\noff",
+        "\non",
+        f"change\n{change.unit}",
+        f"CPU, {cpu.unit}\noff",
+        "\non",
+        f"change\n{cpu_change.unit}",
+    )
+    return table(heads, rows, title="What the applications did, KSM off and then on") if rows else None
+
+
+def _of_which(summary: Summary, cost: ApplicationCost) -> str:
+    return "" if cost.workload == summary.workload else f"{cost.workload} "
 
 
 def course_grid(shown: Sequence[Explained]) -> Grid:
@@ -344,9 +392,10 @@ def explanation_json(answer: Answer, explained: Sequence[Explained]) -> str:
     """The explanation as JSON: run_ids, quantities, explained and notes.
 
     Of each line: its treatment, estimates and census as in `summarize --json`; ``ledger``: items from gross
-    to MemAvailable and to PSS, MB/VM; ``course``: means of the burndown; ``guests``, by name; ``words``.
+    to MemAvailable and to PSS, MB/VM; ``course``: means of the burndown; ``guests``, by name;
+    ``applications``: their figure and CPU time, off and on; ``words``.
     """
-    shown = [*_GUEST_COLUMNS, *CENSUS, "rest_percent", "near_final_scans"]
+    shown = [*_GUEST_COLUMNS, *CENSUS, *_APPLICATION, "rest_percent", "near_final_scans"]
     content = {
         "schema_version": 1,
         "run_ids": [run.plan.run_id for run in answer.runs],
@@ -383,6 +432,7 @@ def _line(one: Explained) -> dict[str, Any]:
             str(name): {part: None if pd.isna(value) else value for part, value in values.items()}
             for name, values in guests.items()
         },
+        "applications": [asdict(cost) for cost in one.applications],
         "words": words(one),
     }
 

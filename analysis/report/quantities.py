@@ -81,6 +81,7 @@ class Quantity:
 _AVAILABLE = f"/proc/meminfo: MemTotal, MemAvailable ({PROC_RST})"
 _USED = f"{_AVAILABLE}; /proc/zoneinfo: count of the pagesets"
 _PSS = f"/proc/PID/smaps_rollup of each guest's QEMU: Pss ({PROC_RST})"
+_APPLICATION = "performance.json: the command of the workload's file"
 _CENSUS = "page census: every page of the paused guests is hashed"
 _BURNDOWN = "samples of /sys/kernel/mm/ksm while KSM merges"
 
@@ -656,6 +657,38 @@ _ALL = (
         1,
         "/proc/stat: steal",
         "Share of all CPUs that the host of this host took.",
+    ),
+    Quantity(
+        "application_figure",
+        "figure",
+        "its own",
+        1,
+        _APPLICATION,
+        "What the application's own performance command gave, mean over the guests that were measured.",
+    ),
+    Quantity(
+        "application_change_percent",
+        "change",
+        "%",
+        1,
+        _APPLICATION,
+        "The application's figure under the policy against KSM off in the same guests, off first.",
+    ),
+    Quantity(
+        "application_cpu_seconds",
+        "CPU",
+        "s",
+        2,
+        f"{_APPLICATION}; {_SCHEDSTAT}",
+        "How long the guest's virtual CPUs ran for the application's performance command.",
+    ),
+    Quantity(
+        "application_cpu_change_percent",
+        "CPU change",
+        "%",
+        1,
+        f"{_APPLICATION}; {_SCHEDSTAT}",
+        "The same under the policy against KSM off, off first.",
     ),
     Quantity(
         "touch_lost_percent",
