@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from analysis.measure.foretold import Line
+from analysis.measure.statistics import wilson
 from analysis.report.quantities import QUANTITIES
 from analysis.report.summary import described
 from analysis.report.tables import Part, notes, table
@@ -15,6 +16,7 @@ TOLD, GROSS, PSS, ERROR = (
     "pss_mib_per_vm",
     "foretold_error_percent",
 )
+INSIDE = QUANTITIES["inside_percent"]
 # Measured beside foretold: attributes of a Line's cells
 _BESIDE = ((GROSS, "counted", "gross", "gross_error_percent"), (PSS, "ideal", "pss", "pss_error_percent"))
 
@@ -52,6 +54,7 @@ def foretold_parts(lines: Sequence[Line], problems: Sequence[str]) -> list[Part]
         parts.append(table(heads, rows, names=4, title=title))
     said = [
         "Mean ± half of the 95 % t interval over boots; largest: of the cells' errors.",
+        *_covered(lines),
         *_moved(lines),
         *(f"! {problem}" for problem in problems),
     ]
@@ -69,6 +72,21 @@ def _treatment(line: Line) -> tuple[str, ...]:
         f"{one.guests} x {one.guest_memory_mib} MB",
         f"{counts.n_boots}x{each:g}",
     )
+
+
+def _covered(lines: Sequence[Line]) -> list[str]:
+    """How often what KSM's counters said was within the interval of a sample."""
+    sampled = [one for line in lines if line.treatment.sampled_one_in > 1 for one in line.cells]
+    hits = sum(one.counted.low_pages <= one.gross <= one.counted.high_pages for one in sampled)
+    low, high = wilson(hits, len(sampled))
+    if low is None or high is None:
+        return []
+    ends = f"{INSIDE.number(100 * low)} to {INSIDE.number(100 * high)} %"
+    return [
+        "Sampled surveys: what KSM's counters then said is within the sample's own 95 % interval in "
+        f"{hits} of {len(sampled)} cells (Wilson's 95 % interval {ends}, cells taken as independent); what "
+        "changed between the survey and then is not in that interval."
+    ]
 
 
 def _moved(lines: Sequence[Line]) -> list[str]:

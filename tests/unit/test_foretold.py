@@ -1,6 +1,7 @@
 """Surveys in cells beside what KSM then saved: errors worked out by hand, and what is no proof."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,20 @@ ZEROS = 256
 
 
 def surveyed(
-    results: Path, saved_mib_per_vm: dict[int, float], *, thp: dict[str, str] | None = None, **changes: Any
+    results: Path,
+    saved_mib_per_vm: dict[int, float],
+    *,
+    thp: dict[str, str] | None = None,
+    sample: dict[str, Any] | None = None,
+    of_b: Sequence[int] = COMMON,
+    **changes: Any,
 ) -> Path:
     """A run whose cells of two guests were surveyed, and saved so much by boot."""
     plan = synthetic_plan(guests=2, boots=len(saved_mib_per_vm), **changes)
     directory = store(results, plan, saved_mib_per_vm=lambda cell: saved_mib_per_vm[cell.boot])
     for cell in plan.cells:
-        machines = {name: [*COMMON, *[0] * ZEROS] for name in ("a", "b")}
-        record = {**survey_record(machines), "run_id": plan.run_id}
+        machines = {name: [*held, *[0] * ZEROS] for name, held in {"a": COMMON, "b": of_b}.items()}
+        record = {**survey_record(machines, **(sample or {})), "run_id": plan.run_id}
         record["provenance"]["thp"] = thp or {"enabled": "madvise"}
         for counted in record["observed"]["census"]["machines"]:
             counted["zero_huge_pages"] = ZEROS
@@ -66,6 +73,28 @@ def test_zero_pages_that_a_split_frees_are_expected_in_the_fall_of_pss_and_in_no
     ((line,), _problems) = foretold([load_run(surveyed(tmp_path, {1: 5.0}, thp=frees))])
     # 512 zero pages are 1 MB/VM.
     assert line.of("ideal").mean - line.of("counted").mean == pytest.approx(1.0)
+
+
+def test_the_interval_of_a_sample_is_held_against_what_was_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # b has half of them and as many of its own: 1280 and 510 pages, 3.5 MB/VM. Counted is every other one.
+    of_b = [*COMMON[:1280], *range(3000, 4280)]
+    run = surveyed(
+        tmp_path,
+        {1: 3.5, 2: 5.0, 3: 3.45},
+        sample={"one_in": 2, "kept": sorted({*COMMON, *of_b})[::2]},
+        of_b=of_b,
+    )
+    ((line,), _problems) = foretold([load_run(run)])
+    assert line.cells[0].counted.pages == pytest.approx((1280 + 510) * 4096 / 2 / (1 << 20), rel=0.01)
+    assert 0.05 < line.cells[0].counted.half_width_pages < 0.5
+    assert main(["survey", "--proof", "--results", str(tmp_path)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "within the sample's own 95 % interval in 2 of 3 cells (Wilson's 95 % interval 21 to 94 %" in text
+    surveyed(tmp_path / "whole", {1: 6.0})
+    assert main(["survey", "--proof", "--results", str(tmp_path / "whole")]) == 0
+    assert "Sampled" not in capsys.readouterr().out
 
 
 def test_cells_that_prove_nothing_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
