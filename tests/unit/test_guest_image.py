@@ -206,10 +206,6 @@ REFUSED = {
         "keeps its content in another file (it has an external data file)",
     ),
     "aes": (["--object", "secret,id=s,data=abc", "-o", "encryption=on,encrypt.key-secret=s"], "is encrypted"),
-    "luks": (
-        ["--object", "secret,id=s,data=abc", "-o", "encrypt.format=luks,encrypt.key-secret=s"],
-        "is encrypted",
-    ),
 }
 
 
@@ -222,6 +218,16 @@ def test_an_image_that_is_not_all_there_or_encrypted_is_refused(image: Image, ki
     subprocess.run(create, check=True, capture_output=True)
     message = image.refusal(source=str(source), checksum=hashlib.sha512(source.read_bytes()).hexdigest())
     assert message == f"image_source {str(source)!r} {said}: give a whole qcow2 image, not encrypted"
+
+
+def test_an_image_that_is_encrypted_with_luks_is_refused(image: Image) -> None:
+    """By its header: to make one qemu-img times its CPU, which QEMU 7.2 cannot on each machine."""
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image.path, "1M"], check=True)
+    with image.path.open("r+b") as file:
+        file.seek(32)
+        file.write((2).to_bytes(4, "big"))  # crypt_method
+    message = image.refusal(checksum=hashlib.sha512(image.path.read_bytes()).hexdigest())
+    assert message.endswith(" is encrypted: give a whole qcow2 image, not encrypted")
 
 
 @pytest.mark.parametrize("options", [[], ["-o", "compat=0.10"], ["-o", "compression_type=zstd"]])
