@@ -60,7 +60,7 @@ def pareto_figure(places: Sequence[Place]) -> Figure:
         figure.legend(handles.values(), handles, loc="outside right upper", frameon=False, fontsize=8)
         entitle(figure, "Memory against what it costs: left and down is better")
         figure.supxlabel(
-            "Mean of the boots; lines on points: 95 % interval. Hollow: not settled in some cell. "
+            "Mean of the boots; lines on points: 95 % interval.\nHollow: not settled in some cell. "
             "Grey line: no policy is better in both.",
             fontsize=8, color=GREY, x=0.01, ha="left",
         )  # fmt: skip
