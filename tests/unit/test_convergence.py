@@ -167,11 +167,14 @@ def test_a_recorded_series_settles_at_the_very_sample_that_its_host_said(path: P
         for place, second in enumerate(samples["seconds"], 1)
         if judge(scans[:place], saved[:place], rule, smart_scan=smart_scan).settled
     ]
-    assert settled[:1] == [record["observed"]["converged_after_seconds"]]
+    said = record["observed"]["converged_after_seconds"]
+    assert settled[:1] == ([] if said is None else [said])
 
 
 def test_the_recorded_series_rise_fast_and_slowly() -> None:
-    seconds = [json.loads(path.read_text())["observed"]["converged_after_seconds"] for path in RECORDED]
+    said = [json.loads(path.read_text())["observed"]["converged_after_seconds"] for path in RECORDED]
+    # Some had not settled when their time was over.
+    seconds = [one for one in said if one is not None]
     assert min(seconds) < 10
     assert max(seconds) > 100
 
