@@ -50,7 +50,7 @@ def application_costs(cells: Iterable[CellRecords]) -> tuple[list[ApplicationCos
         if record is None:
             continue
         # Some of the guests are measured: what each does is told by all of their names.
-        does = guest_workloads(cell.cell.workload, [f"guest{n:02d}" for n in range(1, cell.cell.guests + 1)])
+        does = guest_workloads(cell.cell.workload, cell.on.observed.guests)
         for guest, both in record.observed.guests.items():
             boots = found.setdefault((does[guest], both.off.unit), {})
             boots.setdefault(cell.boot_key, []).append(both)

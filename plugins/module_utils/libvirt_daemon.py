@@ -11,6 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from ansible.module_utils.guest_channel import RUN
 from ansible.module_utils.ksm_probe import OWN_PREFIX
 from ansible.module_utils.names import guest_of
 
@@ -21,7 +22,6 @@ except ImportError:
 
 URI = "qemu:///system"
 SYSTEMD = Path("/run/systemd/system")
-RUN = Path("/run/libvirt/qemu")
 LIBRARY = Path("/var/lib/libvirt/qemu")
 PROC = Path("/proc")
 ANSWER_SECONDS = 30.0
