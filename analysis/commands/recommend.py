@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from analysis.measure.policies import Place
     from analysis.model.recommending import Goal
 
-# Of the goals this one cannot be answered yet.
-_LATENCY = "latency"
-_GOALS = ("memory", "cpu", "time", _LATENCY)
+_GOALS = ("memory", "cpu", "time", "latency")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,10 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=_GOALS,
         required=True,
         help="memory: the guests use least; cpu: the same within --cpu-percent; time: 90 %% of the best "
-        "saving soonest; latency cannot be answered yet",
+        "saving soonest; latency: most memory within --latency-percent",
     )
     parser.add_argument(
         "--cpu-percent", metavar="P", type=float, help="of --goal cpu: the most of one CPU that ksmd may take"
+    )
+    parser.add_argument(
+        "--latency-percent",
+        metavar="P",
+        type=float,
+        help="of --goal latency: by how much the p99 of the guests' write latency may rise",
     )
     parser.add_argument(
         "--workloads",
@@ -77,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     from analysis.report.tables import show
 
-    goal = _goal(arguments.goal, arguments.cpu_percent)
+    goal = _goal(arguments.goal, arguments.cpu_percent, arguments.latency_percent)
     found = chosen_runs(
         arguments.results, arguments.run, everything=arguments.all, hypervisor=arguments.hypervisor
     )
@@ -110,24 +114,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _goal(kind: str, cpu_percent: float | None) -> "Goal":
+def _goal(kind: str, cpu_percent: float | None, latency_percent: float | None) -> "Goal":
     """The goal that the options say. Raises UserError where they contradict one another."""
     from analysis.errors import UserError
-    from analysis.model.recommending import BUDGET, Goal
+    from analysis.model.recommending import BUDGET, LATENCY, Goal
 
-    if kind == _LATENCY:
-        raise UserError(
-            "--goal latency cannot be answered: the guests' latency is measured in capacity runs alone, not "
-            "for each policy; goals are memory, cpu and time."
-        )
-    if kind == BUDGET and (cpu_percent is None or not 0 < cpu_percent <= 100):
-        said = "missing" if cpu_percent is None else f"{cpu_percent:g}"
-        raise UserError(
-            f"--cpu-percent is {said}: --goal cpu needs a number above 0, up to 100 % of one CPU."
-        )
-    if kind != BUDGET and cpu_percent is not None:
-        raise UserError(f"--cpu-percent is a limit of --goal cpu, and the goal is {kind}: leave one out.")
-    return Goal(kind, cpu_percent)
+    limits = {
+        BUDGET: ("--cpu-percent", cpu_percent, "up to 100 % of one CPU", 100.0),
+        LATENCY: ("--latency-percent", latency_percent, "up to 1000 % of the p99 without KSM", 1000.0),
+    }
+    for goal, (option, value, most_in_words, most) in limits.items():
+        if kind == goal and (value is None or not 0 < value <= most):
+            said = "missing" if value is None else f"{value:g}"
+            raise UserError(f"{option} is {said}: --goal {goal} needs a number above 0, {most_in_words}.")
+        if kind != goal and value is not None:
+            raise UserError(f"{option} is a limit of --goal {goal}, and the goal is {kind}: leave one out.")
+    return Goal(kind, cpu_percent, latency_percent)
 
 
 def _of_one_kind(places: Sequence["Place"], guests: int | None) -> list["Place"]:

@@ -3,8 +3,10 @@
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nan
 
 from analysis.records.loading import CellRecords
+from analysis.records.models import Samples
 from plugins.module_utils.ksm_convergence import ConvergenceRule, judge, saved_pages
 
 PERCENTS = (50, 90, 99)
@@ -103,6 +105,34 @@ def first_at(seconds: Sequence[float], saved: Sequence[int], goal: float) -> flo
     if goal <= 0:
         return None
     return next((second for second, value in zip(seconds, saved, strict=True) if value >= goal), None)
+
+
+def lost_byte_seconds(seconds: Sequence[float], saved: Sequence[float], best: float, until: float) -> float:
+    """The area between the best saving and this one from 0 to ``until``, in bytes x seconds.
+
+    Between two samples the saving is taken as a straight line, before the first and after the last one as it
+    is there.
+    """
+    times, values = [0.0, *seconds, until], [saved[0], *saved, saved[-1]]
+    area = sum(
+        (values[at] + values[at + 1]) / 2 * (times[at + 1] - times[at]) for at in range(len(times) - 1)
+    )
+    return best * until - area
+
+
+def saved_bytes(samples: Samples, page_size_bytes: int) -> list[int]:
+    """Gross saving at each sample."""
+    return [
+        saved_pages(sharing, zero) * page_size_bytes
+        for sharing, zero in zip(samples.pages_sharing, samples.ksm_zero_pages, strict=True)
+    ]
+
+
+def ksmd_percent(samples: Samples) -> float:
+    """ksmd's share of one CPU over a series, NaN where it has no length."""
+    took = samples.seconds[-1] - samples.seconds[0]
+    spent = samples.ksmd_cpu_seconds[-1] - samples.ksmd_cpu_seconds[0]
+    return 100 * spent / took if took else nan
 
 
 def near_final(saved: Sequence[int], percent: float = 1) -> int:

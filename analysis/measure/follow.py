@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from analysis.measure.burndown import saved_bytes
 from analysis.records.loading import CellRecords
-from plugins.module_utils.ksm_convergence import saved_pages
 
 HELD_PERCENT = 1.0
 
@@ -45,13 +45,9 @@ def followed(records: CellRecords) -> Followed | None:
     """How a cell's saving went on, None where it was not followed. Raises RecordError for a bad record."""
     if records.after is None:
         return None
-    page = records.page_size_bytes
     merge, after = (
-        [
-            saved_pages(sharing, zero) * page
-            for sharing, zero in zip(samples.pages_sharing, samples.ksm_zero_pages, strict=True)
-        ]
-        for samples in (records.merge.observed.samples, records.after.observed.samples)
+        saved_bytes(record.observed.samples, records.page_size_bytes)
+        for record in (records.merge, records.after)
     )
     return Followed(
         seconds=records.after.observed.duration_seconds,

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.measure.burndown import Burndown, burndown, first_at
+from analysis.measure.burndown import Burndown, burndown, first_at, ksmd_percent, lost_byte_seconds
+from analysis.measure.churn import CHURNED, churned
 from analysis.measure.performance import boot_of, controls_of, lost_in
 from analysis.measure.pooling import pooling_conflicts
 from analysis.measure.probes import COSTS
@@ -32,7 +33,7 @@ from analysis.records.loading import COMPLETE, CellRecords, Run
 USE, CPU, CPU_SETTLED = "guests_use_mib_per_vm", "ksmd_cpu_seconds", "settled_ksmd_percent"
 GROSS, TO_BEST, LOST = "gross_mib_per_vm", "best_90_percent_seconds", "lost_mib_per_vm_seconds"
 OF_TABLE = ("freed_mib_per_vm", GROSS, CPU)
-COURSE = (*OF_TABLE, USE, "seconds_to_90_percent", TO_BEST, LOST, CPU_SETTLED, *COSTS)
+COURSE = (*OF_TABLE, USE, "seconds_to_90_percent", TO_BEST, LOST, CPU_SETTLED, *COSTS, *CHURNED)
 PERCENT = 90
 
 _PLACE = ("hypervisor", *(name for name in TREATMENT if name != "policy"))
@@ -162,19 +163,6 @@ def side_by_side(table: pd.DataFrame, runs: Sequence[Run]) -> list[Place]:
     return sorted(places, key=lambda one: (one.hypervisor, one.guests, loads.index(one.workload)))
 
 
-def lost_byte_seconds(seconds: Sequence[float], saved: Sequence[float], best: float, until: float) -> float:
-    """The area between the best saving and this one from 0 to ``until``, in bytes x seconds.
-
-    Between two samples the saving is taken as a straight line, before the first and after the last one as it
-    is there.
-    """
-    times, values = [0.0, *seconds, until], [saved[0], *saved, saved[-1]]
-    area = sum(
-        (values[at] + values[at + 1]) / 2 * (times[at + 1] - times[at]) for at in range(len(times) - 1)
-    )
-    return best * until - area
-
-
 def _place(
     rows: pd.DataFrame,
     records: Mapping[tuple[str, str, str], CellRecords],
@@ -284,19 +272,10 @@ def _values(
         "seconds_to_90_percent": nan if own is None else own,
         TO_BEST: nan if to_best is None else to_best,
         LOST: lost,
-        CPU_SETTLED: _settled_percent(cell.records),
+        CPU_SETTLED: nan if (after := cell.records.after) is None else ksmd_percent(after.observed.samples),
+        **churned(cell.records, best),
         **{name: worse - chance[name].get(cell.boot, 0.0) for name, worse in lost_in(cell.records).items()},
     }
-
-
-def _settled_percent(records: CellRecords) -> float:
-    """ksmd's share of one CPU in the series after the on record, NaN where there is none."""
-    if records.after is None:
-        return nan
-    samples = records.after.observed.samples
-    took = samples.seconds[-1] - samples.seconds[0]
-    spent = samples.ksmd_cpu_seconds[-1] - samples.ksmd_cpu_seconds[0]
-    return 100 * spent / took if took else nan
 
 
 def _by_boot(values: Sequence[tuple[str, float]]) -> dict[str, float]:

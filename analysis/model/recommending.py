@@ -10,11 +10,12 @@ from math import inf
 
 from analysis.errors import UserError
 from analysis.measure.policies import CPU, CPU_SETTLED, TO_BEST, USE, Against, Line, Place, against
+from analysis.measure.probes import P99
 from analysis.measure.statistics import LEAST_BOOTS, Estimate, estimate
 
-MEMORY, BUDGET, TIME = "memory", "cpu", "time"
+MEMORY, BUDGET, TIME, LATENCY = "memory", "cpu", "time", "latency"
 # What each goal makes least
-SCORES = {MEMORY: USE, BUDGET: USE, TIME: TO_BEST}
+SCORES = {MEMORY: USE, BUDGET: USE, TIME: TO_BEST, LATENCY: USE}
 LEAST_WORKLOADS = 3
 
 
@@ -24,10 +25,15 @@ class RecommendationError(UserError):
 
 @dataclass(frozen=True)
 class Goal:
-    """What is wanted. ``cpu_percent``: for BUDGET alone, the most of one CPU for ksmd once settled."""
+    """What is wanted.
+
+    ``cpu_percent``: for BUDGET alone, the most of one CPU for ksmd once settled. ``latency_percent``: for
+    LATENCY alone, by how much the p99 of the guests' write latency may rise.
+    """
 
     kind: str
     cpu_percent: float | None = None
+    latency_percent: float | None = None
 
     @property
     def score(self) -> str:
@@ -117,7 +123,7 @@ def recommend(places: Sequence[Place], weights: Mapping[str, float], goal: Goal)
     able = []
     for policy in sorted(everywhere):
         lines = {place.workload: place.line(policy) for place in mine}
-        problem = _problem(lines, goal)
+        problem = _problem(lines, goal) or _uncontrolled(mine, goal)
         scores = _weighted(lines, share, goal.score)
         seen = estimate([[value] for value in scores.values()])
         if problem or seen is None or not seen.conclusive:
@@ -187,19 +193,41 @@ def _problem(lines: Mapping[str, Line], goal: Goal) -> str:
     never = [load for load, line in lines.items() if line.unreached]
     if goal.kind == TIME and never:
         return f"did not come to 90 % of the best saving in every cell ({', '.join(never)})"
-    if goal.cpu_percent is None:
-        return ""
     for load, line in lines.items():
-        seen = line.estimates[CPU_SETTLED]
-        if seen is None:
-            return f"was not followed once settled ({load}): measure with -e follow_seconds=120"
-        # The whole interval must be within the budget.
-        half = seen.half_width or 0.0
-        if seen.mean + half > goal.cpu_percent:
-            surely = "takes" if seen.mean - half > goal.cpu_percent else "may take"
-            found = f"{seen.mean:.1f} ± {half:.1f} in {load}"
-            return f"{surely} more than {goal.cpu_percent:g} % of a CPU once settled ({found})"
+        budget, latency = line.estimates[CPU_SETTLED], line.estimates[P99]
+        problem = ""
+        if goal.cpu_percent is not None:
+            problem = (
+                "was not followed once settled ({load}): measure with -e follow_seconds=120"
+                if budget is None
+                else _beyond(budget, goal.cpu_percent, "takes", "% of a CPU once settled")
+            )
+        elif goal.latency_percent is not None:
+            problem = (
+                "was not probed ({load}): measure with -e policies=off,... -e probes=5"
+                if latency is None
+                else _beyond(latency, goal.latency_percent, "adds", "% to the guests' p99")
+            )
+        if problem:
+            return problem.format(load=load)
     return ""
+
+
+def _beyond(seen: Estimate, limit: float, verb: str, unit: str) -> str:
+    """Why an estimate is not within a limit, with a place for the workload; its whole interval has to be."""
+    half = seen.half_width or 0.0
+    if seen.mean + half <= limit:
+        return ""
+    surely = verb if seen.mean - half > limit else f"may {verb.removesuffix('s')}"
+    return f"{surely} more than {limit:g} {unit} ({seen.mean:.1f} ± {half:.1f} in {{load}})"
+
+
+def _uncontrolled(places: Sequence[Place], goal: Goal) -> str:
+    """Why a latency says nothing of a policy: order alone changes it, which cells under off tell."""
+    loads = [place.workload for place in places if not place.control]
+    if goal.kind != LATENCY or not loads:
+        return ""
+    return f"has no cell under off beside it in each boot ({', '.join(loads)}): measure -e policies=off,..."
 
 
 def _mean(seen: Estimate | None) -> float:

@@ -37,6 +37,8 @@ LAST_PORT = 65535
 # A seed is drawn from 0 to one below this.
 SEEDS = 1 << 32
 RECORD_KINDS = ("off", "merge", "on", "verify")
+# What happens to guests once they have been measured, each followed by a series (churn_seconds)
+CHURN = ("leave", "arrive", "diverge")
 PLAN_FILE = "plan.json"
 REFERENCE = "reference"
 # What stands in results/ beside the runs
@@ -52,6 +54,7 @@ HANDLING = frozenset(
         "census",
         "survey_sample",
         "follow_seconds",
+        "churn_seconds",
         "guest_ssh_port_base",
         "checkpoint",
     }
@@ -111,7 +114,8 @@ class Design:
     guests of every cell after their restore, whatever their workload's file says. ``probes``: of guests, one
     after another, in each arm; with 0 ``off`` is no policy. ``survey_sample``: of the survey before KSM is
     on, one in so many contents; 0: none is taken. ``pinned``: workloads and policies, each with the one
-    host that measures their cells, "random_fill=kvm1".
+    host that measures their cells, "random_fill=kvm1". ``churn_seconds``: how long KSM is watched after
+    guests left, came back and one diverged; 0: nothing of it happens.
     """
 
     focus: tuple[int, ...]
@@ -145,6 +149,7 @@ class Design:
     converge_timeout_seconds: float
     sample_interval_seconds: float
     follow_seconds: float
+    churn_seconds: float
     others: str
 
     @classmethod
@@ -607,11 +612,33 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
             "checkpoint is 'measured', which saves guests after they were measured as they booted: allowed "
             "are workloads that load nothing, which the checkpoint would hold, such as focus=1."
         )
+    wrong += _no_churn(values, parse_mix(mix, "mix") if mix else names)
     source, checksum = values.get("image_source"), values.get("image_checksum")
     if source == "build" and checksum:
         wrong.append("image_checksum is set: allowed is nothing when image_source is build.")
     if source not in (None, "build") and checksum == "":
         wrong.append("image_checksum is '': needed is the SHA-512 of the image that image_source names.")
+    return wrong
+
+
+def _no_churn(values: Mapping[str, Any], workloads: Iterable[str]) -> list[str]:
+    """Why guests cannot leave, come back and diverge in these cells."""
+    if not values.get("churn_seconds"):
+        return []
+    wrong = []
+    running = [name for name in workloads if read_workload(name).application]
+    if running:
+        wrong.append(
+            f"churn_seconds is set, and {', '.join(running)} runs an application, which cannot be told to "
+            "diverge: allowed are workloads that fill memory, and idle."
+        )
+    if 1 in values.get("guests", ()):
+        wrong.append("churn_seconds is set, and half of 1 guest cannot leave: allowed are 2 guests or more.")
+    if values.get("checkpoint") == "measured":
+        wrong.append(
+            "checkpoint is 'measured', which saves guests after they were measured: allowed is no "
+            "churn_seconds, for which some of them are others then."
+        )
     return wrong
 
 
@@ -649,6 +676,7 @@ _CASTS: dict[str, Caster] = {
     "converge_timeout_seconds": number(1, 604_800),
     "sample_interval_seconds": number(0.1, 10),
     "follow_seconds": number(0, 604_800),
+    "churn_seconds": number(0, 604_800),
     "others": choice((REFUSE, ALLOW)),
 }
 VARIABLES = tuple(field.name for field in fields(Design))

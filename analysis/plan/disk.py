@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.plan.design import Cell, DesignError
+from analysis.plan.design import CHURN, Cell, DesignError
 from analysis.plan.mix import keeps_load
 from plugins.module_utils.disk_room import IMAGE_BYTES, OVERLAY_BYTES, Need, saved_bytes, shortages
 
@@ -96,6 +96,7 @@ def host_needs(
 def records_need(cells: int, design: Mapping[str, Any], directory: str) -> Need:
     """What the records of so many cells take at most."""
     seconds = design["converge_timeout_seconds"] + design["follow_seconds"]
+    seconds += len(CHURN) * design["churn_seconds"]
     samples = int(seconds / design["sample_interval_seconds"])
     return Need(
         path=directory,

@@ -12,13 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from analysis.plan.design import PLAN_FILE, RECORD_KINDS, REFERENCE, RESULTS, Cell, cell_directory
+from analysis.plan.design import CHURN, PLAN_FILE, RECORD_KINDS, REFERENCE, RESULTS, Cell, cell_directory
 from analysis.plan.runs import read_plan
 from analysis.records.checks import Measured, cell_problem, identity_problem
 from analysis.records.models import (
     PHASES,
     AfterRecord,
     CensusRecord,
+    ChurnRecord,
     FailedRecord,
     MergeRecord,
     PerformanceRecord,
@@ -36,7 +37,7 @@ from analysis.records.survey import SurveyRecord
 COMPLETE, FAILED, INVALID, MISSING = "complete", "failed", "invalid", "missing"
 
 P = TypeVar("P", bound=Phase)
-B = TypeVar("B", CensusRecord, AfterRecord, PerformanceRecord, SurveyRecord)
+B = TypeVar("B", CensusRecord, AfterRecord, ChurnRecord, PerformanceRecord, SurveyRecord)
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,12 @@ class CellRecords:
         return self._beside("after.json", AfterRecord, self._of_another_cell)
 
     @cached_property
+    def churn(self) -> Mapping[str, ChurnRecord]:
+        """The series after guests left, came back and one diverged, by CHURN. Raises RecordError."""
+        found = {kind: self._beside(f"{kind}.json", ChurnRecord, self._of_another_cell) for kind in CHURN}
+        return {kind: record for kind, record in found.items() if record is not None}
+
+    @cached_property
     def performance(self) -> PerformanceRecord | None:
         """What its applications did, read when it is asked for; None without. Raises RecordError."""
         return self._beside("performance.json", PerformanceRecord, self._of_another_cell)
@@ -133,7 +140,7 @@ class CellRecords:
             raise RecordError(f"{self.directory} has no {kind} record that can be used.")
         return record
 
-    def _of_another_cell(self, record: CensusRecord | AfterRecord | PerformanceRecord) -> str:
+    def _of_another_cell(self, record: CensusRecord | AfterRecord | ChurnRecord | PerformanceRecord) -> str:
         return identity_problem(record, self.run_id, self.cell)
 
     def _of_another_host(self, record: SurveyRecord) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, RootModel, model_validator
 
 from analysis.plan.application import Application
-from analysis.plan.design import Cell
+from analysis.plan.design import CHURN, Cell
 from analysis.plan.mix import MixError, guest_workloads
 from analysis.plan.policies import OFF
 from analysis.plan.workloads import in_order
@@ -506,7 +506,19 @@ class FailedObserved(Model):
     """Where a cell failed."""
 
     phase: Literal[
-        "restore", "load", "survey", "off", "merge", "on", "after", "census", "verify", "performance"
+        "restore",
+        "load",
+        "survey",
+        "off",
+        "merge",
+        "on",
+        "after",
+        "census",
+        "leave",
+        "arrive",
+        "diverge",
+        "verify",
+        "performance",
     ]
     task: str
     message: str
@@ -550,6 +562,14 @@ class AfterRecord(MeasuredPhase):
     """after.json: a series that goes on after the on record, where it was asked for."""
 
     kind: Literal["after"]
+    observed: MergeObserved
+
+
+class ChurnRecord(MeasuredPhase):
+    """leave.json, arrive.json, diverge.json: a series right after half of the guests left, were there again,
+    and one had made all that it filled differ, where that was asked for."""
+
+    kind: Literal["leave", "arrive", "diverge"]
     observed: MergeObserved
 
 
@@ -745,7 +765,8 @@ class PlannedVariables(Model):
     of the boots. ``follow_seconds``: of the series after the on record. ``survey_sample``: 0: no survey.
     ``others``: whether memory that others offer to KSM was refused or allowed. ``keep_loaded``: whether
     guests were kept loaded where their workload's file says so. ``probes``: of guests, in each arm.
-    ``pinned``: workloads and policies with the one host that measures them.
+    ``pinned``: workloads and policies with the one host that measures them. ``churn_seconds``: of each series
+    after guests left, came back and one diverged; 0: none did.
     """
 
     focus: Annotated[tuple[Positive, ...], Field(min_length=1), AfterValidator(_distinct)]
@@ -779,6 +800,7 @@ class PlannedVariables(Model):
     converge_timeout_seconds: Above0
     sample_interval_seconds: Above0
     follow_seconds: Amount = 0.0
+    churn_seconds: Amount = 0.0
     others: OthersMode = "refuse"
 
 
@@ -1155,6 +1177,7 @@ PHASES: dict[str, type[Phase]] = {
     "merge": MergeRecord,
     "on": SnapshotRecord,
     "after": AfterRecord,
+    **dict.fromkeys(CHURN, ChurnRecord),
     "verify": VerifyRecord,
     "performance": PerformanceRecord,
     "failed": FailedRecord,

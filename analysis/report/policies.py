@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from analysis.measure.churn import CHURNED
 from analysis.measure.policies import COURSE, CPU, CPU_SETTLED, TO_BEST, USE, Against, Line, Place
 from analysis.measure.pooling import LeftOut
 from analysis.measure.probes import OPERATION_CPU, P99
@@ -37,6 +38,8 @@ def side_parts(
             parts += [heading(place_name(place)), _grid(place)]
         if has_performance(place):
             parts.append(performance_grid(place))
+        if _churned(place):
+            parts.append(_churn_grid(place))
         if len(place.lines) > 1 and place.least is not None:
             parts.append(_against_grid(place, place.line(place.least)))
     return [*parts, notes([*warnings(places, left_out, problems), *_legend(places)])]
@@ -97,6 +100,21 @@ def _grid(place: Place) -> Grid:
         rows,
         title="Each policy from the same checkpoints, mean of the boots ± half of the 95 % interval",
     )
+
+
+def _churned(place: Place) -> bool:
+    """Whether guests of the place left, came back and diverged."""
+    return any(line.estimates[name] is not None for line in place.lines for name in CHURNED)
+
+
+def _churn_grid(place: Place) -> Grid:
+    quantities = [QUANTITIES[name] for name in CHURNED]
+    rows = [
+        (line.policy, replicates(line.boots), *(one.estimate(line.estimates[one.name]) for one in quantities))
+        for line in place.lines
+    ]
+    heads = ("policy", "boots", *(one.head for one in quantities))
+    return table(heads, rows, title="When half of the guests left, when they came back, when one diverged")
 
 
 def _shown(place: Place, line: Line, name: str) -> str:

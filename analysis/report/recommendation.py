@@ -9,7 +9,7 @@ import yaml
 
 from analysis.errors import UserError
 from analysis.measure.policies import Against, Place
-from analysis.model.recommending import BUDGET, MEMORY, TIME, Candidate, Recommendation, Regret
+from analysis.model.recommending import BUDGET, LATENCY, MEMORY, TIME, Candidate, Recommendation, Regret
 from analysis.plan.data_files import PROJECT
 from analysis.plan.policies import KEEP, PACER
 from analysis.plan.workloads import title
@@ -18,8 +18,9 @@ from analysis.report.tables import Grid, Part, notes, table
 
 _WANTED = {
     MEMORY: "most memory",
-    BUDGET: "most memory with ksmd within {percent:g} % of a CPU once settled",
+    BUDGET: "most memory with ksmd within {goal.cpu_percent:g} % of a CPU once settled",
     TIME: "90 % of the best saving soonest",
+    LATENCY: "most memory with at most {goal.latency_percent:g} % more p99 of the guests' writes",
 }
 _HOST = "/sys/kernel/mm"
 # What the testbed's own daemon sets itself
@@ -74,7 +75,7 @@ def verdict(advice: Advice) -> str:
     chosen, best = found.chosen, found.best
     score, cost = QUANTITIES[found.goal.score], QUANTITIES[found.cost]
     one = advice.places[0]
-    wanted = _WANTED[found.goal.kind].format(percent=found.goal.cpu_percent)
+    wanted = _WANTED[found.goal.kind].format(goal=found.goal)
     size = one.guest_memory_bytes >> 20
     lines = [
         f"Recommended: {chosen.policy}",

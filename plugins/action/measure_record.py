@@ -1,7 +1,7 @@
 """Measure one phase of a cell on a hypervisor and write its record on the controller.
 
 Arguments:
-    phase: off, merge, on, after, verify, performance or failed.
+    phase: off, merge, on, after, leave, arrive, diverge, verify, performance or failed.
     run_id, cell, requested: as in the record (analysis/records/models.py).
     provenance: design_digest, image_digest, accelerator, testbed_version, start and ksm_before; the rest is
         read from the host.
@@ -18,9 +18,10 @@ Arguments:
     drop_caches: drop the host's caches before it is read (off, on).
     requested.probes: so many probes of guests, by their channels, after the host was read (off, on).
     failure: phase, task and message (failed).
-    start_ksm: merge begins with writing 1 to run (default true); after goes on with what runs. Under the
-        policy off nothing is started, and merge is as long as the default policy takes to settle or so.
-    until, duration_seconds: what ends merge or after (converged or seconds), as in the module measure_series.
+    start_ksm: merge begins with writing 1 to run (default true); the other series go on with what
+        runs. Under the policy off nothing is started, and merge is as long as the default policy takes to
+        settle or so.
+    until, duration_seconds: what ends a series (converged or seconds), as in the module measure_series.
     replace: write over a record of this phase (default false; a failed record always replaces its kind).
     proc_root, sys_root, run_root: the host's trees, for tests.
 
@@ -38,6 +39,7 @@ from typing import Any
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 
+from analysis.plan.design import CHURN
 from analysis.plan.policies import OFF
 from analysis.plan.variables import add_failure, plain_data
 from analysis.progress.module import run_application, run_series, run_workload, show_begin
@@ -48,8 +50,8 @@ from analysis.records.probes import as_recorded, window
 from plugins.module_utils.ksm_convergence import saved_pages
 
 ACTION = "measure_record"
-PHASES = ("off", "merge", "on", "after", "verify", "performance", "failed")
-SERIES = ("merge", "after")
+PHASES = ("off", "merge", "on", "after", *CHURN, "verify", "performance", "failed")
+SERIES = ("merge", "after", *CHURN)
 # YAML 1.1 reads an unquoted off or on as a truth value.
 YAML_TRUTH = {False: "off", True: "on"}
 # Whether KSM was in use before is of cells alone.

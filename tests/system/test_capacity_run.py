@@ -132,3 +132,26 @@ def test_the_report_tells_it(run: dict[str, Any], capsys: pytest.CaptureFixture[
     assert "All guests live" in text
     drawn = {path.name.split("-")[0] for path in tmp_path.iterdir()}
     assert drawn == {"capacity", "performance", "trade", "divergence"}
+
+
+def test_the_guests_of_a_boot_need_not_fit_in_the_envelope(before: State, tmp_path: Path) -> None:
+    # Its hard limit, 64 MiB and one guest, is less than three guests need while they boot.
+    variables = {
+        "guest_memory_mib": MEMORY_MIB,
+        "first_boot": 9,
+        "checkpoint": "fresh",
+        "capacity_workload": "idle",
+        "capacity_envelope_mib": 64,
+        "capacity_most_guests": GUESTS,
+        "capacity_probes": 1,
+        "capacity_probe_seconds": 1,
+        "run_id": "booted",
+        "results_directory": str(tmp_path),
+    }
+    output = succeeded(playbook(name="capacity.yml", **variables))
+    assert output.count("is up after") == GUESTS
+    (loaded,), problems = load_capacity(tmp_path)
+    assert problems == []
+    for limits in found_limits(loaded):
+        assert limits.steady.guests == 0 and limits.steady.reached
+    assert left(before) == []

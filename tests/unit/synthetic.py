@@ -50,6 +50,7 @@ def variables(**changes: Any) -> dict[str, Any]:
         "converge_timeout_seconds": 900,
         "sample_interval_seconds": 1.0,
         "follow_seconds": 0.0,
+        "churn_seconds": 0.0,
         "others": "refuse",
         **changes,
     }

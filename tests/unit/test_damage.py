@@ -18,7 +18,7 @@ from synthetic_capacity import divergence_record, step, store_capacity, store_nu
 
 from analysis.__main__ import main
 from analysis.errors import UserError
-from analysis.plan.design import REFERENCE, RESULTS, VARIABLES, cell_directory, check_variable
+from analysis.plan.design import CHURN, REFERENCE, RESULTS, VARIABLES, cell_directory, check_variable
 from analysis.records.capacity import load_capacity
 from analysis.records.forecasts import load_forecasts
 from analysis.records.loading import COMPLETE, FAILED, INVALID, MISSING, find_runs, load_runs
@@ -47,7 +47,7 @@ anything = st.recursive(
 PUBLISHED = RESULTS / REFERENCE
 MODELS: dict[str, type[BaseModel]] = {
     "plan": PlanRecord,
-    **{kind: model for kind, model in PHASES.items() if kind != "after"},
+    **{kind: model for kind, model in PHASES.items() if kind not in ("after", *CHURN)},
     "census": CensusRecord,
     "capacity_step": CapacityFile,
     "divergence": CapacityFile,

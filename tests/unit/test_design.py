@@ -79,6 +79,7 @@ def design(**changes: Any) -> Design:
         ("converge_timeout_seconds", "60", 60.0),
         ("sample_interval_seconds", "0.5", 0.5),
         ("follow_seconds", "600", 600.0),
+        ("churn_seconds", "60", 60.0),
         ("others", "allow", "allow"),
     ],
 )
@@ -158,6 +159,7 @@ def test_strings_from_the_command_line_are_typed(name: str, given: Any, typed: A
         ("converge_timeout_seconds", "0", "a number from 1"),
         ("sample_interval_seconds", "inf", "from 0.1 to 10"),
         ("follow_seconds", "-1", "a number from 0"),
+        ("churn_seconds", "-1", "a number from 0"),
         ("others", "ignore", "refuse or allow"),
         ("sample_interval_seconds", True, "from 0.1 to 10"),
     ],
@@ -384,10 +386,13 @@ def test_the_digest_tells_designs_apart_and_ignores_how_guests_are_handled() -> 
     ("changes", "words"),
     [
         ({"policies": "off", "probes": 5}, "policies names off, which every cell begins with"),
+        ({"churn_seconds": 60, "guests": 1}, "half of 1 guest cannot leave"),
+        ({"churn_seconds": 60, "workloads": "redis"}, "redis runs an application, which cannot be told to"),
+        ({"churn_seconds": 60, "checkpoint": "measured"}, "some of them are others then"),
         ({"checkpoint": "measured", "probes": 5}, "checkpoint is 'measured', .*: allowed is no probes"),
     ],
 )
-def test_probes_that_show_nothing_are_refused(changes: dict[str, Any], words: str) -> None:
+def test_what_would_show_nothing_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(DesignError, match=words):
         design(**changes)
 

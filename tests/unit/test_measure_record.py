@@ -260,7 +260,8 @@ def test_what_cannot_be_measured_is_one_sentence_and_no_record(tmp_path: Path) -
         f"cannot write in {tmp_path}/file/cell: Not a directory.",
         "directory is 'results/cell'; it must be an absolute path.",
         "window_scans is 0; it must be 1 or more",
-        "value of phase must be one of: off, merge, on, after, verify, performance, failed, got: lunch",
+        "value of phase must be one of: off, merge, on, after, leave, arrive, diverge, verify, performance, "
+        "failed, got: lunch",
         "off.json is not valid at $.cell.boot: Input should be greater than or equal to 1.",
         "off.json is not valid at $.provenance.start: Input should be an object.",
         "workload names guest03, guest04, not in domains.",

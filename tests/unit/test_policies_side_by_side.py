@@ -11,7 +11,8 @@ import pytest
 from synthetic import MIB, PAGE, began, store, synthetic_plan, synthetic_samples
 
 from analysis.__main__ import main
-from analysis.measure.policies import COURSE, Place, lost_byte_seconds, side_by_side
+from analysis.measure.burndown import lost_byte_seconds
+from analysis.measure.policies import COURSE, Place, side_by_side
 from analysis.measure.table import tidy
 from analysis.plan.design import REFERENCE, RESULTS, Cell
 from analysis.plan.policies import PACER

@@ -1,15 +1,19 @@
 """The recommended policy on made-up records: named with its evidence, or refused in one sentence."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from planned import variables
+from test_performance import run_of
 from test_policies_side_by_side import FAST, POOR, SLOW, Made, measured, places_of
 
 from analysis.__main__ import main
+from analysis.measure.policies import side_by_side
+from analysis.measure.table import tidy
 from analysis.model.recommending import Goal, Recommendation, RecommendationError, recommend, regrets
 from analysis.plan.data_files import PROJECT
 from analysis.plan.design import Design
@@ -61,6 +65,31 @@ def test_a_cpu_budget_leaves_out_what_may_exceed_it(results: Path) -> None:
         RecommendationError, match=r"^no policy can be recommended: advisor takes more than 0\.5 %"
     ):
         recommended(directory, Goal("cpu", 0.5))
+
+
+def test_a_latency_limit_leaves_out_what_may_exceed_it_with_its_whole_interval(results: Path) -> None:
+    run = run_of(results)
+    places = side_by_side(tidy([run]), [run])
+    # Less what cells under off lost: ksm 20 ± 24.8 %, smart_scan 0 ± 65.7
+    found = recommend(places, IDLE, Goal("latency", latency_percent=50))
+    assert found.chosen.policy == "ksm"
+    (excluded,) = found.excluded
+    assert re.match(
+        r"smart_scan may add more than 50 % to the guests' p99 \(-?0\.0 ± 65\.7 in idle\)", excluded
+    )
+    with pytest.raises(
+        RecommendationError, match=r"^no policy can be recommended: ksm may add more than 40 %"
+    ):
+        recommend(places, IDLE, Goal("latency", latency_percent=40))
+
+
+def test_without_cells_under_off_in_each_boot_no_latency_is_one_of_a_policy(results: Path) -> None:
+    run = run_of(results, controls=2)
+    places = side_by_side(tidy([run]), [run])
+    with pytest.raises(
+        RecommendationError, match=r"ksm has no cell under off beside it in each boot \(idle\)"
+    ):
+        recommend(places, IDLE, Goal("latency", latency_percent=1000))
 
 
 def test_the_soonest_is_the_one_that_has_90_percent_of_the_best_saving_first(results: Path) -> None:
@@ -223,7 +252,17 @@ def test_the_command_says_what_it_recommends_on_what_evidence_and_what_it_would_
             ["memory"],
             "advisor has 2 boots in common to its workloads, and nothing follows from fewer than 3",
         ),
-        ({"ksm": FAST}, ["latency"], "--goal latency cannot be answered"),
+        ({"ksm": FAST}, ["latency"], "--latency-percent is missing: --goal latency needs a number above 0"),
+        (
+            {"ksm": FAST},
+            ["memory", "--latency-percent", "5"],
+            "--latency-percent is a limit of --goal latency, and the goal is memory",
+        ),
+        (
+            {"ksm": Made((1, 2, 3)), "advisor": Made((1, 2, 3))},
+            ["latency", "--latency-percent", "5"],
+            "was not probed (idle): measure with -e policies=off,... -e probes=5",
+        ),
         ({"ksm": FAST}, ["cpu"], "--cpu-percent is missing: --goal cpu needs a number"),
         (
             {"ksm": FAST},
