@@ -90,7 +90,7 @@ def _write(arguments: argparse.Namespace) -> int:
 
 
 def _draw(directory: Path, scores: "Scores") -> None:
-    from analysis.model.performance import cell_costs, costs, relation, steps_table
+    from analysis.model.performance import cell_costs, costs, relation, steps_table, was_probed
     from analysis.model.scoring import groups
     from analysis.plan.design import load_file_name
     from analysis.report import capacity_figures, forecast_figures
@@ -106,6 +106,7 @@ def _draw(directory: Path, scores: "Scores") -> None:
         name = f"{run.run_id}-{run.hypervisor}-{load_file_name(run.workload)}"
         if run.arms:
             save(capacity_figures.capacity_figure(run, judged.loads), directory / f"capacity-{name}.png")
+        if was_probed(run):
             save(capacity_figures.performance_figure(run), directory / f"performance-{name}.png")
         lost = costs(relation(steps_table(run))) if run.arms else []
         if lost:

@@ -27,6 +27,11 @@ def steps_table(run: CapacityRun) -> pd.DataFrame:
     return pd.DataFrame([_row(step) for steps in run.arms.values() for step in steps])
 
 
+def was_probed(run: CapacityRun) -> bool:
+    """Whether guests of a run were probed on the way to its limits."""
+    return any(step.observed.probes for steps in run.arms.values() for step in steps)
+
+
 def relation(table: pd.DataFrame) -> pd.DataFrame:
     """Memory saved against performance lost: a row for each boot, policy and number of guests seen off, too.
 
@@ -62,12 +67,16 @@ class Cost:
 
 
 def costs(both: pd.DataFrame) -> list[Cost]:
-    """The rows of relation() over boots, which are the replicates: the difference is taken in each boot."""
+    """The rows of relation() over boots, which are the replicates: the difference is taken in each boot.
+
+    None of numbers of guests at which nothing was probed.
+    """
     found = []
     for _key, rows in both.groupby(["policy", "guests"], sort=False):
         over = {name: estimate([[float(value)] for value in rows[name]]) for name in ("saved_bytes", *COSTS)}
-        first = rows.iloc[0]
-        found.append(Cost(str(first["policy"]), int(first["guests"]), over.pop("saved_bytes"), over))
+        first, saved = rows.iloc[0], over.pop("saved_bytes")
+        if any(seen is not None for seen in over.values()):
+            found.append(Cost(str(first["policy"]), int(first["guests"]), saved, over))
     return found
 
 
@@ -87,7 +96,9 @@ def cell_costs(places: Iterable[Place]) -> dict[tuple[str, str], list[Cost]]:
 
 def _row(step: StepRecord) -> dict[str, Any]:
     observed, window = step.observed, step.observed.window
-    seconds, vmstat, psi = window.seconds, window.vmstat, window.psi_some_microseconds
+    # Without a probe the moment between two readings is too short for a rate.
+    seconds = window.seconds if observed.probes else math.nan
+    vmstat, psi = window.vmstat, window.psi_some_microseconds
     steal, cow = window.steal_seconds, vmstat["cow_ksm"]
     return {
         "boot": step.boot,

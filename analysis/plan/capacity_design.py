@@ -51,7 +51,7 @@ class CapacityDesign:
     ``workload``: of a mix its numbers are shares.
     ``policy``: what the guests are under in the second arm; the first one is without KSM.
     ``envelope_mib``: what the guests' QEMU processes and KSM for them may use; 0: the whole host.
-    ``probes``: of each step, one guest after another.
+    ``probes``: of each step, one guest after another; 0: the limits alone.
     ``stop_*``: the first of these that a step exceeds (available: falls below) ends an arm.
     """
 
@@ -228,7 +228,7 @@ def stop(
             design.stop_major_faults_per_second,
         ),
     )
-    # With no guest there is no probe, and the moment between two readings is too short for a rate.
+    # Without a probe, as with no guest, the moment between two readings is too short for a rate.
     rated = bool(observed.probes)
     for beyond, reason, measure, value, limit in checks:
         if beyond and (rated or measure in ("used_mib", "available_mib")):
@@ -270,7 +270,7 @@ _CASTS: dict[str, Caster] = {
     "envelope_mib": whole(0, MIB),
     "step_guests": whole(1, 64),
     "most_guests": whole(1, MOST_GUESTS),
-    "probes": whole(1, MOST_PROBES),
+    "probes": whole(0, MOST_PROBES),
     "probe_seconds": whole(1, 600),
     "divergence": boolean,
     "stop_psi_memory_percent": number(0.1, 100),

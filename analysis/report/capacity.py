@@ -37,8 +37,8 @@ def capacity_parts(judged: JudgedRun) -> list[Part]:
         both = relation(steps)
         parts.append(_limits(run, judged.joins))
         parts.append(_steps(steps))
-        if not both.empty:
-            parts.append(_costs(costs(both)))
+        if lost := costs(both):
+            parts.append(_costs(lost))
         remarks += _cost_remarks(both)
         remarks += _step_remarks(steps)
         remarks += _limit_remarks(found_limits(run))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from analysis.model.judging import JudgedRun
-from analysis.model.performance import costs, relation, steps_table
+from analysis.model.performance import costs, relation, steps_table, was_probed
 from analysis.report.capacity import divergence_lines
 from analysis.report.capacity_figures import (
     capacity_figure,
@@ -26,11 +26,12 @@ def capacity_pictures(judged: JudgedRun) -> Iterator[Picture]:
             f"{name}: memory used on the way to the limit.",
             f"Marks of the memory used by number of guests, beside the predicted lines. {_TABLES}",
         )
-        yield Picture(
-            performance_figure(run),
-            f"{name}: performance on the way to the limit.",
-            f"Lines of throughput, latency and CPU by number of guests and policy. {_TABLES}",
-        )
+        if was_probed(run):
+            yield Picture(
+                performance_figure(run),
+                f"{name}: performance on the way to the limit.",
+                f"Lines of throughput, latency and CPU by number of guests and policy. {_TABLES}",
+            )
         lost = costs(relation(steps_table(run)))
         if lost:
             yield Picture(

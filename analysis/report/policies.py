@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from analysis.measure.churn import CHURNED
+from analysis.measure.churn import ARRIVED, ARRIVED_LOST, CHURNED
 from analysis.measure.policies import COURSE, CPU, CPU_SETTLED, TO_BEST, USE, Against, Line, Place
 from analysis.measure.pooling import LeftOut
 from analysis.measure.probes import OPERATION_CPU, P99
@@ -110,11 +110,17 @@ def _churned(place: Place) -> bool:
 def _churn_grid(place: Place) -> Grid:
     quantities = [QUANTITIES[name] for name in CHURNED]
     rows = [
-        (line.policy, replicates(line.boots), *(one.estimate(line.estimates[one.name]) for one in quantities))
+        (line.policy, replicates(line.boots), *(_churn_shown(line, one.name) for one in quantities))
         for line in place.lines
     ]
     heads = ("policy", "boots", *(one.head for one in quantities))
     return table(heads, rows, title="When half of the guests left, when they came back, when one diverged")
+
+
+def _churn_shown(line: Line, name: str) -> str:
+    """An estimate; of a saving that was not there in time in words."""
+    late = name == ARRIVED and line.estimates[name] is None and line.estimates[ARRIVED_LOST] is not None
+    return "not in each boot" if late else QUANTITIES[name].estimate(line.estimates[name])
 
 
 def _shown(place: Place, line: Line, name: str) -> str:

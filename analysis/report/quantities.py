@@ -264,8 +264,8 @@ _ALL = (
         1,
         _BURNDOWN,
         "Half of the guests came back as new processes and were loaded (churn_seconds): time from then until "
-        "90 % of the final gross saving of the best policy was there in the same boot. Of a boot in which it "
-        "never was while the series lasted nothing is told.",
+        "90 % of the final gross saving of the best policy was there in the same boot. Not told where it "
+        "was not in each boot while the series lasted.",
     ),
     Quantity(
         "arrive_lost_mib_per_vm_seconds",

@@ -167,9 +167,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         return series
 
     def _probe(self, args: dict[str, Any], task_vars: dict[str, Any]) -> list[dict[str, Any]]:
-        if not args["channels"]:
-            return []
         capacity = args["plan"]["capacity"]
+        if not args["channels"] or not capacity["probes"]:
+            return []
         asked = {name: capacity[name] for name in ("probes", "probe_seconds")}
         return as_recorded(self._workload(args, task_vars, "probed", **asked)["probes"])
 

@@ -58,7 +58,7 @@ def test_the_defaults_and_strings_from_the_command_line() -> None:
         ({"capacity_step_guests": 0}, "capacity_step_guests is 0"),
         ({"capacity_envelope_mib": "big"}, "capacity_envelope_mib is 'big'"),
         ({"capacity_probe_seconds": None}, "capacity_probe_seconds is not set"),
-        ({"capacity_probes": 0}, "capacity_probes is 0: allowed is a whole number from 1 to 100"),
+        ({"capacity_probes": -1}, "capacity_probes is -1: allowed is a whole number from 0 to 100"),
         ({"capacity_step": 3}, "capacity_step is not a variable of a capacity run"),
     ],
 )
