@@ -199,6 +199,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         answer = run_workload(self, task_vars, asked)
         if answer.get("failed") or answer.get("unreachable"):
             raise _ModuleFailed(answer)
+        for name, why in answer.get("silent", {}).items():
+            Display().display(f"    [{task_vars['inventory_hostname']}] {name} gave no answer: {why}")
         return answer
 
     def _ask(

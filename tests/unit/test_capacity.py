@@ -505,3 +505,20 @@ def test_the_report_of_a_run_without_a_forecast(
         "performance-cap1-host1-idle.png",
         "trade-off-cap1-host1-idle.png",
     ]
+
+
+def test_a_run_without_probes_has_its_limits_and_no_performance(
+    results: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    steps = both_arms()
+    for one in steps:
+        one["observed"]["probes"] = []
+    store_capacity(results, steps)
+    assert main(["report", "--results", str(results), "--figures", str(tmp_path / "drawn")]) == 0
+    text = capsys.readouterr().out
+    assert "Limits, guests" in text and "Steps: used when settled" in text
+    assert "performance lost" not in text
+    assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["capacity-cap1-host1-idle.png"]
+    run = load_capacity(results)[0][0]
+    table = steps_table(run)
+    assert table["ksmd_percent"].isna().all() and table["used_bytes"].notna().all()

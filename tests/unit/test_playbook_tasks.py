@@ -442,6 +442,16 @@ STEP = [
 SETTLED = [*STEP[:3], "measure_series", *STEP[3:]]
 
 
+def test_the_limits_alone_are_found_without_a_probe_and_idle_guests_hold_nothing_for_one(host: Host) -> None:
+    code, out = host.fill(capacity_workload="idle", capacity_probes="0")
+    assert code == 0, out
+    assert not [line for line in host.log if line.startswith("workload")]
+    path = host.folder / "results/capacity/run/localhost/idle-boot1-ksm-guests002.json"
+    observed = json.loads(path.read_text())["observed"]
+    assert observed["probes"] == []
+    assert observed["admission"]["seconds"]
+
+
 def test_the_arms_of_each_boot_go_up_one_by_one_and_then_one_guest_after_another_diverges(host: Host) -> None:
     code, out = host.fill(boots="2")
     assert code == 0, out
