@@ -32,6 +32,7 @@ PHASES: dict[str, tuple[dict[str, Any], str]] = {
     "on": ({"focus": 1}, ": on"),
     "after": ({"focus": 1, "follow_seconds": 600}, ": after"),
     "census": ({"focus": 2, "census": True}, ": census"),
+    "churn": ({"focus": 2, "churn_seconds": 600}, ": arrive"),
     "verify": ({"focus": 2}, ": verify"),
     "putting right": ({"focus": 1}, ": done in"),
     "capacity step": (CAPACITY, "arm ksm, boot 1: Let KSM settle"),
