@@ -87,12 +87,11 @@ def capacity_figure(run: CapacityRun, loads: Mapping[str, LoadForecast]) -> Figu
                 markeredgewidth=2,
                 color=colour,
             )
-        for one in found_limits(run):
-            colour, _label = arms[one.policy]
-            for kind, limit, height in (("steady", one.steady, 0.02), ("admission", one.admission, 0.06)):
-                if limit is not None and limit.reached:
-                    axes.axvline(limit.guests, color=colour, linewidth=1.2, linestyle="-")
-                    mark(axes, limit.guests, f"{kind} {limit.guests}", height)
+        for (policy, kind), guests in _reached(run).items():
+            for number in guests:
+                axes.axvline(number, color=arms[policy][0], linewidth=1.2, linestyle="-")
+            height = 0.02 if kind == "steady" else 0.06
+            mark(axes, guests[-1], f"{kind} {', '.join(map(str, guests))}", height)
         draw_limits(axes, list(loads.values()), run.capacity_bytes, drawn=float(table["guests"].max()))
         axes.set_xlabel("guests running (crosses: beyond the limit; hollow: the most while they started)")
         axes.set_ylabel("memory used, GiB")
@@ -102,6 +101,16 @@ def capacity_figure(run: CapacityRun, loads: Mapping[str, LoadForecast]) -> Figu
             f"{run.workload.replace('_', ' ')}: to the limit, {run.guest_memory_bytes / MIB:.0f} MiB a guest",
         )
     return figure
+
+
+def _reached(run: CapacityRun) -> dict[tuple[str, str], list[int]]:
+    """The limits that were reached, by policy and kind, over the boots."""
+    found: dict[tuple[str, str], set[int]] = {}
+    for one in found_limits(run):
+        for kind, limit in (("steady", one.steady), ("admission", one.admission)):
+            if limit is not None and limit.reached:
+                found.setdefault((one.policy, kind), set()).add(limit.guests)
+    return {key: sorted(guests) for key, guests in found.items()}
 
 
 def trade_off_figure(load: str, seen: Sequence[Cost]) -> Figure:
