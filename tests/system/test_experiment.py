@@ -146,6 +146,7 @@ def test_guests_that_leave_come_back_and_diverge_are_seen_in_what_ksm_saves(
     asked = {**SIZE, "focus": 2, "churn_seconds": 10, "run_id": "churn"}
     succeeded(playbook(results_directory=str(results), **asked))
     (cell,) = cells(results / "churn").values()
+    assert [one.status for one in load_run(results / "churn").cells] == ["complete"]
     page = cell["on"]["provenance"]["page_size_bytes"]
     last = {
         kind: cell[kind]["observed"]["samples"]["pages_sharing"][-1] * page

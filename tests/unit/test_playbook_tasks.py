@@ -74,6 +74,7 @@ class ActionModule(ActionBase):
         if state == "restored":
             stay = int(running.read_text()) if self._task.args.get("keep_running") and running.exists() else 0
             answer["barrier"] = dict(list(answer["barrier"].items())[stay:])
+            answer["start"]["restore_seconds"] = 12.3 + stay
         running.write_text(str(self._task.args.get("guests") or 0))
         # Guests that were saved loaded are restored so.
         load = pathlib.Path(FOLDER) / "load"
@@ -401,6 +402,8 @@ def test_guests_leave_come_back_and_one_diverges_and_each_time_ksm_is_watched(ho
     records = host.records(cell("ksm"))
     assert {"leave", "arrive", "diverge", "verify"} <= set(records)
     assert records["arrive"]["observed"]["duration_seconds"] > 0
+    # Those that came back were restored for themselves; the cell began from one start.
+    assert len({str(one["provenance"]["start"]) for one in records.values()}) == 1
     assert not {"leave", "arrive", "diverge"} & set(host.records(cell("off")))
 
 
