@@ -81,8 +81,10 @@ def divergence_lines(seen: Divergence) -> list[str]:
 
 
 def _steps(steps: pd.DataFrame) -> Grid:
+    # Without a probe most of them are not known.
+    names = [name for name in STEPS if steps[name].notna().any()]
     return table(
-        ("policy", "boot", "N", "used\nMiB", "peak\nMiB", *(QUANTITIES[name].head for name in STEPS)),
+        ("policy", "boot", "N", "used\nMiB", "peak\nMiB", *(QUANTITIES[name].head for name in names)),
         [
             (
                 str(row["policy"]),
@@ -90,11 +92,13 @@ def _steps(steps: pd.DataFrame) -> Grid:
                 str(row["guests"]),
                 _number(row["used_bytes"] / MIB, 0),
                 _number(row["peak_bytes"] / MIB, 0),
-                *(QUANTITIES[name].number(row[name]) for name in STEPS),
+                *(QUANTITIES[name].number(row[name]) for name in names),
             )
             for row in steps.to_dict("records")
         ],
-        title="Steps: used when settled, and at most while guests were started; probes: medians",
+        title="Steps: used when settled, and at most while guests were started; probes: medians"
+        if names
+        else "Steps: settled, and at most",
     )
 
 

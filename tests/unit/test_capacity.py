@@ -516,7 +516,7 @@ def test_a_run_without_probes_has_its_limits_and_no_performance(
     store_capacity(results, steps)
     assert main(["report", "--results", str(results), "--figures", str(tmp_path / "drawn")]) == 0
     text = capsys.readouterr().out
-    assert "Limits, guests" in text and "Steps: used when settled" in text
+    assert "Limits, guests" in text and "Steps: settled, and at most" in text
     assert "performance lost" not in text
     assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["capacity-cap1-host1-idle.png"]
     run = load_capacity(results)[0][0]
