@@ -198,13 +198,21 @@ def begin_series(
 
 
 def end_series(action: ActionBase, task_vars: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
-    """End a series in the background; the module's result, failed=True where it failed before."""
-    _shell(action, f"rm -f -- {shlex.quote(job['progress_path'])}")
+    """End a series in the background; the module's result, failed=True where it failed or had ended."""
+    path = job["progress_path"]
+    file = shlex.quote(path)
+    lasted = _shell(action, f"[ -e {file} ] && echo lasted; rm -f -- {file}").strip()
     asked = {"jid": job["ansible_job_id"], "_async_dir": str(Path(job["results_file"]).parent)}
     while True:
         result: dict[str, Any] = _async_status(action, task_vars, {**asked, "mode": "status"})
         if result.get("finished", True) or result.get("unreachable"):
             _async_status(action, task_vars, {**asked, "mode": "cleanup"})
+            if not (lasted or result.get("failed") or result.get("unreachable")):
+                return {
+                    "failed": True,
+                    "msg": f"{path} was removed by something else, so the host's memory was not sampled to "
+                    "the end: measure again, and run nothing else of the testbed on this host meanwhile",
+                }
             return {name: value for name, value in result.items() if name not in ASYNC_KEYS}
         time.sleep(LOOK_SECONDS)
 

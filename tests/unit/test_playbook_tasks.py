@@ -17,6 +17,8 @@ from plugin_files import ROOT, load, run
 from synthetic_capacity import ANSWER, probe
 from synthetic_survey import survey_record
 
+from analysis.progress.module import SERIES
+
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="long modules have their progress in /run")
 RECORDED = ROOT / "tests/fixtures/host/linux-6.18"
 DOMAINS = {"guest01": "ksm-guest01", "guest02": "ksm-guest02"}
@@ -493,3 +495,15 @@ def test_a_step_that_fails_ends_the_run_with_its_reason(host: Host) -> None:
     assert code == 2, out
     assert host.log[-1] == "put_right"
     assert '"msg": "localhost: ksmd is gone"' in out
+
+
+def test_a_watch_that_something_else_has_ended_is_not_taken_for_one(host: Host) -> None:
+    path = host.folder / "library/workload.py"
+    removal = f"pathlib.Path('/run/{SERIES}').unlink(missing_ok=True)\n"
+    path.write_text(
+        path.read_text().replace("import datetime, json", f"import pathlib\n{removal}import datetime, json")
+    )
+    code, out = host.fill()
+    assert code == 2, out
+    assert "was removed by something else, so the host's memory was not sampled to the end" in out
+    assert host.log[-1] == "put_right"
