@@ -10,6 +10,8 @@ from analysis.records.models import Samples
 from plugins.module_utils.ksm_convergence import ConvergenceRule, judge, saved_pages
 
 PERCENTS = (50, 90, 99)
+# What of the best policy's saving is waited for
+PERCENT = 90
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,7 @@ def burndown(records: CellRecords) -> Burndown:
     merge, limits = records.merge.observed, records.merge.requested.convergence
     samples = merge.samples
     rule = ConvergenceRule(limits.min_full_scans, limits.window_scans, limits.threshold_percent)
-    pages = [
-        saved_pages(sharing, zero)
-        for sharing, zero in zip(samples.pages_sharing, samples.ksm_zero_pages, strict=True)
-    ]
+    pages = _gross_pages(samples)
     smart_scan = str(records.merge.provenance.ksm_knobs.get("smart_scan", 0)) == "1"
     settled_at, reason = first_settled(samples.full_scans, pages, rule, smart_scan=smart_scan)
     seconds = samples.seconds
@@ -120,10 +119,14 @@ def lost_byte_seconds(seconds: Sequence[float], saved: Sequence[float], best: fl
     return best * until - area
 
 
-def saved_bytes(samples: Samples, page_size_bytes: int) -> list[int]:
-    """Gross saving at each sample."""
+def gross_series(samples: Samples, page_size_bytes: int) -> list[int]:
+    """Gross saved bytes of each sample."""
+    return [pages * page_size_bytes for pages in _gross_pages(samples)]
+
+
+def _gross_pages(samples: Samples) -> list[int]:
     return [
-        saved_pages(sharing, zero) * page_size_bytes
+        saved_pages(sharing, zero)
         for sharing, zero in zip(samples.pages_sharing, samples.ksm_zero_pages, strict=True)
     ]
 

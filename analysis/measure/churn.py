@@ -2,7 +2,7 @@
 
 from math import nan
 
-from analysis.measure.burndown import first_at, ksmd_percent, lost_byte_seconds, saved_bytes
+from analysis.measure.burndown import PERCENT, first_at, gross_series, ksmd_percent, lost_byte_seconds
 from analysis.plan.design import CHURN, MIB
 from analysis.records.loading import CellRecords
 
@@ -10,7 +10,6 @@ CHURN_CPU = {kind: f"{kind}_ksmd_percent" for kind in CHURN}
 ARRIVED, ARRIVED_LOST = "arrive_best_90_percent_seconds", "arrive_lost_mib_per_vm_seconds"
 # The registry of quantities says what each is.
 CHURNED = (ARRIVED, ARRIVED_LOST, *CHURN_CPU.values())
-_PERCENT = 90
 
 
 def churned(records: CellRecords, best_bytes: float | None) -> dict[str, float]:
@@ -27,8 +26,8 @@ def churned(records: CellRecords, best_bytes: float | None) -> dict[str, float]:
     found |= {CHURN_CPU[kind]: ksmd_percent(samples) for kind, samples in series.items()}
     if best_bytes is not None and "arrive" in series:
         samples = series["arrive"]
-        saved = saved_bytes(samples, records.page_size_bytes)
-        reached = first_at(samples.seconds, saved, best_bytes * _PERCENT / 100)
+        saved = gross_series(samples, records.page_size_bytes)
+        reached = first_at(samples.seconds, saved, best_bytes * PERCENT / 100)
         lost = lost_byte_seconds(samples.seconds, saved, best_bytes, samples.seconds[-1])
         found[ARRIVED] = nan if reached is None else reached
         found[ARRIVED_LOST] = lost / (records.cell.guests * MIB)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.measure.burndown import saved_bytes
+from analysis.measure.burndown import gross_series
 from analysis.records.loading import CellRecords
 
 HELD_PERCENT = 1.0
@@ -46,7 +46,7 @@ def followed(records: CellRecords) -> Followed | None:
     if records.after is None:
         return None
     merge, after = (
-        saved_bytes(record.observed.samples, records.page_size_bytes)
+        gross_series(record.observed.samples, records.page_size_bytes)
         for record in (records.merge, records.after)
     )
     return Followed(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.measure.burndown import Burndown, burndown, first_at, ksmd_percent, lost_byte_seconds
+from analysis.measure.burndown import PERCENT, Burndown, burndown, first_at, ksmd_percent, lost_byte_seconds
 from analysis.measure.churn import CHURNED, churned
 from analysis.measure.performance import boot_of, controls_of, lost_in
 from analysis.measure.pooling import pooling_conflicts
@@ -34,7 +34,6 @@ USE, CPU, CPU_SETTLED = "guests_use_mib_per_vm", "ksmd_cpu_seconds", "settled_ks
 GROSS, TO_BEST, LOST = "gross_mib_per_vm", "best_90_percent_seconds", "lost_mib_per_vm_seconds"
 OF_TABLE = ("freed_mib_per_vm", GROSS, CPU)
 COURSE = (*OF_TABLE, USE, "seconds_to_90_percent", TO_BEST, LOST, CPU_SETTLED, *COSTS, *CHURNED)
-PERCENT = 90
 
 _PLACE = ("hypervisor", *(name for name in TREATMENT if name != "policy"))
 

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from analysis.measure import saving
+from analysis.measure.burndown import gross_series
 from analysis.measure.pooling import condition_text
 from analysis.plan.design import MIB
 from analysis.plan.policies import OFF
 from analysis.records import checks
 from analysis.records.capacity import CapacityRun
 from analysis.records.models import DivergenceRecord, EnvelopeSamples, StepRecord
-from plugins.module_utils.ksm_convergence import saved_pages
 
 
 @dataclass(frozen=True)
@@ -184,14 +184,6 @@ def _why_not_admitted(step: StepRecord) -> str:
 def _base_bytes(steps: Sequence[StepRecord]) -> float:
     """Use with no guest, 0 where it was not measured."""
     return next((used_bytes(step) for step in steps if step.guests == 0), 0.0)
-
-
-def gross_series(samples: EnvelopeSamples, page_size_bytes: int) -> list[int]:
-    """Gross saved bytes of each sample."""
-    return [
-        saved_pages(sharing, zero) * page_size_bytes
-        for sharing, zero in zip(samples.pages_sharing, samples.ksm_zero_pages, strict=True)
-    ]
 
 
 def _own_series(samples: EnvelopeSamples, page_size_bytes: int) -> list[float]:

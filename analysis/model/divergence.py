@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from analysis.model.capacity import gross_series, line_bytes, used_series
+from analysis.measure.burndown import gross_series
+from analysis.model.capacity import line_bytes, used_series
 from analysis.records.models import DivergenceRecord
 
 _TAIL = 0.05

@@ -193,33 +193,35 @@ def _problem(lines: Mapping[str, Line], goal: Goal) -> str:
     never = [load for load, line in lines.items() if line.unreached]
     if goal.kind == TIME and never:
         return f"did not come to 90 % of the best saving in every cell ({', '.join(never)})"
-    for load, line in lines.items():
-        budget, latency = line.estimates[CPU_SETTLED], line.estimates[P99]
-        problem = ""
-        if goal.cpu_percent is not None:
-            problem = (
-                "was not followed once settled ({load}): measure with -e follow_seconds=120"
-                if budget is None
-                else _beyond(budget, goal.cpu_percent, "takes", "% of a CPU once settled")
-            )
-        elif goal.latency_percent is not None:
-            problem = (
-                "was not probed ({load}): measure with -e policies=off,... -e probes=5"
-                if latency is None
-                else _beyond(latency, goal.latency_percent, "adds", "% to the guests' p99")
-            )
-        if problem:
-            return problem.format(load=load)
+    if goal.cpu_percent is not None:
+        words = "takes", "take", "% of a CPU once settled"
+        unknown = "was not followed once settled", "-e follow_seconds=120"
+        return _beyond(lines, CPU_SETTLED, goal.cpu_percent, words, unknown)
+    if goal.latency_percent is not None:
+        words = "adds", "add", "% to the guests' p99"
+        unknown = "was not probed", "-e policies=off,... -e probes=5"
+        return _beyond(lines, P99, goal.latency_percent, words, unknown)
     return ""
 
 
-def _beyond(seen: Estimate, limit: float, verb: str, unit: str) -> str:
-    """Why an estimate is not within a limit, with a place for the workload; its whole interval has to be."""
-    half = seen.half_width or 0.0
-    if seen.mean + half <= limit:
-        return ""
-    surely = verb if seen.mean - half > limit else f"may {verb.removesuffix('s')}"
-    return f"{surely} more than {limit:g} {unit} ({seen.mean:.1f} ± {half:.1f} in {{load}})"
+def _beyond(
+    lines: Mapping[str, Line], name: str, limit: float, words: tuple[str, str, str], unknown: tuple[str, str]
+) -> str:
+    """Why a quantity is not within a limit in each workload, "" where it is; its whole interval has to be.
+
+    ``words``: what a policy surely does, may do, and of what. ``unknown``: why it is not known, and what
+    measures it.
+    """
+    surely, maybe, unit = words
+    for load, line in lines.items():
+        seen = line.estimates[name]
+        if seen is None:
+            return f"{unknown[0]} ({load}): measure with {unknown[1]}"
+        half = seen.half_width or 0.0
+        if seen.mean + half > limit:
+            does = surely if seen.mean - half > limit else f"may {maybe}"
+            return f"{does} more than {limit:g} {unit} ({seen.mean:.1f} ± {half:.1f} in {load})"
+    return ""
 
 
 def _uncontrolled(places: Sequence[Place], goal: Goal) -> str:
