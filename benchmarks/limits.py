@@ -49,8 +49,9 @@ def show(run: CapacityRun, loads: dict[str, LoadForecast]) -> None:
         (step.boot, step.guests): used_bytes(step) for step in run.arms.get(OFF, ())
     }
     # A forecast speaks of both arms.
-    both = {**dict.fromkeys((OFF,), next(iter(loads.values()), None)), **loads}
-    for policy, load in both.items():
+    known = next(iter(loads.values()), None)
+    for policy in run.arms:
+        load = loads.get(policy, known)
         if load is None:
             continue
         errors, saved, held = [], [], 0
