@@ -140,28 +140,6 @@ def test_the_host_sees_the_saving_too(campaign: dict[str, Any]) -> None:
     assert freed_bytes(cell) == pytest.approx(gross_bytes(cell), rel=0.15)
 
 
-def test_guests_that_leave_come_back_and_diverge_are_seen_in_what_ksm_saves(
-    results: Path, proof: Cells, before: State
-) -> None:
-    # As long as ksmd may take with a small part of a CPU
-    asked = {**SIZE, "focus": 2, "churn_seconds": 30, "run_id": "churn"}
-    succeeded(playbook(results_directory=str(results), **asked))
-    (cell,) = cells(results / "churn").values()
-    assert [one.status for one in load_run(results / "churn").cells] == ["complete"]
-    page = cell["on"]["provenance"]["page_size_bytes"]
-    last = {
-        kind: cell[kind]["observed"]["samples"]["pages_sharing"][-1] * page
-        for kind in ("leave", "arrive", "diverge")
-    }
-    whole, fill = gross_bytes(cell), filled_bytes(cell) / 2
-    assert last["leave"] < whole - 0.9 * fill
-    assert last["arrive"] > 0.95 * whole
-    assert last["diverge"] < last["arrive"] - 0.9 * fill
-    verified = cell["verify"]["observed"]["guests"]
-    assert len(verified) == 2 and all(one["intact"] for one in verified.values())
-    assert left(before) == []
-
-
 def test_nothing_of_another_cell_is_in_a_random_fill(campaign: dict[str, Any]) -> None:
     """By the census: what focus 2 fills has ten thousands of copies; here no content but zeros has many."""
     constant, random = (campaign[name]["census"]["observed"]["contents"] for name in ("constant", "random"))
@@ -296,6 +274,28 @@ def test_progress_is_of_the_matrix(campaign: dict[str, Any], results: Path) -> N
     for said in (campaign["output"], log.read_text()):
         assert "cell 2 of 2" in said
         assert "settled" in said
+
+
+def test_guests_that_leave_come_back_and_diverge_are_seen_in_what_ksm_saves(
+    results: Path, proof: Cells, before: State
+) -> None:
+    # As long as ksmd may take with a small part of a CPU
+    asked = {**SIZE, "focus": 2, "churn_seconds": 30, "run_id": "churn"}
+    succeeded(playbook(results_directory=str(results), **asked))
+    (cell,) = cells(results / "churn").values()
+    assert [one.status for one in load_run(results / "churn").cells] == ["complete"]
+    page = cell["on"]["provenance"]["page_size_bytes"]
+    last = {
+        kind: cell[kind]["observed"]["samples"]["pages_sharing"][-1] * page
+        for kind in ("leave", "arrive", "diverge")
+    }
+    whole, fill = gross_bytes(cell), filled_bytes(cell) / 2
+    assert last["leave"] < whole - 0.9 * fill
+    assert last["arrive"] > 0.95 * whole
+    assert last["diverge"] < last["arrive"] - 0.9 * fill
+    verified = cell["verify"]["observed"]["guests"]
+    assert len(verified) == 2 and all(one["intact"] for one in verified.values())
+    assert left(before) == []
 
 
 def test_a_lost_guest_is_recorded(campaign: dict[str, Any], results: Path, before: State) -> None:
