@@ -1,15 +1,17 @@
 """What merging, unmerging and copy on write cost on this host: MiB/s, microseconds a page, copies of a page.
 
-    python benchmarks/mechanism.py [--mib 256] [--repetitions 5]
+    python benchmarks/mechanism.py measure RECORD [--mib 256] [--repetitions 5]
+    python benchmarks/mechanism.py show RECORD
 
-Runs on the hypervisor as root, which no run has and where nothing else offers memory to KSM. Each repetition
-maps memory of its own, once in small and once in huge pages (madvise), in which every page has one equal to
-it. Costs are CPU time: of ksmd until all pairs are merged, for each page that this frees; of the process that
-takes its memory back (MADV_UNMERGEABLE), for each page; of the process that writes one byte to one page of
-each pair, for each page, with and without KSM having merged them. Beside them is what the kernel's own
-selftest measures (tools/testing/selftests/mm/ksm_tests.c, -P, -H, -D and -C) by its method, written anew:
-memory of one content, the time on the clock of two scans with 10 pages a batch and no sleep. A copy of a page
-from memory to memory, in the same repetition, is the unit of the last column. All knobs are put back.
+`measure` runs on the hypervisor as root, which no run has and where nothing else offers memory to KSM. Each
+repetition maps memory of its own, once in small and once in huge pages (madvise), in which every page has one
+equal to it. Costs are CPU time: of ksmd until all pairs are merged, for each page that this frees; of the
+process that takes its memory back (MADV_UNMERGEABLE), for each page; of the process that writes one byte to
+one page of each pair, for each page, with and without KSM having merged them. Beside them is what the
+kernel's own selftest measures (tools/testing/selftests/mm/ksm_tests.c, -P, -H, -D and -C) by its method,
+written anew: memory of one content, the time on the clock of two scans with 10 pages a batch and no sleep. A
+copy of a page from memory to memory, in the same repetition, is the unit of the last column. Knobs are put
+back. RECORD keeps the seconds of each repetition, from which `show` prints the same again.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import ansible.module_utils
 
@@ -204,9 +208,23 @@ def selftest(size_bytes: int, huge: bool) -> Costs:
     }
 
 
-def shown(kind: str, repetitions: list[Costs]) -> str:
-    """A table of one kind of pages: mean of the repetitions ± half of the 95 % interval."""
-    lines = [f"{kind:<34}{'MiB/s':>18}{'us a page':>18}{'copies of a page':>20}"]
+def shown(record: dict[str, Any]) -> str:
+    """Its tables, one of each kind of pages."""
+    kinds: dict[str, list[dict[str, Any]]] = record["repetitions"]
+    count, mib = len(kinds["small"]), record["size_bytes"] // MIB
+    lines = [f"{record['machine']}; {mib} MiB, {count} repetitions, ± 95 % t"]
+    for kind, repetitions in kinds.items():
+        parts = [one["huge_part"] for one in repetitions]
+        title = f"{kind} pages ({min(parts):.0%} to {max(parts):.0%} of the memory in huge ones)"
+        lines += [title, table([one["costs"] for one in repetitions])]
+    if any(abs(one["huge_part"] - (kind == "huge")) > 0.1 for kind in kinds for one in kinds[kind]):
+        lines.append("! Not all of the memory was in the pages that it was to be in.")
+    return "\n".join(lines)
+
+
+def table(repetitions: list[Costs]) -> str:
+    """What each thing costs: mean of the repetitions ± half of the 95 % interval."""
+    lines = [f"{'':<34}{'MiB/s':>18}{'us a page':>18}{'copies of a page':>20}"]
     copies = [seconds / pages for seconds, pages in (one[COPY] for one in repetitions)]
     for name in repetitions[0]:
         each = [seconds / pages for seconds, pages in (one[name] for one in repetitions)]
@@ -247,32 +265,44 @@ def refuse() -> None:
         raise BenchError(f"other processes offer memory to KSM: {others_words(others, Roots())}; end them")
 
 
-def measure(size_bytes: int, repetitions: int) -> None:
-    """Print what each repetition found together; KSM is as it was at the end, whatever happens."""
+def measure(size_bytes: int, repetitions: int) -> dict[str, Any]:
+    """The record of so many repetitions; KSM is as it was at the end, whatever happens."""
     refuse()
     ksmd = find_ksmd(Roots())
-    kinds: dict[bool, list[Costs]] = {False: [], True: []}
-    parts = []
+    found: dict[str, list[dict[str, Any]]] = {"small": [], "huge": []}
     set_ksm(knobs=KNOBS, optional=OPTIONAL, unmerge=True)
     try:
-        for _ in range(repetitions):
-            for huge, costs in kinds.items():
-                found, part = mechanism(size_bytes, huge, ksmd)
-                costs.append({**found, **selftest(size_bytes, huge)})
-                parts.append((huge, part))
+        for number in range(1, repetitions + 1):
+            for kind, before in found.items():
+                huge = kind == "huge"
+                costs, part = mechanism(size_bytes, huge, ksmd)
+                before.append({"huge_part": part, "costs": {**costs, **selftest(size_bytes, huge)}})
+            print(f"repetition {number} of {repetitions}", file=sys.stderr, flush=True)
     finally:
         set_ksm(state="restored")
     models = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     cpu = next(
         (line.partition(":")[2].strip() for line in models if line.startswith("model name")), "unknown CPU"
     )
-    least = min(part for huge, part in parts if huge)
-    most = max(part for huge, part in parts if not huge)
-    print(f"{cpu}, Linux {os.uname().release}; {size_bytes >> 20} MiB, {repetitions} repetitions, ± 95 % t")
-    print(shown("small pages", kinds[False]))
-    print(shown(f"huge pages ({least:.0%} of the memory)", kinds[True]))
-    if most > 0.01 or least < 0.9:
-        print(f"! In huge pages were {least:.0%} or more where asked for, and up to {most:.0%} where not.")
+    return {
+        "schema_version": 1,
+        "kind": "mechanism",
+        "recorded_at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        "machine": f"{cpu}, Linux {os.uname().release}",
+        "size_bytes": size_bytes,
+        "repetitions": found,
+    }
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A record that `measure` wrote. Raises BenchError."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or (record.get("kind"), record.get("schema_version")) != ("mechanism", 1):
+        raise BenchError(f"{path} is no record of this benchmark: name a file that measure wrote")
+    return record
 
 
 def whole(text: str) -> int:
@@ -283,13 +313,23 @@ def whole(text: str) -> int:
 
 
 def main() -> None:
-    """Measure."""
+    """Measure or show."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--mib", type=whole, default=256, help="memory of each repetition (%(default)s)")
-    parser.add_argument("--repetitions", type=whole, default=5, help="of each kind of pages (%(default)s)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    measuring = commands.add_parser("measure", help="measure on this host and keep the seconds in RECORD")
+    measuring.add_argument("record", type=Path)
+    measuring.add_argument("--mib", type=whole, default=256, help="memory of each repetition (%(default)s)")
+    measuring.add_argument("--repetitions", type=whole, default=5, help="of each kind of pages (%(default)s)")
+    showing = commands.add_parser("show", help="print the figures of RECORD again")
+    showing.add_argument("record", type=Path)
     arguments = parser.parse_args()
     try:
-        measure(arguments.mib * MIB, arguments.repetitions)
+        if arguments.command == "measure":
+            if arguments.record.exists():
+                raise BenchError(f"{arguments.record} exists: name another file, or remove it")
+            record = measure(arguments.mib * MIB, arguments.repetitions)
+            arguments.record.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        print(shown(read(arguments.record)))
     except (BenchError, ProbeError, OSError) as error:
         sys.exit(f"mechanism: {error}")
 

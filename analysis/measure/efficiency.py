@@ -57,8 +57,8 @@ class CensusMeans:
         if self.strangers:
             cells, largest = self.strangers
             sentence += (
-                f" ! In {cells} of them a content that is neither zero nor the workload's stands in "
-                f"{largest.copies} copies in {largest.guests} guests: something left it behind."
+                f" ! In {cells} of them a content that is neither zero nor filled by the workload stands in "
+                f"{largest.copies} copies in {largest.guests} guests: an application's own, or left behind."
             )
         return sentence
 

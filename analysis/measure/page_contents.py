@@ -72,7 +72,7 @@ class Census:
     merged frames less the frames, and mappings of the kernel's zero page that KSM made. ``gross_pages``: the
     same by KSM's counters, in which a page that a guest has written to since stays until ksmd comes by again.
     ``strangers``: contents in many copies in each guest that holds them that are neither zero nor what the
-    workload filled: something left them behind.
+    workload filled: an application's own, or left behind by something.
     """
 
     guests: tuple[Guest, ...]

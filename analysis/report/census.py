@@ -120,8 +120,8 @@ def _judged(counted: Census) -> list[str]:
         else f"KSM's efficiency: {quantity.number(100 * efficiency)} % of the ideal saving."
     ]
     return lines + [
-        f"! A content neither zero nor the workload's has {one.copies} copies in {one.guests} guests: "
-        "something left it behind."
+        f"! A content neither zero nor filled by the workload has {one.copies} copies in {one.guests} "
+        "guests: an application's own, or left behind."
         for one in counted.strangers
     ]
 
