@@ -1,8 +1,9 @@
 """What guests lose under a policy in the cells of an experiment, and what order and chance alone do."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from math import nan
 
-from analysis.measure.probes import lost, probed
+from analysis.measure.probes import COSTS, lost, probed
 from analysis.records.loading import CellRecords
 
 
@@ -14,6 +15,19 @@ def boot_of(records: CellRecords) -> str:
 def lost_in(records: CellRecords) -> dict[str, float]:
     """What the guests of a cell lost from its off to its on record, by COSTS; NaN where it does not tell."""
     return lost(probed(records.off.observed.probes), probed(records.on.observed.probes))
+
+
+def beyond(loss: Mapping[str, float], chance: Mapping[str, float]) -> dict[str, float]:
+    """What is lost beyond chance, in percent by COSTS: ratios of on to off are divided by those of chance.
+
+    They are not subtracted: nobody loses 125 % of a throughput. ``chance``: what cells under off lost in the
+    same boot, of none nothing.
+    """
+    found = {}
+    for name, (_value, sign) in COSTS.items():
+        mine, other = (1 + sign * one / 100 for one in (loss[name], chance.get(name, 0.0)))
+        found[name] = sign * 100 * (mine / other - 1) if other else nan
+    return found
 
 
 def controls_of(
@@ -34,5 +48,5 @@ def controls_of(
 
 
 def _load(records: CellRecords) -> tuple[Hashable, ...]:
-    cell, probes = records.cell, records.on.requested.probes
-    return cell.hypervisor, cell.workload, cell.guests, cell.guest_memory_bytes, probes
+    cell, asked = records.cell, records.on.requested
+    return cell.hypervisor, cell.workload, cell.guests, cell.guest_memory_bytes, asked.probes, asked.rehearsed

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.measure.burndown import PERCENT, Burndown, burndown, first_at, ksmd_percent, lost_byte_seconds
 from analysis.measure.churn import CHURNED, churned
-from analysis.measure.performance import boot_of, controls_of, lost_in
+from analysis.measure.performance import beyond, boot_of, controls_of, lost_in
 from analysis.measure.pooling import pooling_conflicts
 from analysis.measure.probes import COSTS
 from analysis.measure.saving import Unknown, saving
@@ -177,7 +177,7 @@ def _place(
     best = {} if most is None else _by_boot([(c.boot, float(c.growth.final_bytes)) for c in cells[most]])
     control = controls_of([cell.records for mine in cells.values() for cell in mine], controls)
     chance = {
-        name: {boot: fmean(one[name] for one in mine) for boot, mine in control.items()} for name in COSTS
+        boot: {name: fmean(one[name] for one in mine) for name in COSTS} for boot, mine in control.items()
     }
     lines = tuple(_line(policy, mine, best, horizon, chance) for policy, mine in cells.items())
     uses = {line.policy: seen.mean for line in lines if (seen := line.estimates[USE]) is not None}
@@ -256,7 +256,7 @@ def _values(
 ) -> dict[str, float]:
     """What one cell says, by COURSE; NaN for what it does not tell.
 
-    ``best``: bytes saved in its boot. ``chance``: what to take off of COSTS by boot, of none nothing.
+    ``best``: bytes saved in its boot. ``chance``: what cells under off lost by boot and COSTS.
     """
     growth, unit = cell.growth, cell.records.cell.guests * MIB
     own = growth.seconds_to[PERCENT]
@@ -273,7 +273,7 @@ def _values(
         LOST: lost,
         CPU_SETTLED: nan if (after := cell.records.after) is None else ksmd_percent(after.observed.samples),
         **churned(cell.records, best),
-        **{name: worse - chance[name].get(cell.boot, 0.0) for name, worse in lost_in(cell.records).items()},
+        **beyond(lost_in(cell.records), chance.get(cell.boot, {})),
     }
 
 

@@ -169,7 +169,7 @@ def _conditions(records: CellRecords) -> dict[str, Any]:
     """The physical boot, and what two measurements must have in common to be of one treatment."""
     asked, found = records.on.requested, records.provenance
     # Named where it is: guests that are probed hold more, and were asked something between the two arms.
-    probes = {} if asked.probes is None else {"probes": asked.probes}
+    probes = {} if asked.probes is None else {"probes": asked.probes, "rehearsed": asked.rehearsed}
     reserve = {"guest_reserve_bytes": asked.guest_reserve_bytes, **probes}
     given = {**conditions(found, reserve, service=asked.service), **marks(records)}
     wanted = asked.model_dump(include={"ksm_knobs", "service", "thp_enabled"})

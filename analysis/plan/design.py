@@ -219,7 +219,7 @@ class Design:
             "sample_interval_seconds": self.sample_interval_seconds,
             # What every run did before there was a choice is not said.
             **({"others": ALLOW} if self.others == ALLOW else {}),
-            **({"probes": self.probes} if self.probes else {}),
+            **({"probes": self.probes, "rehearsed": True} if self.probes else {}),
         }
 
     def policies_json(self) -> dict[str, dict[str, Any]]:

@@ -117,7 +117,8 @@ class Convergence(Model):
 class Requested(Model):
     """What was asked for; ``service``: "" for none; ``others``: what else KSM could merge on the host.
 
-    ``probes``: of guests, in each arm; None for none.
+    ``probes``: of guests, in each arm; None for none. ``rehearsed``: whether each of these guests was probed
+    once before the off record, unrecorded; runs before 2026-11-27 were not.
     """
 
     policy: Text
@@ -130,6 +131,7 @@ class Requested(Model):
     sample_interval_seconds: Above0
     others: OthersMode = "refuse"
     probes: Positive | None = None
+    rehearsed: bool = False
 
 
 class Start(Model):

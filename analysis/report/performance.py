@@ -27,7 +27,7 @@ def performance_grid(place: Place) -> Grid:
     ]
     less = ""
     if place.control:
-        less = ", less what cells under off show"
+        less = ", beyond what cells under off show"
         boots = max((seen.n_boots for seen in place.control.values() if seen is not None), default=0)
         shown = (QUANTITIES[name].estimate(place.control[name]) for name in COSTS)
         rows.append(("off: order, chance", str(boots) if boots else "-", "", *shown, ""))

@@ -20,9 +20,7 @@ def record(copies: list[float], merges: list[float], huge_part: float = 1.0) -> 
         {mechanism.COPY: (copy, 2), "merge": (merge, 1)} for copy, merge in zip(copies, merges, strict=True)
     ]
     kinds = {"small": 0.0, "huge": huge_part}
-    repetitions = {
-        kind: [{"huge_part": part, "costs": one} for one in costs] for kind, part in kinds.items()
-    }
+    repetitions = {kind: [{"huge_part": part, "costs": one} for one in costs] for kind, part in kinds.items()}
     about = {"schema_version": 1, "kind": "mechanism", "machine": "a machine", "size_bytes": 1 << 20}
     return {**about, "repetitions": repetitions}
 

@@ -375,7 +375,7 @@ def test_guests_are_probed_in_both_arms_and_under_off_nothing_is_started(host: H
     code, out = host.measure(policies="ksm,off", probes="2", follow_seconds="1")
     assert code == 0, out
     probed = ["measure_host", "workload probed", "measure_host"]
-    cell = [*BEGINS, "workload loaded", *probed, "measure_series", *probed]
+    cell = [*BEGINS, "workload loaded", "workload probed", *probed, "measure_series", *probed]
     verified = ["workload verified", "measure_host"]
     ksm, off = [*cell, "measure_series", *verified], [*cell, *verified]
     assert host.log in (["put_right", *ksm, *off, "put_right"], ["put_right", *off, *ksm, "put_right"])
@@ -386,6 +386,7 @@ def test_guests_are_probed_in_both_arms_and_under_off_nothing_is_started(host: H
             assert [one["guest"] for one in observed["probes"]] == [*DOMAINS]
             assert observed["window"]["seconds"] > 0
             assert records[arm]["requested"]["probes"] == 2
+            assert records[arm]["requested"]["rehearsed"] is True
 
 
 def test_guests_leave_come_back_and_one_diverges_and_each_time_ksm_is_watched(host: Host) -> None:
