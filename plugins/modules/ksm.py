@@ -57,7 +57,8 @@ options:
   unmerge:
     description:
       - With O(state=present), first turn KSM off truly, as O(state=unmerged) does; off it stays unless
-        O(knobs) has run.
+        O(knobs) has run. An advisor that is on and asked for again goes off first where it has scanned, so
+        that it begins anew, too.
     type: bool
     default: false
   optional:
@@ -169,6 +170,7 @@ KSM = "ksm/"
 THP = "transparent_hugepage/"
 RUN = "ksm/run"
 ADVISOR_MODE = "ksm/advisor_mode"
+ADVISOR_MIN_PAGES_TO_SCAN = "ksm/advisor_min_pages_to_scan"
 PAGES_TO_SCAN = "ksm/pages_to_scan"
 REFUSED_WHILE_MERGED = frozenset({"ksm/max_page_sharing", "ksm/merge_across_nodes"})
 
@@ -415,12 +417,16 @@ def wanted_settings(
 
 
 def plan_writes(
-    current: Mapping[str, str], wanted: Mapping[str, str], unmerge: bool
+    current: Mapping[str, str], wanted: Mapping[str, str], unmerge: bool, *, renew: bool = False
 ) -> list[tuple[str, str]]:
     """The writes that turn `current` into `wanted`, in an order that the kernel accepts (mm/ksm.c).
 
-    `unmerge` asks for run=2 first even if no knob needs it. Values must have been checked.
+    `unmerge` asks for run=2 first even if no knob needs it, `renew` for the advisor to be off before that.
+    Values must have been checked.
     """
+    if renew:
+        off = (ADVISOR_MODE, "none")
+        return [off, *plan_writes({**current, **dict([off])}, wanted, unmerge)]
     changes = {name: value for name, value in wanted.items() if current[name] != value}
     advisor = changes.get(ADVISOR_MODE)
     if advisor == "none" and PAGES_TO_SCAN in wanted:
@@ -439,6 +445,18 @@ def plan_writes(
     if final_run != run:
         writes.append((RUN, final_run))
     return writes
+
+
+def renews_advisor(request: Request, current: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Whether the advisor that is asked for is on and has learnt from other pages than those to come.
+
+    The kernel forgets that, and begins at advisor_min_pages_to_scan, where advisor_mode changes alone
+    (mm/ksm.c, advisor_mode_store).
+    """
+    advisor = wanted.get(ADVISOR_MODE, "none")
+    if not request.unmerge or advisor == "none" or current[ADVISOR_MODE] != advisor:
+        return False
+    return current[RUN] == MERGE or current[PAGES_TO_SCAN] != current[ADVISOR_MIN_PAGES_TO_SCAN]
 
 
 def check_headroom(pages: int, host: Host) -> None:
@@ -681,7 +699,9 @@ def apply(sysfs: Sysfs, request: Request, host: Host, check_mode: bool) -> Outco
         wanted, missing = restorable_settings(snapshot, current, ranges)
         unmerge = may_hold_pages and wanted[RUN] == STOP and not snapshot.merged_pages
 
-    writes = plan_writes(before, wanted, unmerge and not spares)
+    writes = plan_writes(
+        before, wanted, unmerge and not spares, renew=renews_advisor(request, before, wanted)
+    )
     refuse_unmerging(writes, before, held_pages if spares else 0)
     unmerges = (RUN, UNMERGE) in writes
     merged_pages = sysfs.pages(MERGED_COUNTERS)

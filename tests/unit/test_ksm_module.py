@@ -444,7 +444,7 @@ def test_a_snapshot_of_another_boot_is_a_warning_of_the_module(tree: Path, tmp_p
 # One policy after another
 
 
-def apply_policy(sysfs: Any, name: str, snapshot: Path) -> Any:
+def apply_policy(sysfs: Any, name: str, snapshot: Path, **arguments: Any) -> Any:
     policy = read_policy(name)
     thp = {} if policy.thp_enabled == "keep" else {"enabled": policy.thp_enabled}
     return apply(
@@ -454,6 +454,7 @@ def apply_policy(sysfs: Any, name: str, snapshot: Path) -> Any:
         thp=thp,
         reset=True,
         snapshot=snapshot,
+        **arguments,
     )
 
 
@@ -511,6 +512,23 @@ def test_what_the_advisor_moved_is_no_change(tree: Path, tmp_path: Path) -> None
     apply_policy(sysfs, "advisor", path)
     (tree / "ksm/pages_to_scan").write_text("7777\n")
     assert not apply_policy(sysfs, "advisor", path).changed
+
+
+@pytest.mark.parametrize(("moved", "run"), [("7777", "0"), ("500", "1")])
+def test_an_advisor_that_has_scanned_begins_anew_with_unmerged_pages(
+    tree: Path, tmp_path: Path, moved: str, run: str
+) -> None:
+    """The kernel keeps what it learnt of other pages where advisor_mode is written as it is."""
+    sysfs, path = KernelSysfs(tree), tmp_path / "snapshot.json"
+    apply_policy(sysfs, "advisor", path, unmerge=True)
+    assert not apply_policy(sysfs, "advisor", path, unmerge=True).changed
+    (tree / "ksm/pages_to_scan").write_text(f"{moved}\n")
+    (tree / "ksm/run").write_text(f"{run}\n")
+    sysfs.log.clear()
+    assert apply_policy(sysfs, "advisor", path, unmerge=True).changed
+    assert sysfs.log[0] == "advisor_mode=none"
+    assert "advisor_mode=scan-time" in sysfs.log
+    assert (sysfs.read("ksm/pages_to_scan"), sysfs.read("ksm/run")) == ("500", "0")
 
 
 def test_reset_takes_back_what_is_not_asked_for_but_run(tree: Path, tmp_path: Path) -> None:
