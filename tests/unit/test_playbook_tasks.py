@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +185,10 @@ class Host:
     def fill(self, **changes: Any) -> tuple[int, str]:
         """Play the arms of a capacity run of up to two guests."""
         given = {"capacity_envelope_mib": "0", "capacity_most_guests": "2", **changes}
-        return self._play("capacity.yml", "Name the run", given)
+        # A host has one series in the background, by its file in /run: one test after another.
+        with (Path(tempfile.gettempdir()) / "ksm-testbed-unit-series").open("w") as turn:
+            flock(turn, LOCK_EX)
+            return self._play("capacity.yml", "Name the run", given)
 
     def _play(
         self, playbook: str, task: str, given: dict[str, Any], *words: str, hypervisors: Sequence[str] = ()
