@@ -70,17 +70,17 @@ def test_a_cpu_budget_leaves_out_what_may_exceed_it(results: Path) -> None:
 def test_a_latency_limit_leaves_out_what_may_exceed_it_with_its_whole_interval(results: Path) -> None:
     run = run_of(results)
     places = side_by_side(tidy([run]), [run])
-    # Less what cells under off lost: ksm 20 ± 24.8 %, smart_scan 0 ± 65.7
+    # Beyond what cells under off lost: ksm 17.0 ± 21.7 %; smart_scan 0.9 ± 52.4
     found = recommend(places, IDLE, Goal("latency", latency_percent=50))
     assert found.chosen.policy == "ksm"
     (excluded,) = found.excluded
     assert re.match(
-        r"smart_scan may add more than 50 % to the guests' p99 \(-?0\.0 ± 65\.7 in idle\)", excluded
+        r"smart_scan may add more than 50 % to the guests' p99 \(0\.9 ± 52\.4 in idle\)", excluded
     )
     with pytest.raises(
-        RecommendationError, match=r"^no policy can be recommended: ksm may add more than 40 %"
+        RecommendationError, match=r"^no policy can be recommended: ksm may add more than 35 %"
     ):
-        recommend(places, IDLE, Goal("latency", latency_percent=40))
+        recommend(places, IDLE, Goal("latency", latency_percent=35))
 
 
 def test_without_cells_under_off_in_each_boot_no_latency_is_one_of_a_policy(results: Path) -> None:
