@@ -424,16 +424,16 @@ def plan_writes(
     `unmerge` asks for run=2 first even if no knob needs it, `renew` for the advisor to be off before that.
     Values must have been checked.
     """
+    writes = []
     if renew:
-        off = (ADVISOR_MODE, "none")
-        return [off, *plan_writes({**current, **dict([off])}, wanted, unmerge)]
+        writes.append((ADVISOR_MODE, "none"))
+        current = {**current, ADVISOR_MODE: "none"}
     changes = {name: value for name, value in wanted.items() if current[name] != value}
     advisor = changes.get(ADVISOR_MODE)
     if advisor == "none" and PAGES_TO_SCAN in wanted:
         # The change of advisor_mode resets pages_to_scan, also where it is as wanted now.
         changes[PAGES_TO_SCAN] = wanted[PAGES_TO_SCAN]
     run = current[RUN]
-    writes = []
     if unmerge or (run != UNMERGE and not REFUSED_WHILE_MERGED.isdisjoint(changes)):
         writes.append((RUN, UNMERGE))
         run = UNMERGE
