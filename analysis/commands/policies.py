@@ -34,10 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
     )
     chosen = chosen_table(found.runs)
     places = side_by_side(chosen.table, found.runs)
-    if arguments.figure:
-        save(pareto_figure(places), arguments.figure)
     if arguments.json:
         print(policy_json(places, found.runs, chosen.left_out, found.problems), end="")
     else:
         show(*policy_parts(places, found.runs, chosen.left_out, found.problems))
+    if arguments.figure:
+        save(pareto_figure(places), arguments.figure)
     return 0 if any(place.lines for place in places) else 1

@@ -12,7 +12,7 @@ from analysis.measure.burndown import PERCENT, Burndown, burndown, first_at, ksm
 from analysis.measure.churn import CHURNED, churned
 from analysis.measure.performance import beyond, boot_of, controls_of, lost_in
 from analysis.measure.pooling import pooling_conflicts
-from analysis.measure.probes import COSTS
+from analysis.measure.probes import COSTS, KSMD, probed_ksmd_percent
 from analysis.measure.saving import Unknown, saving
 from analysis.measure.statistics import (
     CHECKPOINT,
@@ -33,7 +33,7 @@ from analysis.records.loading import COMPLETE, CellRecords, Run
 USE, CPU, CPU_SETTLED = "guests_use_mib_per_vm", "ksmd_cpu_seconds", "settled_ksmd_percent"
 GROSS, TO_BEST, LOST = "gross_mib_per_vm", "best_90_percent_seconds", "lost_mib_per_vm_seconds"
 OF_TABLE = ("freed_mib_per_vm", GROSS, CPU)
-COURSE = (*OF_TABLE, USE, "seconds_to_90_percent", TO_BEST, LOST, CPU_SETTLED, *COSTS, *CHURNED)
+COURSE = (*OF_TABLE, USE, "seconds_to_90_percent", TO_BEST, LOST, CPU_SETTLED, *COSTS, KSMD, *CHURNED)
 
 _PLACE = ("hypervisor", *(name for name in TREATMENT if name != "policy"))
 
@@ -274,6 +274,7 @@ def _values(
         CPU_SETTLED: nan if (after := cell.records.after) is None else ksmd_percent(after.observed.samples),
         **churned(cell.records, best),
         **beyond(lost_in(cell.records), chance.get(cell.boot, {})),
+        KSMD: probed_ksmd_percent(cell.records.on.observed.window),
     }
 
 

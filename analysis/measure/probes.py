@@ -5,13 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
 from analysis.plan.design import MIB
-from analysis.records.models import Probe
+from analysis.records.models import Probe, Window
 from analysis.records.probes import PROBES
 
 # Reading less than that costs a guest no more than the request does.
 _LEAST_READ_BYTES = 64 * MIB
 
 P99, OPERATION_CPU = "p99_added_percent", "operation_cpu_added_percent"
+KSMD = "ksmd_percent"
 # What is lost against KSM off: name, the value of probed(), and 1 where more of it is worse
 COSTS = {
     "touch_lost_percent": ("touch_mib_per_second", -1),
@@ -41,6 +42,11 @@ def lost(off: Mapping[str, float], on: Mapping[str, float]) -> dict[str, float]:
         name: sign * 100 * (on[value] / off[value] - 1) if off[value] else math.nan
         for name, (value, sign) in COSTS.items()
     }
+
+
+def probed_ksmd_percent(window: Window | None) -> float:
+    """ksmd's share of one CPU while guests were probed; NaN where none was."""
+    return math.nan if window is None else 100 * window.ksmd_cpu_seconds / window.seconds
 
 
 def _read_cpu_us_per_mib(probe: Probe) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.measure.policies import Place
-from analysis.measure.probes import COSTS, probed
+from analysis.measure.probes import COSTS, KSMD, probed, probed_ksmd_percent
 from analysis.measure.statistics import Estimate, estimate
 from analysis.model.capacity import peak_bytes, used_bytes
 from analysis.plan.design import MIB
@@ -35,8 +35,8 @@ def was_probed(run: CapacityRun) -> bool:
 def relation(table: pd.DataFrame) -> pd.DataFrame:
     """Memory saved against performance lost: a row for each boot, policy and number of guests seen off, too.
 
-    Columns: boot, policy, guests, saved_bytes, and those of COSTS: by how many percent the policy is worse
-    than off.
+    Columns: boot, policy, guests, saved_bytes, ksmd_percent under the policy, and those of COSTS: by how many
+    percent the policy is worse than off.
     """
     # At 0 guests there is neither a saving nor a probe.
     running = table[table["guests"] > 0]
@@ -48,6 +48,7 @@ def relation(table: pd.DataFrame) -> pd.DataFrame:
             "policy": both["policy_on"],
             "guests": both["guests"],
             "saved_bytes": both["used_bytes_off"] - both["used_bytes_on"],
+            KSMD: both[f"{KSMD}_on"],
             **{
                 name: sign * 100 * (both[f"{value}_on"] / both[f"{value}_off"] - 1)
                 for name, (value, sign) in COSTS.items()
@@ -58,12 +59,16 @@ def relation(table: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Cost:
-    """Memory saved and performance lost at one number of guests, over the boots; None: not known."""
+    """Memory saved and performance lost at one number of guests, over the boots; None: not known.
+
+    ``ksmd_percent``: of one CPU, under the policy while the guests were probed.
+    """
 
     policy: str
     guests: int
     saved_bytes: Estimate | None
     lost: dict[str, Estimate | None]
+    ksmd_percent: Estimate | None
 
 
 def costs(both: pd.DataFrame) -> list[Cost]:
@@ -73,10 +78,12 @@ def costs(both: pd.DataFrame) -> list[Cost]:
     """
     found = []
     for _key, rows in both.groupby(["policy", "guests"], sort=False):
-        over = {name: estimate([[float(value)] for value in rows[name]]) for name in ("saved_bytes", *COSTS)}
-        first, saved = rows.iloc[0], over.pop("saved_bytes")
+        over = {
+            name: estimate([[float(value)] for value in rows[name]]) for name in ("saved_bytes", KSMD, *COSTS)
+        }
+        first, saved, ksmd = rows.iloc[0], over.pop("saved_bytes"), over.pop(KSMD)
         if any(seen is not None for seen in over.values()):
-            found.append(Cost(str(first["policy"]), int(first["guests"]), saved, over))
+            found.append(Cost(str(first["policy"]), int(first["guests"]), saved, over, ksmd))
     return found
 
 
@@ -90,7 +97,7 @@ def cell_costs(places: Iterable[Place]) -> dict[tuple[str, str], list[Cost]]:
             lost = {name: line.estimates[name] for name in COSTS}
             if any(seen is not None for seen in lost.values()):
                 mine = found.setdefault((place.hypervisor, place.workload), [])
-                mine.append(Cost(line.policy, place.guests, saved, lost))
+                mine.append(Cost(line.policy, place.guests, saved, lost, line.estimates[KSMD]))
     return found
 
 
@@ -108,7 +115,7 @@ def _row(step: StepRecord) -> dict[str, Any]:
         "peak_bytes": _number(peak_bytes(step)),
         **probed(observed.probes),
         "silent_guests": sum(probe.answer is None for probe in observed.probes),
-        "ksmd_percent": 100 * window.ksmd_cpu_seconds / seconds,
+        KSMD: probed_ksmd_percent(window if observed.probes else None),
         "psi_memory_percent": _number(None if psi is None else psi.memory / 1e4 / seconds),
         "steal_percent": _number(
             None if steal is None else 100 * steal / seconds / step.provenance.cpu_count

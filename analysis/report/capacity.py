@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.measure.probes import KSMD
 from analysis.model.capacity import ActualLimit, FoundLimits, found_limits
 from analysis.model.divergence import Divergence
 from analysis.model.judging import CapacityJoin, JudgedRun
@@ -127,7 +128,7 @@ def _cost_remarks(both: pd.DataFrame) -> list[str]:
     remarks = []
     for policy, rows in both.groupby("policy", sort=False):
         everywhere = rows.groupby("guests")["boot"].transform("nunique") == rows["boot"].nunique()
-        by_boot = rows[everywhere].groupby("boot")[list(COSTS)].mean()
+        by_boot = rows[everywhere].groupby("boot")[[KSMD, *COSTS]].mean()
         if len(by_boot) < 2:
             continue
         for one in costs(by_boot.assign(policy=policy, guests=0, saved_bytes=0.0)):

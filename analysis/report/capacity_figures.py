@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from analysis.measure.probes import KSMD
+from analysis.measure.statistics import Estimate
 from analysis.model.capacity import FoundLimits, found_limits, used_series
 from analysis.model.divergence import Divergence, saved_series
 from analysis.model.judging import JudgedRun
@@ -116,6 +118,7 @@ def _reached(run: CapacityRun) -> dict[tuple[str, str], list[int]]:
 def trade_off_figure(load: str, seen: Sequence[Cost]) -> Figure:
     """Memory saved against performance lost, each policy against off at the same N, marked with its N.
 
+    Beside it the share of a CPU that ksmd took while the guests were probed.
     Means over boots with their 95 % intervals where there are several.
     Raises FigureError when no number of guests was seen with KSM off and under a policy.
     """
@@ -123,14 +126,16 @@ def trade_off_figure(load: str, seen: Sequence[Cost]) -> Figure:
         raise FigureError("there is nothing to draw: no number of guests was seen with KSM off and on.")
     policies = list(dict.fromkeys(one.policy for one in seen))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(13, 4.6), layout="constrained")
+        figure = Figure(figsize=(10, 8.4), layout="constrained")
+        panels = figure.subplots(2, 2).ravel()
         for axes, heading, names in zip(
-            figure.subplots(1, 3),
-            ("throughput lost, %", "write latency added, %", "host CPU added, %"),
+            panels,
+            ("throughput lost, %", "write latency added, %", "host CPU added, %", "ksmd, % of one CPU"),
             (
                 {"touch_lost_percent": "touching memory", "cpu_lost_percent": "CPU work"},
                 {"p50_added_percent": "p50", "p99_added_percent": "p99"},
                 {"read_cpu_added_percent": "a MiB read", "operation_cpu_added_percent": "an operation"},
+                {KSMD: "while guests were probed"},
             ),
             strict=True,
         ):
@@ -149,11 +154,15 @@ def trade_off_figure(load: str, seen: Sequence[Cost]) -> Figure:
     return figure
 
 
+def _drawn(one: Cost, name: str) -> Estimate | None:
+    return one.ksmd_percent if name == KSMD else one.lost[name]
+
+
 def _trade_off_lines(
     axes: Axes, seen: Sequence[Cost], names: Mapping[str, str], dashes: str, prefix: str
 ) -> None:
-    for (name, label), colour in zip(names.items(), (OFF, ON), strict=True):
-        drawn = [(one, lost) for one in seen if (lost := one.lost[name]) is not None]
+    for (name, label), colour in zip(names.items(), (OFF, ON), strict=False):
+        drawn = [(one, lost) for one in seen if (lost := _drawn(one, name)) is not None]
         saved = [one.saved_bytes.mean / GIB for one, _lost in drawn if one.saved_bytes is not None]
         axes.errorbar(
             saved,

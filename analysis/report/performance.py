@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from analysis.measure.policies import Place
-from analysis.measure.probes import P99
+from analysis.measure.probes import KSMD, P99
 from analysis.measure.statistics import LEAST_BOOTS, Estimate
 from analysis.report.quantities import COSTS, QUANTITIES
 from analysis.report.summary import replicates
@@ -20,7 +20,7 @@ def performance_grid(place: Place) -> Grid:
             line.policy,
             replicates(line.boots),
             FREED.estimate(line.estimates[FREED.name]),
-            *(QUANTITIES[name].estimate(line.estimates[name]) for name in COSTS),
+            *(QUANTITIES[name].estimate(line.estimates[name]) for name in (*COSTS, KSMD)),
             "yes" if line.policy in front else "",
         )
         for line in place.lines
@@ -30,8 +30,9 @@ def performance_grid(place: Place) -> Grid:
         less = ", beyond what cells under off show"
         boots = max((seen.n_boots for seen in place.control.values() if seen is not None), default=0)
         shown = (QUANTITIES[name].estimate(place.control[name]) for name in COSTS)
-        rows.append(("off: order, chance", str(boots) if boots else "-", "", *shown, ""))
-    heads = ("policy", "boots", FREED.head, *(QUANTITIES[name].head for name in COSTS), "Pareto\np99")
+        rows.append(("off: order, chance", str(boots) if boots else "-", "", *shown, "", ""))
+    names = (*COSTS, KSMD)
+    heads = ("policy", "boots", FREED.head, *(QUANTITIES[name].head for name in names), "Pareto\np99")
     return table(heads, rows, title=f"Performance lost from KSM off to the policy in the same guests{less}")
 
 

@@ -37,7 +37,10 @@ def pareto_figure(places: Sequence[Place]) -> Figure:
         (place, cost) for cost in (CPU, CPU_SETTLED, P99) for place in places if len(_drawn(place, cost)) > 1
     ]
     if not panels:
-        raise FigureError("there is nothing to draw: no place has two policies that can be compared.")
+        raise FigureError(
+            "there is nothing to draw: no place has two policies with KSM on; what one loses "
+            "against off is drawn by report --figures DIR."
+        )
     policies = sorted({line.policy for place in places for line in place.lines}, key=policy_order)
     looks = {
         policy: (COLOURS[at % len(COLOURS)], MARKERS[at // len(COLOURS) % len(MARKERS)])

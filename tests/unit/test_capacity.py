@@ -243,7 +243,7 @@ def test_several_policies_are_each_compared_with_off(results: Path) -> None:
         ("advisor", 2): 50 * MIB,
         ("advisor", 4): 100 * MIB,
     }
-    throughput, _latency, _cpu = trade_off_figure(run.workload, costs(relation(steps_table(run)))).axes
+    throughput, _latency, _cpu, _ksmd = trade_off_figure(run.workload, costs(relation(steps_table(run)))).axes
     assert [bars.get_label() for bars in throughput.containers] == [
         "ksm, touching memory",
         "ksm, CPU work",
@@ -474,7 +474,7 @@ def test_the_figures_draw_the_measurements(results: Path) -> None:
     assert list(drawn["ksm, measured"].get_ydata()) == pytest.approx(
         [n * MIB / GIB for n in (900, 1500, 1900)]
     )
-    throughput, _latency, _cpu = trade_off_figure(run.workload, costs(relation(steps_table(run)))).axes
+    throughput, _latency, _cpu, _ksmd = trade_off_figure(run.workload, costs(relation(steps_table(run)))).axes
     seen = relation(steps_table(run))
     touch_bars, cpu_bars = (bars.lines[0] for bars in throughput.containers)
     assert list(touch_bars.get_xdata()) == pytest.approx(list(seen["saved_bytes"] / GIB))

@@ -137,7 +137,11 @@ def test_the_figure_has_memory_saved_against_what_is_lost_with_error_bars(
     saved = costs[0].saved_bytes
     assert saved is not None
     assert saved.mean == pytest.approx(2 * 92 * (1 << 20))
-    _throughput, latency, _cpu = trade_off_figure(workload, costs).axes
+    _throughput, latency, _cpu, ksmd = trade_off_figure(workload, costs).axes
     assert [text.get_text() for text in latency.texts].count("2") == 4
+    # ksmd ran 1 s of the 20 that the probes took
+    assert costs[0].ksmd_percent is not None
+    assert costs[0].ksmd_percent.mean == pytest.approx(5)
+    assert [list(bars.lines[0].get_ydata()) for bars in ksmd.containers] == [pytest.approx([5])] * 2
     assert main(["report", "--results", str(results), "--figures", str(tmp_path / "figures")]) == 0
     assert (tmp_path / "figures/trade-off-cells-host1-idle.png").exists()
