@@ -60,7 +60,9 @@ def burndown(records: CellRecords) -> Burndown:
     rule = ConvergenceRule(limits.min_full_scans, limits.window_scans, limits.threshold_percent)
     pages = _gross_pages(samples)
     smart_scan = str(records.merge.provenance.ksm_knobs.get("smart_scan", 0)) == "1"
-    settled_at, reason = first_settled(samples.full_scans, pages, rule, smart_scan=smart_scan)
+    settled_at, reason = first_settled(
+        samples.full_scans, pages, rule, smart_scan=smart_scan, guests_anon=guests_anon_pages(samples)
+    )
     seconds = samples.seconds
     scans = tuple(count - samples.full_scans[0] for count in samples.full_scans)
     saved = tuple(count * records.page_size_bytes for count in pages)
@@ -79,15 +81,32 @@ def burndown(records: CellRecords) -> Burndown:
     )
 
 
+def guests_anon_pages(samples: Samples) -> tuple[int, ...] | None:
+    """Anonymous pages of the guests at each sample; None where the series does not have them."""
+    known = tuple(pages for pages in samples.guests_anon_pages or () if pages is not None)
+    return known or None
+
+
 def first_settled(
-    full_scans: Sequence[int], saved: Sequence[int], rule: ConvergenceRule, *, smart_scan: bool
+    full_scans: Sequence[int],
+    saved: Sequence[int],
+    rule: ConvergenceRule,
+    *,
+    smart_scan: bool,
+    guests_anon: Sequence[int] | None = None,
 ) -> tuple[int | None, str]:
     """Index of the first sample at which the rule holds, or None; the rule's reason there or at the end."""
     reason = ""
     # Before so many scans no sample can settle, which is asked of each with all before it.
     begin = bisect_left(full_scans, full_scans[0] + rule.min_full_scans)
     for end in range(min(begin + 1, len(saved)), len(saved) + 1):
-        verdict = judge(full_scans[:end], saved[:end], rule, smart_scan=smart_scan)
+        verdict = judge(
+            full_scans[:end],
+            saved[:end],
+            rule,
+            smart_scan=smart_scan,
+            guests_anon=None if guests_anon is None else guests_anon[:end],
+        )
         reason = verdict.reason
         if verdict.settled:
             return end - 1, reason

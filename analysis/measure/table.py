@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.measure.burndown import burndown
+from analysis.measure.burndown import burndown, guests_anon_pages
 from analysis.measure.others import marks
 from analysis.measure.saving import OF_HOST, PER_VM, Unknown, parted, saving
 from analysis.plan.design import MIB
@@ -156,7 +156,10 @@ def _merging(records: CellRecords) -> dict[str, Any]:
 def _rule(records: CellRecords) -> str:
     """When a saving counted as settled; a longer wait for it is the same rule."""
     rule = records.merge.requested.convergence
-    return f"{rule.threshold_percent:g} % over {rule.window_scans} of at least {rule.min_full_scans} scans"
+    words = f"{rule.threshold_percent:g} % over {rule.window_scans} of at least {rule.min_full_scans} scans"
+    return (
+        words if guests_anon_pages(records.merge.observed.samples) is None else f"{words}, guests' memory too"
+    )
 
 
 def _verification(records: CellRecords) -> dict[str, Any]:

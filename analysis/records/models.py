@@ -323,7 +323,11 @@ class Filled(Model):
 
 
 class Samples(Model):
-    """A series, one column for each counter, all of one length; ``seconds`` since its begin."""
+    """A series, one column for each counter, all of one length; ``seconds`` since its begin.
+
+    ``guests_anon_pages``: of the guests' QEMU processes, merged ones included; None in series made before
+    these were watched.
+    """
 
     seconds: Seconds
     full_scans: Column
@@ -347,6 +351,7 @@ class Samples(Model):
     memory_some_total_microseconds: ColumnOrNulls
     cow_ksm: ColumnOrNulls | None = None
     per_cpu_free_pages: ColumnOrNulls | None = None
+    guests_anon_pages: ColumnOrNulls | None = None
 
     def columns(self) -> Iterator[tuple[str, tuple[float | None, ...]]]:
         """Name and values of each column that was recorded."""

@@ -2,7 +2,9 @@
 
 Source: Documentation/admin-guide/mm/ksm.rst (full_scans, smart_scan): a page merges only after its checksum
 was the same in two scans, and with smart_scan a page may be skipped for up to eight scans, so a few flat
-scans prove nothing then.
+scans prove nothing then. Where ksmd finds a page to merge in a huge page it splits that, and the kernel frees
+the pages of it that are zero (mm/huge_memory.c, since 6.12), which no counter of KSM says and which may go on
+when they keep still. So what the guests have is watched, too.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 SMART_SCAN_MIN_FULL_SCANS = 10
+# A MiB that guests give back is not KSM's work, however little there is to save.
+LEAST_FREED_PAGES = 256
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,8 @@ class ConvergenceRule:
     Attributes:
         min_full_scans: complete scans since the start below which nothing is called settled, at least 1.
         window_scans: the last complete scans over which the saving is watched, at least 1.
-        threshold_percent: largest spread (max - min) in the window, in percent of the saving now.
+        threshold_percent: largest spread (max - min) of the saving in the window, and by how much the guests'
+            anonymous memory may have fallen in it, in percent of the saving now.
 
     Raises:
         ValueError: a value out of range, named in the message.
@@ -55,7 +60,12 @@ def saved_pages(pages_sharing: int, ksm_zero_pages: int | None) -> int:
 
 
 def judge(
-    full_scans: Sequence[int], saved: Sequence[int], rule: ConvergenceRule, *, smart_scan: bool
+    full_scans: Sequence[int],
+    saved: Sequence[int],
+    rule: ConvergenceRule,
+    *,
+    smart_scan: bool,
+    guests_anon: Sequence[int] | None = None,
 ) -> Verdict:
     """Judge the last sample of a series.
 
@@ -64,17 +74,22 @@ def judge(
         saved: saved pages (see :func:`saved_pages`) at each sample, shape (n,).
         rule: the limits.
         smart_scan: whether the kernel's smart_scan was on.
+        guests_anon: anonymous pages of the guests' processes, merged ones included, at each sample, shape
+            (n,); None in series that do not have them. That they grow is no work of KSM and delays nothing; a
+            fall of less than a MiB is none.
 
     Returns:
         The verdict. The window reaches back to the end of the scan that lies `window_scans` before the last
         complete one; where no sample fell on that scan, to the sample before, so it never covers too little.
 
     Raises:
-        ValueError: the two series differ in length or are empty, or full_scans falls.
+        ValueError: the series differ in length or are empty, or full_scans falls.
     """
-    if len(full_scans) != len(saved) or not full_scans:
+    lengths = {len(series) for series in (full_scans, saved, guests_anon) if series is not None}
+    if len(lengths) != 1 or not full_scans:
         raise ValueError(
-            f"{len(full_scans)} values of full_scans, {len(saved)} of saved pages; give 1 or more of both"
+            f"{len(full_scans)} values of full_scans, {len(saved)} of saved pages"
+            f"{'' if guests_anon is None else f', {len(guests_anon)} of guests_anon'}; give 1 or more of each"
         )
     if len(full_scans) > 1 and full_scans[-1] < full_scans[-2]:
         raise ValueError(
@@ -96,4 +111,11 @@ def judge(
         f"the saved pages moved by {100 * spread / base:.2f} % (limit {rule.threshold_percent:g} %) "
         f"over the last {rule.window_scans} of {complete} full scans"
     )
-    return Verdict(spread <= rule.threshold_percent / 100 * base, seen)
+    limit = rule.threshold_percent / 100 * base
+    if spread > limit or guests_anon is None:
+        return Verdict(spread <= limit, seen)
+    freed = max(guests_anon[start:]) - guests_anon[-1]
+    return Verdict(
+        freed <= max(limit, LEAST_FREED_PAGES),
+        f"{seen}, and what the guests have fell by {100 * freed / base:.2f} % of them",
+    )

@@ -150,12 +150,18 @@ def setting(state: State, tuning: Tuning) -> Setting:
 
 
 def _fast(state: State, seen: Seen, tuning: Tuning) -> State:
-    """After a fast scan: go on until the saving, and what the guests have, has stopped to grow."""
+    """After a fast scan: go on until the saving, and what the guests have, has stopped to grow.
+
+    And to fall: zero pages of huge pages that ksmd splits are freed, and in no saving that KSM counts.
+    """
     if seen.full_scans - state.begin.full_scans < LEAST_SCANS:
         return state
     before = [mark for mark in state.marks if mark.full_scans <= seen.full_scans - WINDOW_SCANS][-1]
     grown = seen.saved_pages - before.saved_pages > FLAT_PART * seen.saved_pages
-    if grown or seen.resident_bytes - before.resident_bytes > WORTH_PART * seen.resident_bytes:
+    freed = sum(max(0, size - seen.guests.get(one, size)) for one, size in before.guests.items())
+    freeing = freed > max(FLAT_PART * seen.saved_pages * PAGE_BYTES, MIB)
+    more = seen.resident_bytes - before.resident_bytes > WORTH_PART * seen.resident_bytes
+    if grown or freeing or more:
         return state
     scans, seconds = seen.full_scans - before.full_scans, seen.seconds - before.seconds
     brought = seen.saved_pages - state.saved_when_woken >= WORTH_PART * seen.saved_pages

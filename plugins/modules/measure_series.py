@@ -52,7 +52,9 @@ options:
     type: int
     default: 2
   threshold_percent:
-    description: Largest spread of the saved pages in that window, in percent of the saving.
+    description:
+      - Largest spread of the saved pages in that window, in percent of the saving; by no more may the guests'
+        anonymous memory have fallen, or by a MiB.
     type: float
     default: 0.5
   guests:
@@ -60,7 +62,9 @@ options:
     type: int
     default: 0
   domains:
-    description: Guest name to libvirt domain; the series fails as soon as one of them has stopped or is gone.
+    description:
+      - Guest name to libvirt domain; the series fails as soon as one of them has stopped or is gone.
+      - Adds the anonymous pages of their processes to the series, those that are merged included.
     type: dict
     default: {}
   envelope_path:
@@ -125,6 +129,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -186,7 +191,7 @@ MERGE = "1"
 class Sampler:
     """Reads one row at a time through descriptors that stay open, so that a sample costs microseconds."""
 
-    def __init__(self, roots: Roots, envelope: Path | None = None) -> None:
+    def __init__(self, roots: Roots, envelope: Path | None = None, domains: Iterable[str] = ()) -> None:
         self.ksm = {name: self._open(roots.ksm / name) for name in KSM_COLUMNS}
         self.ksm_optional = {name: self._open_optional(roots.ksm / name) for name in KSM_OPTIONAL_COLUMNS}
         self.meminfo = self._open(roots.proc / "meminfo")
@@ -195,6 +200,9 @@ class Sampler:
         self.ksmd = self._open(find_ksmd(roots))
         self.pressure = self._open_optional(roots.proc / "pressure/memory")
         self.envelope = None if envelope is None else self._open_envelope(envelope)
+        self.proc = roots.proc
+        libvirt = roots.run / "libvirt/qemu"
+        self.pid_files = [libvirt / f"{domain}.pid" for domain in domains]
 
     def _open_envelope(self, folder: Path) -> tuple[int, int, re.Pattern[bytes]]:
         for usage, inactive in ENVELOPE_FILES:
@@ -235,6 +243,8 @@ class Sampler:
         ).cpu_seconds
         total = None if self.pressure is None else PRESSURE_TOTAL.search(os.pread(self.pressure, 4096, 0))
         row["memory_some_total_microseconds"] = int(total.group(1)) if total else None
+        if self.pid_files:
+            row["guests_anon_pages"] = sum(map(self._anon_pages, self.pid_files))
         if self.envelope is not None:
             usage, stat, line = self.envelope
             inactive = line.search(self._whole(stat))
@@ -242,6 +252,15 @@ class Sampler:
                 0, int(os.pread(usage, 32, 0)) - (int(inactive.group(1)) if inactive else 0)
             )
         return row
+
+    def _anon_pages(self, pid_file: Path) -> int:
+        """Resident pages of a guest that are of no file (proc(5), statm); 0 of one that does not run."""
+        try:
+            statm = (self.proc / pid_file.read_text(encoding="ascii").strip() / "statm").read_text("ascii")
+        except OSError:
+            return 0
+        _size, resident, shared, *_rest = map(int, statm.split())
+        return resident - shared
 
     @staticmethod
     def _whole(fd: int) -> bytes:
@@ -340,6 +359,7 @@ class Series:
         self.rows: list[dict[str, Any]] = []
         self.full_scans: list[int] = []
         self.saved: list[int] = []
+        self.guests_anon: list[int] = []
         self.verdict = Verdict(False, "")
         self.converged_after_seconds: float | None = None
 
@@ -353,8 +373,16 @@ class Series:
         self.rows.append({"seconds": seconds, **row})
         self.full_scans.append(row["full_scans"])
         self.saved.append(saved_pages(row["pages_sharing"], row["ksm_zero_pages"]))
+        if "guests_anon_pages" in row:
+            self.guests_anon.append(row["guests_anon_pages"])
         if self.converged_after_seconds is None:
-            self.verdict = judge(self.full_scans, self.saved, self.rule, smart_scan=self.smart_scan)
+            self.verdict = judge(
+                self.full_scans,
+                self.saved,
+                self.rule,
+                smart_scan=self.smart_scan,
+                guests_anon=self.guests_anon or None,
+            )
             if self.verdict.settled:
                 self.converged_after_seconds = seconds
 
@@ -370,7 +398,11 @@ def follow(params: dict[str, Any], roots: Roots) -> tuple[dict[str, Any], float]
     limit = params["timeout_seconds"] if settles or told else params["duration_seconds"]
     smart_scan = (read_optional(roots.ksm / "smart_scan") or "0").strip() != "0"
     series = Series(rule, smart_scan=smart_scan)
-    sampler = Sampler(roots, Path(params["envelope_path"]) if params["envelope_path"] else None)
+    sampler = Sampler(
+        roots,
+        Path(params["envelope_path"]) if params["envelope_path"] else None,
+        params["domains"].values(),
+    )
     check_columns(sampler.row())
     knobs = Knobs(roots)
     if params["start_ksm"] and params["others"] == "refuse":

@@ -41,6 +41,42 @@ def test_a_slow_rise_settles_only_under_the_threshold() -> None:
     assert settled_at(less_slow, range(8)) is None
 
 
+def test_a_saving_that_keeps_still_is_not_settled_while_the_guests_give_memory_back() -> None:
+    """Zeros of huge pages that ksmd splits: 1 % of the saving a scan until the fifth one."""
+    saved, scans = [100_000] * 10, list(range(10))
+    anon = [400_000 - 1000 * min(scan, 5) for scan in scans]
+    fallen = [
+        place
+        for place in range(1, 11)
+        if judge(scans[:place], saved[:place], RULE, smart_scan=False, guests_anon=anon[:place]).settled
+    ]
+    # Of the window's two scans none fell any more with the seventh
+    assert fallen[0] == 8
+    assert settled_at(saved, scans) == 3
+    verdict = judge(scans[:5], saved[:5], RULE, smart_scan=False, guests_anon=anon[:5])
+    assert "what the guests have fell by 2.00 % of them" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("anon", "settled"),
+    [
+        ([400_000, 400_000, 400_000, 399_500], True),
+        ([400_000, 400_000, 400_000, 399_499], False),
+        # Guests that take memory are not KSM's doing, and what they took and gave back within the window is.
+        ([100_000, 200_000, 300_000, 400_000], True),
+        ([400_000, 300_000, 300_501, 300_000], False),
+    ],
+)
+def test_only_a_fall_of_what_the_guests_have_delays(anon: list[int], *, settled: bool) -> None:
+    assert judge([0, 1, 2, 3], [100_000] * 4, RULE, smart_scan=False, guests_anon=anon).settled is settled
+
+
+def test_a_mib_that_guests_give_back_is_none_where_next_to_nothing_is_saved() -> None:
+    for fall, settled in ((256, True), (257, False)):
+        verdict = judge([0, 3], [10, 10], RULE, smart_scan=False, guests_anon=[9000, 9000 - fall])
+        assert verdict.settled is settled
+
+
 def test_the_threshold_itself_still_counts_as_settled() -> None:
     assert judge([0, 1, 2, 3], [0, 995, 1000, 1000], RULE, smart_scan=False).settled
     assert not judge([0, 1, 2, 3], [0, 994, 1000, 1000], RULE, smart_scan=False).settled
@@ -127,6 +163,8 @@ def test_a_rule_out_of_range_is_refused_by_name(name: str, value: float) -> None
 def test_a_broken_series_is_refused(full_scans: list[int], saved: list[int]) -> None:
     with pytest.raises(ValueError, match="full_scans"):
         judge(full_scans, saved, RULE, smart_scan=False)
+    with pytest.raises(ValueError, match="guests_anon"):
+        judge([1, 2], [5, 5], RULE, smart_scan=False, guests_anon=[7])
 
 
 def test_judging_agrees_with_a_plain_search_of_the_window() -> None:
@@ -162,10 +200,14 @@ def test_a_recorded_series_settles_at_the_very_sample_that_its_host_said(path: P
     pages = zip(samples["pages_sharing"], samples["ksm_zero_pages"], strict=True)
     saved = [saved_pages(*row) for row in pages]
     smart_scan = str(record["provenance"]["ksm_knobs"].get("smart_scan", 0)) == "1"
+    # Series made before these were watched lack them.
+    anon = samples.get("guests_anon_pages")
     settled = [
         second
         for place, second in enumerate(samples["seconds"], 1)
-        if judge(scans[:place], saved[:place], rule, smart_scan=smart_scan).settled
+        if judge(
+            scans[:place], saved[:place], rule, smart_scan=smart_scan, guests_anon=anon and anon[:place]
+        ).settled
     ]
     said = record["observed"]["converged_after_seconds"]
     assert settled[:1] == ([] if said is None else [said])

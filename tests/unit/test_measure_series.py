@@ -429,6 +429,28 @@ def test_free_pages_on_per_cpu_lists_join_the_series(tree: Path) -> None:
     assert set(observed["samples"]["per_cpu_free_pages"]) == {None}
 
 
+def test_what_the_guests_have_joins_the_series_and_delays_its_end_while_it_falls(tree: Path) -> None:
+    """Two recorded guests; the statm that a test writes: 1 % of the saving goes with each of five scans."""
+    pids = [path.read_text().strip() for path in sorted((tree / "run/libvirt/qemu").glob("ksm-guest*.pid"))]
+    assert len(pids) == 2
+
+    def falling(scan: int) -> int:
+        # Size, resident, shared, then what nobody reads
+        for number, pid in enumerate(pids):
+            own = 300_000 - 500 * min(scan, 5)
+            (tree / "proc" / pid / "statm").write_text(f"900000 {own + 7000} {7000 + number} 1 0 2 0\n")
+        return 100_000
+
+    domains = {"guest01": "ksm-guest01", "guest02": "ksm-guest02", "later": "not-yet"}
+    falling(0)
+    observed = Kernel(tree, falling).follow(domains=domains)
+    anon = observed["samples"]["guests_anon_pages"]
+    assert anon[:7] == [600_000 - 1 - 1000 * min(scan, 5) for scan in range(7)]
+    assert (observed["converged"], observed["full_scans"]) == (True, 7)
+    assert "what the guests have fell by 0.00 % of them" in observed["reason"]
+    assert Kernel(tree, lambda _scan: 100_000).follow()["full_scans"] == 3
+
+
 def test_an_envelope_that_is_not_there_is_named(tree: Path, tmp_path: Path) -> None:
     result = sample(tree, envelope_path=str(tmp_path / "absent"))
     assert result["msg"] == f"{tmp_path}/absent is no memory cgroup; a series of the envelope needs it"
