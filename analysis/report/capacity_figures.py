@@ -144,8 +144,14 @@ def trade_off_figure(load: str, seen: Sequence[Cost]) -> Figure:
                 _trade_off_lines(axes, mine, names, dashes, "" if len(policies) == 1 else f"{policy}, ")
             axes.axhline(0, color=GREY, linewidth=0.8)
             axes.set_title(heading, fontsize=10, loc="left")
-            axes.set_xlabel("memory saved, GiB (numbers: guests)")
-            axes.legend(frameon=False, fontsize=9)
+            axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+            axes.set_xlabel("memory saved, GiB")
+            if axes.containers:
+                axes.legend(frameon=False, fontsize=9)
+        figure.supxlabel(
+            "Mean of the boots; bars: 95 % interval; numbers: guests.",
+            fontsize=8, color=GREY, x=0.01, ha="left",
+        )  # fmt: skip
         entitle(
             figure,
             f"{load.replace('_', ' ')}: memory saved against performance lost, {', '.join(policies)} "
@@ -163,6 +169,8 @@ def _trade_off_lines(
 ) -> None:
     for (name, label), colour in zip(names.items(), (OFF, ON), strict=False):
         drawn = [(one, lost) for one in seen if (lost := _drawn(one, name)) is not None]
+        if not drawn:
+            continue
         saved = [one.saved_bytes.mean / GIB for one, _lost in drawn if one.saved_bytes is not None]
         axes.errorbar(
             saved,
@@ -179,9 +187,8 @@ def _trade_off_lines(
             axes.annotate(
                 f"{one.guests}",
                 (at, lost.mean),
-                xytext=(0, 5),
+                xytext=(4, 3),
                 textcoords="offset points",
-                ha="center",
                 fontsize=8,
             )
 
