@@ -71,6 +71,7 @@ class Joined:
     """One held-out cell beside its prediction.
 
     ``scope`` says of what the memory is: HOST, or ENVELOPE; ``definition`` is one of DEFINITIONS.
+    ``calibration``: the runs that it was fitted to, for a cell of another calibration is another proof.
     ``measured`` is keyed by USED and, of a host, AVAILABLE; ``half_width`` (bytes, None: no interval) by
     SCORED; ``naive_on``, the use with the policy on, by NAIVE.
     """
@@ -79,6 +80,7 @@ class Joined:
     model: str
     scope: str
     definition: str
+    calibration: tuple[str, ...]
     policy: str
     guest_memory_bytes: int
     workload: str
@@ -165,13 +167,14 @@ class Errors:
 
 @dataclass(frozen=True)
 class Group:
-    """Joined cells of one kind: of one model, policy, scope, definition of used and size of guests."""
+    """Joined cells of one kind: one model, policy, scope, definition of used, size of guests, calibration."""
 
     model: str
     policy: str
     scope: str
     definition: str
     guest_memory_bytes: int
+    calibration: tuple[str, ...]
     joined: tuple[Joined, ...]
 
     @property
@@ -182,6 +185,7 @@ class Group:
             self.policy,
             "" if self.scope == HOST else self.scope,
             f"guests of {self.guest_memory_mib} MB",
+            f"from {' and '.join(self.calibration)}",
             DEFINITIONS[self.definition],
         )
         return ", ".join(filter(None, parts))
@@ -190,7 +194,8 @@ class Group:
     def file_name(self) -> str:
         """The kind as a part of a file's name."""
         definition = () if self.definition == LATEST else (self.definition,)
-        return "-".join((self.model, self.policy, self.scope, f"{self.guest_memory_mib}mib", *definition))
+        size = f"{self.guest_memory_mib}mib"
+        return "-".join((self.model, self.policy, self.scope, size, *self.calibration, *definition))
 
     @property
     def guest_memory_mib(self) -> int:
@@ -299,9 +304,10 @@ def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[s
 
 def groups(joined: Sequence[Joined]) -> list[Group]:
     """The joined cells by kind."""
-    found: dict[tuple[str, str, str, str, int], list[Joined]] = {}
+    found: dict[tuple[str, str, str, str, int, tuple[str, ...]], list[Joined]] = {}
     for one in joined:
-        kind = (one.model, one.policy, one.scope, one.definition, one.guest_memory_bytes)
+        size = one.guest_memory_bytes
+        kind = (one.model, one.policy, one.scope, one.definition, size, one.calibration)
         found.setdefault(kind, []).append(one)
     return [Group(*kind, tuple(found[kind])) for kind in sorted(found)]
 
@@ -380,6 +386,7 @@ def _joined(forecast: ForecastRecord, predicted: Predicted, row: Row, used: dict
         model=forecast.model,
         scope=forecast.scope,
         definition=definition(forecast),
+        calibration=tuple(sorted({used.run_id for used in forecast.calibration.cells})),
         policy=forecast.policy,
         guest_memory_bytes=forecast.guest_memory_bytes,
         workload=predicted.workload,

@@ -134,6 +134,7 @@ def _group_json(group: Group) -> dict[str, Any]:
         "scope": group.scope,
         "definition": group.definition,
         "guest_memory_bytes": group.guest_memory_bytes,
+        "calibration": list(group.calibration),
         "loads": [
             {"workload": workload, "guests": guests, **scored(mine)}
             for (workload, guests), mine in group.loads.items()

@@ -223,7 +223,8 @@ def test_the_text_has_one_line_for_each_held_out_cell(
     assert "best naive answer: constant saving" in " ".join(text.split())
     assert "held-out predicts constant_fill at N = 10, idle at N = 10: not measured yet" in text
     assert max(map(len, text.splitlines())) <= 110
-    assert (tmp_path / "figures/validation-sharing-ksm-host-512mib.png").read_bytes().startswith(b"\x89PNG")
+    (drawn,) = (tmp_path / "figures").glob("validation-sharing-ksm-host-512mib-*.png")
+    assert drawn.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_measured_mix_is_joined_with_its_forecast_and_never_calibrates(
@@ -530,7 +531,7 @@ def joined(wrong: float, naive: float, saved: float = 1000.0) -> Joined:
     """1000 used with the policy on, predicted within ± 20."""
     on, off = 1000.0, 1000.0 + saved
     return Joined(
-        "f", "sharing", HOST, LATEST, "ksm", 512 << 20, "idle", 10, "r", "c",
+        "f", "sharing", HOST, LATEST, ("c",), "ksm", 512 << 20, "idle", 10, "r", "c",
         {USED: Use(off, on), AVAILABLE: Use(off + 100, on + 200)}, Use(off, on * (1 + wrong)),
         {"used_off": None, "used_on": on * 0.02, "saved": on * 0.02},
         {"constant_saving": on * (1 + naive), "no_saving": off},
@@ -540,17 +541,28 @@ def joined(wrong: float, naive: float, saved: float = 1000.0) -> Joined:
 def test_guests_of_two_sizes_are_scored_apart() -> None:
     small = replace(joined(0.01, 0.1), guest_memory_bytes=384 << 20)
     assert [group.name for group in groups([joined(0.02, 0.1), small])] == [
-        "sharing, ksm, guests of 384 MB",
-        "sharing, ksm, guests of 512 MB",
+        "sharing, ksm, guests of 384 MB, from c",
+        "sharing, ksm, guests of 512 MB, from c",
     ]
+
+
+def test_forecasts_from_two_calibrations_are_scored_apart() -> None:
+    other = replace(joined(0.01, 0.1), calibration=("a", "b"))
+    found = groups([joined(0.02, 0.1), other])
+    assert [group.name for group in found] == [
+        "sharing, ksm, guests of 512 MB, from a and b",
+        "sharing, ksm, guests of 512 MB, from c",
+    ]
+    assert [len(group.joined) for group in found] == [1, 1]
+    assert len({group.file_name for group in found}) == 2
 
 
 def test_forecasts_by_two_definitions_of_used_are_scored_apart() -> None:
     earlier = replace(joined(0.01, 0.1), definition="withheld-counted")
     found = groups([earlier, joined(0.02, 0.1)])
     assert [group.name for group in found] == [
-        "sharing, ksm, guests of 512 MB",
-        "sharing, ksm, guests of 512 MB, what MemAvailable withholds counted as it was",
+        "sharing, ksm, guests of 512 MB, from c",
+        "sharing, ksm, guests of 512 MB, from c, what MemAvailable withholds counted as it was",
     ]
     assert [len(group.joined) for group in found] == [1, 1]
     assert len({group.file_name for group in found}) == 2
