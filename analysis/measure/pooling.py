@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.measure.table import PROVENANCE, REQUESTED, TREATMENT
+from analysis.measure.table import PROVENANCE, REQUESTED, RULE, TREATMENT
 from analysis.plan.policies import KEEP
 from analysis.records.loading import COMPLETE
 
@@ -114,9 +114,7 @@ def _commonest(
 def condition_columns(rows: pd.DataFrame) -> list[str]:
     """Of a tidy table, the columns of what measurements must have in common."""
     return [
-        name
-        for name in map(str, rows.columns)
-        if name.startswith((PROVENANCE, REQUESTED)) or name == "convergence_rule"
+        name for name in map(str, rows.columns) if name.startswith((PROVENANCE, REQUESTED)) or name == RULE
     ]
 
 

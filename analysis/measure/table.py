@@ -16,6 +16,8 @@ from analysis.records.loading import COMPLETE, CellRecords, Run
 KEY = ["run_id", "hypervisor", "cell_id"]
 PROVENANCE = "provenance."
 REQUESTED = "requested."
+# When a saving counted as settled, and what a rule has that watched the guests' memory, too
+RULE, GUESTS_MEMORY_TOO = "convergence_rule", ", guests' memory too"
 
 # What is done to the guests: cells that differ in one of these are never pooled.
 TREATMENT = (
@@ -144,7 +146,7 @@ def _merging(records: CellRecords) -> dict[str, Any]:
     cpu_seconds = merge.samples.ksmd_cpu_seconds
     judged = burndown(records)
     return {
-        "convergence_rule": _rule(records),
+        RULE: _rule(records),
         "converged": merge.converged,
         "settled": judged.settled,
         "convergence_reason": judged.reason if merge.converged else merge.reason,
@@ -157,9 +159,8 @@ def _rule(records: CellRecords) -> str:
     """When a saving counted as settled; a longer wait for it is the same rule."""
     rule = records.merge.requested.convergence
     words = f"{rule.threshold_percent:g} % over {rule.window_scans} of at least {rule.min_full_scans} scans"
-    return (
-        words if guests_anon_pages(records.merge.observed.samples) is None else f"{words}, guests' memory too"
-    )
+    watched = guests_anon_pages(records.merge.observed.samples) is not None
+    return words + GUESTS_MEMORY_TOO if watched else words
 
 
 def _verification(records: CellRecords) -> dict[str, Any]:

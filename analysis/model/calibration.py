@@ -22,7 +22,7 @@ from analysis.measure.saving import (
     used_bytes,
     withheld_bytes,
 )
-from analysis.measure.table import PROVENANCE, tidy
+from analysis.measure.table import PROVENANCE, RULE, tidy
 from analysis.model.capacity import conditions
 from analysis.model.sharing import CENSUS, ENVELOPE, HOST, SHARING, Sample, fitting, mean_of_known
 from analysis.plan.policies import DEFAULT, OFF, policy_order
@@ -174,7 +174,7 @@ def calibration(
     shared = {
         name.removeprefix(PROVENANCE): value
         for name, value in chosen[0].conditions
-        if name.startswith(PROVENANCE)
+        if name.startswith(PROVENANCE) or name == RULE
     }
     return Calibration(
         model=model,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from analysis.measure.table import RULE
 from analysis.model.capacity import FoundLimits, conditions, found_limits, used_bytes
 from analysis.model.divergence import Divergence, divergence
 from analysis.model.scoring import NOT_NAMED, ScoringError, differences, is_named, not_read
@@ -170,5 +171,7 @@ def _step_differences(forecast: ForecastRecord, step: StepRecord | DivergenceRec
         # With KSM off the knobs say nothing, and no guest began from nothing.
         if not (step.policy == OFF and name.startswith("ksm_knobs."))
         and not (step.guests == 0 and name == "start.from")
+        # A step's use is read when it has settled, by whichever rule.
+        and name != RULE
     }
     return differences(expected, conditions(step))

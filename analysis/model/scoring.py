@@ -1,5 +1,6 @@
 """Forecasts joined with what was measured afterwards, and scored beside answers that need no model."""
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -8,7 +9,7 @@ from analysis.errors import UserError
 from analysis.measure.pooling import Row, condition_text
 from analysis.measure.saving import Unknown, known, saving, used_available_bytes, withheld_bytes
 from analysis.measure.statistics import wilson
-from analysis.measure.table import PROVENANCE, tidy
+from analysis.measure.table import GUESTS_MEMORY_TOO, PROVENANCE, RULE, tidy
 from analysis.model.calibration import scope_used_bytes
 from analysis.model.sharing import HOST
 from analysis.plan.design import MIB
@@ -185,7 +186,7 @@ class Group:
             self.policy,
             "" if self.scope == HOST else self.scope,
             f"guests of {self.guest_memory_mib} MB",
-            f"from {' and '.join(self.calibration)}",
+            f"from {self.calibrated_by}",
             DEFINITIONS[self.definition],
         )
         return ", ".join(filter(None, parts))
@@ -195,7 +196,18 @@ class Group:
         """The kind as a part of a file's name."""
         definition = () if self.definition == LATEST else (self.definition,)
         size = f"{self.guest_memory_mib}mib"
-        return "-".join((self.model, self.policy, self.scope, size, *self.calibration, *definition))
+        runs = self.calibration
+        if len(runs) > 1:
+            # A file's name has room for one run's, or two.
+            told = hashlib.sha256("\0".join(runs).encode()).hexdigest()[:8]
+            runs = (f"{runs[0]}-and-{len(runs) - 1}-more-{told}",)
+        return "-".join((self.model, self.policy, self.scope, size, *runs, *definition))
+
+    @property
+    def calibrated_by(self) -> str:
+        """The runs of the calibration, in words."""
+        first, *more = self.calibration
+        return f"{first} and {len(more)} more" if more else first
 
     @property
     def guest_memory_mib(self) -> int:
@@ -350,7 +362,10 @@ def _refusal(forecast: ForecastRecord, names: Named, row: Row, cell: CellRecords
         for name, value in row.items()
         if str(name).startswith(PROVENANCE)
     }
-    differing = differences(forecast.calibration.conditions, found)
+    rule = str(row[RULE])
+    # A forecast that does not say by which rule is of before the guests' memory was watched.
+    wanted = {RULE: rule.removesuffix(GUESTS_MEMORY_TOO), **forecast.calibration.conditions}
+    differing = differences(wanted, {**found, RULE: rule})
     return (CONDITIONS, "; ".join(differing)) if differing else ("", "")
 
 

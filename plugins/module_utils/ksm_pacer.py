@@ -34,6 +34,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LEAST_SCANS = 4
 WINDOW_SCANS = 2
 FLAT_PART = 0.005
+# Guests give memory back for many reasons: it is no longer waited for after so many scans.
+MOST_FREEING_SCANS = 20
 # What a change must be worth to be looked at again
 WORTH_PART = 0.02
 LEAST_GUEST_BYTES = 16 * MIB
@@ -159,7 +161,8 @@ def _fast(state: State, seen: Seen, tuning: Tuning) -> State:
     before = [mark for mark in state.marks if mark.full_scans <= seen.full_scans - WINDOW_SCANS][-1]
     grown = seen.saved_pages - before.saved_pages > FLAT_PART * seen.saved_pages
     freed = sum(max(0, size - seen.guests.get(one, size)) for one, size in before.guests.items())
-    freeing = freed > max(FLAT_PART * seen.saved_pages * PAGE_BYTES, MIB)
+    early = seen.full_scans - state.begin.full_scans < MOST_FREEING_SCANS
+    freeing = early and freed > max(FLAT_PART * seen.saved_pages * PAGE_BYTES, MIB)
     more = seen.resident_bytes - before.resident_bytes > WORTH_PART * seen.resident_bytes
     if grown or freeing or more:
         return state

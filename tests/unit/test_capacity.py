@@ -219,10 +219,14 @@ def test_differences_are_taken_in_each_boot_and_averaged_over_them(results: Path
             (2, ("ksm", 2700, 2.5)),
         ]
     ]
+    for record, seconds in zip(records, (0.0, 2.0, 0.0, 4.0), strict=True):
+        record["observed"]["window"] |= {"seconds": 8.0, "ksmd_cpu_seconds": seconds}
     run = load(results, records)
     assert run.boots == [1, 2]
     (one,) = costs(relation(steps_table(run)))
     assert one.saved_bytes is not None and one.saved_bytes.mean == 200 * MIB
+    # Under the policy alone, 2 of the 8 s of the probes' window and 4
+    assert one.ksmd_percent is not None and one.ksmd_percent.mean == pytest.approx(37.5)
     lost = one.lost["cpu_lost_percent"]
     assert lost is not None
     # 0 and 20 %: mean 10, and t of one degree of freedom

@@ -113,9 +113,13 @@ def test_it_stays_fast_while_guests_give_back_the_zeros_of_split_huge_pages(
             scan,
             guests={one: size - scan * kib_a_look * 1024 // 4 for one, size in GUESTS.items()},
         )
-        for scan in range(12)
+        for scan in range(40)
     ]
-    assert (paced(looks)[-1].scan_seconds is not None) is slow
+    states = paced(looks)
+    assert (states[12].scan_seconds is not None) is slow
+    # Whatever it is that guests give back: not for ever
+    assert states[19].scan_seconds is not None or not slow
+    assert states[20].scan_seconds is not None
 
 
 # By hand: 100 000 pages saved of 400 000, a fast scan in 4 s with 2 s of CPU time, nothing broken.

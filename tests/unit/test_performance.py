@@ -38,7 +38,8 @@ def run_of(results: Path, policies: str = "ksm,off,smart_scan", controls: int = 
     def change(cell: Cell, records: dict[str, dict[str, Any]]) -> None:
         for kind, slow in (("off", 1.0), ("on", SLOWER[cell.policy][cell.boot - 1])):
             probes = [probe(f"guest0{number}", slow) for number in (1, 2)]
-            records[kind]["observed"] |= {"probes": probes, "window": WINDOW}
+            ksmd = {"ksmd_cpu_seconds": 0.0 if kind == "off" else 1.0}
+            records[kind]["observed"] |= {"probes": probes, "window": {**WINDOW, **ksmd}}
         if cell.policy == "off" and cell.boot > controls:
             records.clear()
 
@@ -121,9 +122,12 @@ def test_what_differs_is_named_with_its_interval_and_the_rest_said_not_to(
 ) -> None:
     run_of(results)
     assert main([command, "--results", str(results)]) == 0
-    words = " ".join(capsys.readouterr().out.split())
+    text = capsys.readouterr().out
+    words = " ".join(text.split())
     assert "beyond what cells under off show" in words
     assert "off: order, chance 3 " in words
+    # ksmd ran 1 s of the 20 that the probes took under the policy
+    assert any(line.startswith("ksm ") and " 5.0 ± " in line for line in text.splitlines())
     assert "ksm, against KSM off: no difference can be told of touch lost" in words
 
 

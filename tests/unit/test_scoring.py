@@ -550,7 +550,7 @@ def test_forecasts_from_two_calibrations_are_scored_apart() -> None:
     other = replace(joined(0.01, 0.1), calibration=("a", "b"))
     found = groups([joined(0.02, 0.1), other])
     assert [group.name for group in found] == [
-        "sharing, ksm, guests of 512 MB, from a and b",
+        "sharing, ksm, guests of 512 MB, from a and 1 more",
         "sharing, ksm, guests of 512 MB, from c",
     ]
     assert [len(group.joined) for group in found] == [1, 1]

@@ -253,6 +253,20 @@ def test_runs_by_another_convergence_rule_are_not_pooled(results: Path, summariz
     assert (left["run_id"], left["cells"]) == ("strict", 1)
 
 
+def test_runs_that_watched_the_guests_memory_and_runs_that_did_not_are_not_pooled(
+    results: Path, summarize: Any
+) -> None:
+    def change(_cell: Cell, records: Records) -> None:
+        samples = records["merge"]["observed"]["samples"]
+        samples["guests_anon_pages"] = [400_000] * len(samples["seconds"])
+
+    store(results, synthetic_plan(run_id="before"))
+    store(results, synthetic_plan(run_id="since"), change)
+    text = flowing(summarize("--all"))
+    assert "! run before, host1: 1 measured cells are left out, for they do not belong" in text
+    assert "of at least 3 scans / 0.5 % over 2 of at least 3 scans, guests' memory too" in text
+
+
 def test_a_knob_that_changes_while_ksm_merges_spoils_the_cell(results: Path, summarize: Any) -> None:
     def change(_cell: Cell, records: Records) -> None:
         records["on"]["provenance"]["ksm_knobs"]["sleep_millisecs"] = 5
