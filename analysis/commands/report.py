@@ -93,7 +93,7 @@ def _draw(directory: Path, scores: "Scores") -> None:
     from analysis.model.performance import cell_costs, costs, relation, steps_table, was_probed
     from analysis.model.scoring import groups
     from analysis.plan.design import load_file_name
-    from analysis.report import capacity_figures, forecast_figures
+    from analysis.report import capacity_figures, cost_figures, forecast_figures
     from analysis.report.figures import save
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -110,13 +110,12 @@ def _draw(directory: Path, scores: "Scores") -> None:
             save(capacity_figures.performance_figure(run), directory / f"performance-{name}.png")
         lost = costs(relation(steps_table(run))) if run.arms else []
         if lost:
-            figure = capacity_figures.trade_off_figure(run.workload, lost)
+            figure = cost_figures.trade_off_figure(run.workload, lost)
             save(figure, directory / f"trade-off-{name}.png")
         for number, (record, seen) in enumerate(zip(run.divergences, judged.divergences, strict=True), 1):
             save(
                 capacity_figures.divergence_figure(record, seen),
                 directory / f"divergence-{name}-{number}.png",
             )
-    for (host, workload), lost in cell_costs(scores.probed).items():
-        figure = capacity_figures.trade_off_figure(workload, lost)
-        save(figure, directory / f"trade-off-cells-{host}-{load_file_name(workload)}.png")
+    for host, loads in cell_costs(scores.probed).items():
+        save(cost_figures.cell_costs_figure(host, loads), directory / f"trade-off-cells-{host}.png")

@@ -87,16 +87,16 @@ def costs(both: pd.DataFrame) -> list[Cost]:
     return found
 
 
-def cell_costs(places: Iterable[Place]) -> dict[tuple[str, str], list[Cost]]:
+def cell_costs(places: Iterable[Place]) -> dict[str, dict[str, list[Cost]]]:
     """By host and workload, what the policies of places freed and lost, at each number of guests."""
-    found: dict[tuple[str, str], list[Cost]] = {}
+    found: dict[str, dict[str, list[Cost]]] = {}
     for place in places:
         for line in place.lines:
             freed = line.values["freed_mib_per_vm"].values()
             saved = estimate([[value * place.guests * MIB] for value in freed])
             lost = {name: line.estimates[name] for name in COSTS}
             if any(seen is not None for seen in lost.values()):
-                mine = found.setdefault((place.hypervisor, place.workload), [])
+                mine = found.setdefault(place.hypervisor, {}).setdefault(place.workload, [])
                 mine.append(Cost(line.policy, place.guests, saved, lost, line.estimates[KSMD]))
     return found
 

@@ -8,21 +8,18 @@ import matplotlib as mpl
 import pandas as pd
 
 mpl.use("Agg")
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.measure.probes import KSMD
-from analysis.measure.statistics import Estimate
 from analysis.model.capacity import FoundLimits, found_limits, used_series
 from analysis.model.divergence import Divergence, saved_series
 from analysis.model.judging import JudgedRun
-from analysis.model.performance import Cost, steps_table
+from analysis.model.performance import steps_table
 from analysis.plan.design import MIB
 from analysis.plan.policies import OFF as NO_KSM
 from analysis.records.capacity import CapacityRun
 from analysis.records.models import DivergenceRecord, LoadForecast
-from analysis.report.figures import COLOURS, DASHES, GAIN, GREY, LOSS, OFF, ON, FigureError, entitle
+from analysis.report.figures import COLOURS, GAIN, GREY, LOSS, ON, FigureError, entitle
 from analysis.report.forecast_figures import GIB, STYLE, draw_limits, mark, predicted_lines
 
 _PANELS = (
@@ -113,84 +110,6 @@ def _reached(run: CapacityRun) -> dict[tuple[str, str], list[int]]:
             if limit is not None and limit.reached:
                 found.setdefault((one.policy, kind), set()).add(limit.guests)
     return {key: sorted(guests) for key, guests in found.items()}
-
-
-def trade_off_figure(load: str, seen: Sequence[Cost]) -> Figure:
-    """Memory saved against performance lost, each policy against off at the same N, marked with its N.
-
-    Beside it the share of a CPU that ksmd took while the guests were probed.
-    Means over boots with their 95 % intervals where there are several.
-    Raises FigureError when no number of guests was seen with KSM off and under a policy.
-    """
-    if not seen:
-        raise FigureError("there is nothing to draw: no number of guests was seen with KSM off and on.")
-    policies = list(dict.fromkeys(one.policy for one in seen))
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 8.4), layout="constrained")
-        panels = figure.subplots(2, 2).ravel()
-        for axes, heading, names in zip(
-            panels,
-            ("throughput lost, %", "write latency added, %", "host CPU added, %", "ksmd, % of one CPU"),
-            (
-                {"touch_lost_percent": "touching memory", "cpu_lost_percent": "CPU work"},
-                {"p50_added_percent": "p50", "p99_added_percent": "p99"},
-                {"read_cpu_added_percent": "a MiB read", "operation_cpu_added_percent": "an operation"},
-                {KSMD: "while guests were probed"},
-            ),
-            strict=True,
-        ):
-            for policy, dashes in zip(policies, cycle(DASHES), strict=False):
-                mine = [one for one in seen if one.policy == policy and one.saved_bytes is not None]
-                _trade_off_lines(axes, mine, names, dashes, "" if len(policies) == 1 else f"{policy}, ")
-            axes.axhline(0, color=GREY, linewidth=0.8)
-            axes.set_title(heading, fontsize=10, loc="left")
-            axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
-            axes.set_xlabel("memory saved, GiB")
-            if axes.containers:
-                axes.legend(frameon=False, fontsize=9)
-        figure.supxlabel(
-            "Mean of the boots; bars: 95 % interval; numbers: guests.",
-            fontsize=8, color=GREY, x=0.01, ha="left",
-        )  # fmt: skip
-        entitle(
-            figure,
-            f"{load.replace('_', ' ')}: memory saved against performance lost, {', '.join(policies)} "
-            "against KSM off",
-        )
-    return figure
-
-
-def _drawn(one: Cost, name: str) -> Estimate | None:
-    return one.ksmd_percent if name == KSMD else one.lost[name]
-
-
-def _trade_off_lines(
-    axes: Axes, seen: Sequence[Cost], names: Mapping[str, str], dashes: str, prefix: str
-) -> None:
-    for (name, label), colour in zip(names.items(), (OFF, ON), strict=False):
-        drawn = [(one, lost) for one in seen if (lost := _drawn(one, name)) is not None]
-        if not drawn:
-            continue
-        saved = [one.saved_bytes.mean / GIB for one, _lost in drawn if one.saved_bytes is not None]
-        axes.errorbar(
-            saved,
-            [lost.mean for _one, lost in drawn],
-            yerr=[lost.half_width or 0.0 for _one, lost in drawn],
-            marker="o",
-            markersize=4,
-            capsize=2,
-            color=colour,
-            linestyle=dashes,
-            label=f"{prefix}{label}",
-        )
-        for at, (one, lost) in zip(saved, drawn, strict=True):
-            axes.annotate(
-                f"{one.guests}",
-                (at, lost.mean),
-                xytext=(4, 3),
-                textcoords="offset points",
-                fontsize=8,
-            )
 
 
 def performance_figure(run: CapacityRun) -> Figure:

@@ -9,8 +9,8 @@ from analysis.report.capacity_figures import (
     capacity_figure,
     divergence_figure,
     performance_figure,
-    trade_off_figure,
 )
+from analysis.report.cost_figures import trade_off_figure
 from analysis.report.document import Picture
 
 _TABLES = "The tables below have the numbers."

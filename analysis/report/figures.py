@@ -30,6 +30,8 @@ GREY, LIGHT = "#555555", "#8FD0BA"
 # One colour for each workload, one dash for each policy
 COLOURS = (OFF, ON, GAIN, "#CC79A7", "#56B4E9", LOSS, "#F0E442")
 DASHES = ("-", "--", "-.", ":")
+# One mark for each policy, where colours are of something else or not enough
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 PANELS_IN_A_ROW = 3
 # A figure of its own on a page: readable on a phone, too
 PANEL_INCHES = 4.8

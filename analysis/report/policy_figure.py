@@ -13,6 +13,7 @@ from analysis.plan.policies import policy_order
 from analysis.report.figures import (
     COLOURS,
     GREY,
+    MARKERS,
     PANELS_IN_A_ROW,
     STYLE,
     FigureError,
@@ -24,7 +25,6 @@ from analysis.report.quantities import QUANTITIES
 
 # From so many times the least cost on the axis is logarithmic.
 WIDE = 20
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def pareto_figure(places: Sequence[Place]) -> Figure:

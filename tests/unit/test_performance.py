@@ -17,7 +17,7 @@ from analysis.measure.table import tidy
 from analysis.model.performance import cell_costs
 from analysis.plan.design import Cell
 from analysis.records.loading import Run, load_run
-from analysis.report.capacity_figures import trade_off_figure
+from analysis.report.cost_figures import cell_costs_figure
 
 GUESTS = 2
 WINDOW = {
@@ -135,17 +135,22 @@ def test_the_figure_has_memory_saved_against_what_is_lost_with_error_bars(
     results: Path, tmp_path: Path
 ) -> None:
     places = [place_of(run_of(results))]
-    ((host, workload), costs), *_none = cell_costs(places).items()
-    assert (host, workload, [one.policy for one in costs]) == ("host1", "idle", ["ksm", "smart_scan"])
+    ((host, loads),) = cell_costs(places).items()
+    costs = loads["idle"]
+    assert (host, list(loads), [one.policy for one in costs]) == ("host1", ["idle"], ["ksm", "smart_scan"])
     # 100 MB/VM gross less 8 of KSM's own, two guests
     saved = costs[0].saved_bytes
     assert saved is not None
     assert saved.mean == pytest.approx(2 * 92 * (1 << 20))
-    _throughput, latency, _cpu, ksmd = trade_off_figure(workload, costs).axes
-    assert [text.get_text() for text in latency.texts].count("2") == 4
+    *_touch_cpu_p50, p99, _read, _operation, ksmd, _legend = cell_costs_figure(host, loads).axes
+    assert [text.get_text() for text in p99.texts] == ["2", "2"]
+    assert [bars.get_label() for bars in p99.containers] == ["idle, ksm", "idle, smart_scan"]
+    seen = costs[0].lost["p99_added_percent"]
+    assert seen is not None
+    assert list(p99.containers[0].lines[0].get_ydata()) == pytest.approx([seen.mean])
     # ksmd ran 1 s of the 20 that the probes took
     assert costs[0].ksmd_percent is not None
     assert costs[0].ksmd_percent.mean == pytest.approx(5)
     assert [list(bars.lines[0].get_ydata()) for bars in ksmd.containers] == [pytest.approx([5])] * 2
     assert main(["report", "--results", str(results), "--figures", str(tmp_path / "figures")]) == 0
-    assert (tmp_path / "figures/trade-off-cells-host1-idle.png").exists()
+    assert (tmp_path / "figures/trade-off-cells-host1.png").exists()
