@@ -262,8 +262,8 @@ class MatrixProgress:
     def seconds_left(self) -> float | None:
         """What the cells still to be measured will take; None where none has been measured yet.
 
-        A cell takes the mean of those of its kind (workload, policy, guests) that this run has measured, else
-        of those of its workload, else of all. Where this run has booted guests, each boot that no cell has
+        A cell takes the mean of those of its kind (workload, policy, guests) that this run has measured, else,
+        by the guest, of those of its workload, else of all. Where this run has booted guests, each boot that no cell has
         begun yet will be booted too.
         """
         waiting = [cell for cell in self._cells if cell["cell_id"] in self._pending]
@@ -278,7 +278,9 @@ class MatrixProgress:
     def _estimate(self, cell: Mapping[str, Any]) -> float:
         for names in (("workload", "policy", "guests"), ("workload",), ()):
             like = [
-                took.seconds for took in self._took if all(took.cell[name] == cell[name] for name in names)
+                took.seconds * cell["guests"] / took.cell["guests"]
+                for took in self._took
+                if all(took.cell[name] == cell[name] for name in names)
             ]
             if like:
                 return fmean(like)

@@ -124,6 +124,14 @@ def test_of_all_cells_is_the_mean_where_nothing_like_it_was_measured() -> None:
     assert run.progress.seconds_left() == 60
 
 
+def test_more_guests_take_so_many_times_as_long_where_only_fewer_were_measured() -> None:
+    few, many = {**cell("idle"), "guests": 10}, {**cell("idle"), "guests": 30, "cell_id": "idle-many"}
+    other = {**cell("random_fill"), "guests": 20}
+    run = Run(few, many, other)
+    run.measure(few, 50)
+    assert run.progress.seconds_left() == 150 + 100
+
+
 def test_what_guests_took_to_boot_is_left_out_and_added_for_each_boot_to_come() -> None:
     cells = [cell("idle", boot=boot) for boot in (1, 2, 3)]
     run = Run(*cells)
