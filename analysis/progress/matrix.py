@@ -262,9 +262,9 @@ class MatrixProgress:
     def seconds_left(self) -> float | None:
         """What the cells still to be measured will take; None where none has been measured yet.
 
-        A cell takes the mean of those of its kind (workload, policy, guests) that this run has measured, else,
-        by the guest, of those of its workload, else of all. Where this run has booted guests, each boot that no cell has
-        begun yet will be booted too.
+        A cell takes the mean of those of its kind (workload, policy, guests) that this run has measured,
+        else, by the guest, of those of its workload, else of all. Where this run has booted guests, each
+        boot that no cell has begun yet will be booted too.
         """
         waiting = [cell for cell in self._cells if cell["cell_id"] in self._pending]
         if not waiting:
