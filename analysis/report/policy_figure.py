@@ -60,7 +60,7 @@ def pareto_figure(places: Sequence[Place]) -> Figure:
             for one in axes
             for handle, label in zip(*one.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(handles.values(), handles, loc="outside right upper", frameon=False, fontsize=8)
+        figure.legend(handles.values(), handles, loc="outside right center", frameon=False, fontsize=8)
         entitle(figure, "Memory against what it costs: left and down is better")
         figure.supxlabel(
             "Mean of the boots; lines on points: 95 % interval.\nHollow: not settled in some cell. "
