@@ -34,8 +34,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LEAST_SCANS = 4
 WINDOW_SCANS = 2
 FLAT_PART = 0.005
-# Guests give memory back for many reasons: it is no longer waited for after so many scans.
-MOST_FREEING_SCANS = 20
+# Guests give memory back for many reasons: it is no longer waited for after so many scans, and so long.
+FREEING_SCANS = 20
+FREEING_SECONDS = 120.0
 # What a change must be worth to be looked at again
 WORTH_PART = 0.02
 LEAST_GUEST_BYTES = 16 * MIB
@@ -156,12 +157,13 @@ def _fast(state: State, seen: Seen, tuning: Tuning) -> State:
 
     And to fall: zero pages of huge pages that ksmd splits are freed, and in no saving that KSM counts.
     """
-    if seen.full_scans - state.begin.full_scans < LEAST_SCANS:
+    took = seen.full_scans - state.begin.full_scans, seen.seconds - state.begin.seconds
+    if took[0] < LEAST_SCANS:
         return state
     before = [mark for mark in state.marks if mark.full_scans <= seen.full_scans - WINDOW_SCANS][-1]
     grown = seen.saved_pages - before.saved_pages > FLAT_PART * seen.saved_pages
     freed = sum(max(0, size - seen.guests.get(one, size)) for one, size in before.guests.items())
-    early = seen.full_scans - state.begin.full_scans < MOST_FREEING_SCANS
+    early = took[0] < FREEING_SCANS or took[1] < FREEING_SECONDS
     freeing = early and freed > max(FLAT_PART * seen.saved_pages * PAGE_BYTES, MIB)
     more = seen.resident_bytes - before.resident_bytes > WORTH_PART * seen.resident_bytes
     if grown or freeing or more:
@@ -169,7 +171,6 @@ def _fast(state: State, seen: Seen, tuning: Tuning) -> State:
     scans, seconds = seen.full_scans - before.full_scans, seen.seconds - before.seconds
     brought = seen.saved_pages - state.saved_when_woken >= WORTH_PART * seen.saved_pages
     rest = LEAST_REST_SECONDS if brought else min(2 * state.rest_seconds, LONGEST_REST_SECONDS)
-    took = seen.full_scans - state.begin.full_scans, seen.seconds - state.begin.seconds
     flat = replace(
         state,
         why=f"flat after {took[0]} scans in {took[1]:.0f} s",
