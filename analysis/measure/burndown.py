@@ -61,7 +61,7 @@ def burndown(records: CellRecords) -> Burndown:
     pages = _gross_pages(samples)
     smart_scan = str(records.merge.provenance.ksm_knobs.get("smart_scan", 0)) == "1"
     settled_at, reason = first_settled(
-        samples.full_scans, pages, rule, smart_scan=smart_scan, guests_anon=guests_anon_pages(samples)
+        samples.full_scans, pages, rule, smart_scan=smart_scan, guests_anon=samples.guests_anon_pages
     )
     seconds = samples.seconds
     scans = tuple(count - samples.full_scans[0] for count in samples.full_scans)
@@ -79,12 +79,6 @@ def burndown(records: CellRecords) -> Burndown:
         reason=reason,
         recorded_settled=merge.converged,
     )
-
-
-def guests_anon_pages(samples: Samples) -> tuple[int, ...] | None:
-    """Anonymous pages of the guests at each sample; None where the series does not have them."""
-    known = tuple(pages for pages in samples.guests_anon_pages or () if pages is not None)
-    return known or None
 
 
 def first_settled(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.measure.burndown import burndown, guests_anon_pages
+from analysis.measure.burndown import burndown
 from analysis.measure.others import marks
 from analysis.measure.saving import OF_HOST, PER_VM, Unknown, parted, saving
 from analysis.plan.design import MIB
@@ -159,7 +159,7 @@ def _rule(records: CellRecords) -> str:
     """When a saving counted as settled; a longer wait for it is the same rule."""
     rule = records.merge.requested.convergence
     words = f"{rule.threshold_percent:g} % over {rule.window_scans} of at least {rule.min_full_scans} scans"
-    watched = guests_anon_pages(records.merge.observed.samples) is not None
+    watched = records.merge.observed.samples.guests_anon_pages is not None
     return words + GUESTS_MEMORY_TOO if watched else words
 
 

@@ -351,7 +351,7 @@ class Samples(Model):
     memory_some_total_microseconds: ColumnOrNulls
     cow_ksm: ColumnOrNulls | None = None
     per_cpu_free_pages: ColumnOrNulls | None = None
-    guests_anon_pages: ColumnOrNulls | None = None
+    guests_anon_pages: Column | None = None
 
     def columns(self) -> Iterator[tuple[str, tuple[float | None, ...]]]:
         """Name and values of each column that was recorded."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import Any
 
 import matplotlib as mpl
 
@@ -24,6 +23,7 @@ from analysis.report.figures import (
     FigureError,
     drawn_half_width,
     entitle,
+    legend_entries,
 )
 from analysis.report.forecast_figures import GIB, STYLE
 
@@ -64,7 +64,7 @@ def trade_off_figure(load: str, seen: Sequence[Cost]) -> Figure:
             strict=True,
         ):
             for policy, dashes in zip(policies, cycle(DASHES), strict=False):
-                mine = [one for one in seen if one.policy == policy and one.saved_bytes is not None]
+                mine = [one for one in seen if one.policy == policy]
                 _trade_off_lines(axes, mine, names, dashes, "" if len(policies) == 1 else f"{policy}, ")
             axes.axhline(0, color=GREY, linewidth=0.8)
             axes.set_title(heading, fontsize=10, loc="left")
@@ -72,10 +72,7 @@ def trade_off_figure(load: str, seen: Sequence[Cost]) -> Figure:
             axes.set_xlabel("memory saved, GiB")
             if axes.containers:
                 axes.legend(frameon=False, fontsize=9)
-        figure.supxlabel(
-            _BARS,
-            fontsize=8, color=GREY, x=0.01, ha="left",
-        )  # fmt: skip
+        figure.supxlabel(_BARS, fontsize=8, color=GREY, x=0.01, ha="left")
         entitle(
             figure,
             f"{load.replace('_', ' ')}: memory saved against performance lost, {', '.join(policies)} "
@@ -84,22 +81,30 @@ def trade_off_figure(load: str, seen: Sequence[Cost]) -> Figure:
     return figure
 
 
-def _drawn(one: Cost, name: str) -> Estimate | None:
-    return one.ksmd_percent if name == KSMD else one.lost[name]
+def _numbered(axes: Axes, seen: Sequence[Cost], name: str) -> list[tuple[float, Estimate]]:
+    """GiB saved and what was lost, where both are known; the number of guests is written beside each."""
+    points = [
+        (one.guests, one.saved_bytes.mean / GIB, lost)
+        for one in seen
+        if (lost := one.ksmd_percent if name == KSMD else one.lost[name]) is not None
+        and one.saved_bytes is not None
+    ]
+    for guests, saved, lost in points:
+        axes.annotate(f"{guests}", (saved, lost.mean), xytext=(4, 3), textcoords="offset points", fontsize=8)
+    return [(saved, lost) for _guests, saved, lost in points]
 
 
 def _trade_off_lines(
     axes: Axes, seen: Sequence[Cost], names: Mapping[str, str], dashes: str, prefix: str
 ) -> None:
     for (name, label), colour in zip(names.items(), (OFF, ON), strict=False):
-        drawn = [(one, lost) for one in seen if (lost := _drawn(one, name)) is not None]
-        if not drawn:
+        points = _numbered(axes, seen, name)
+        if not points:
             continue
-        saved = [one.saved_bytes.mean / GIB for one, _lost in drawn if one.saved_bytes is not None]
         axes.errorbar(
-            saved,
-            [lost.mean for _one, lost in drawn],
-            yerr=[lost.half_width or 0.0 for _one, lost in drawn],
+            [saved for saved, _lost in points],
+            [lost.mean for _saved, lost in points],
+            yerr=[lost.half_width or 0.0 for _saved, lost in points],
             marker="o",
             markersize=4,
             capsize=2,
@@ -107,14 +112,6 @@ def _trade_off_lines(
             linestyle=dashes,
             label=f"{prefix}{label}",
         )
-        for at, (one, lost) in zip(saved, drawn, strict=True):
-            axes.annotate(
-                f"{one.guests}",
-                (at, lost.mean),
-                xytext=(4, 3),
-                textcoords="offset points",
-                fontsize=8,
-            )
 
 
 def cell_costs_figure(host: str, loads: Mapping[str, Sequence[Cost]]) -> Figure:
@@ -130,31 +127,27 @@ def cell_costs_figure(host: str, loads: Mapping[str, Sequence[Cost]]) -> Figure:
         *panels, legend = figure.subplots(2, 4).ravel()
         for axes, (name, title) in zip(panels, _PANELS.items(), strict=True):
             for workload, colour in zip(in_order(loads), cycle(COLOURS), strict=False):
-                for one in loads[workload]:
-                    look = {"color": colour, "marker": marks[one.policy]}
-                    _point(axes, one, name, {**look, "label": f"{workload.replace('_', ' ')}, {one.policy}"})
+                for policy, mark in marks.items():
+                    mine = [one for one in loads[workload] if one.policy == policy]
+                    for saved, lost in _numbered(axes, mine, name):
+                        axes.errorbar(
+                            saved,
+                            lost.mean,
+                            yerr=drawn_half_width(lost),
+                            marker=mark,
+                            markersize=5,
+                            capsize=2,
+                            color=colour,
+                            linestyle="none",
+                            label=f"{workload.replace('_', ' ')}, {policy}",
+                        )
             axes.axhline(0, color=GREY, linewidth=0.8)
             axes.set_xlim(left=0)
             axes.set_title(title, fontsize=10, loc="left")
             axes.set_xlabel("memory saved, GiB")
-        handles = {
-            label: handle
-            for axes in panels
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
+        handles = legend_entries(panels)
         legend.set_axis_off()
         legend.legend(handles.values(), handles, loc="upper left", frameon=False)
         figure.supxlabel(_BARS, fontsize=8, color=GREY, x=0.01, ha="left")
         entitle(figure, f"{host}: memory saved against what guests lose, against KSM off")
     return figure
-
-
-def _point(axes: Axes, one: Cost, name: str, look: dict[str, Any]) -> None:
-    lost = _drawn(one, name)
-    if lost is None or one.saved_bytes is None:
-        return
-    saved = one.saved_bytes.mean / GIB
-    axes.errorbar(
-        [saved], [lost.mean], yerr=drawn_half_width(lost), markersize=5, linestyle="none", capsize=2, **look
-    )  # fmt: skip
-    axes.annotate(f"{one.guests}", (saved, lost.mean), xytext=(4, 3), textcoords="offset points", fontsize=8)

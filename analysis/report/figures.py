@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -321,6 +321,15 @@ def _grouped(
     axes.legend(
         frameon=False, loc="upper left", bbox_to_anchor=(0, 1.02), ncols=len(series), fontsize=9, borderpad=0
     )
+
+
+def legend_entries(panels: Iterable[Axes]) -> dict[str, Any]:
+    """Label -> handle of all that is drawn in these panels, each label once."""
+    return {
+        label: handle
+        for axes in panels
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
 
 
 def drawn_half_width(seen: Estimate) -> float:

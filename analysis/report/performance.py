@@ -14,13 +14,13 @@ FREED = QUANTITIES["freed_mib_per_vm"]
 
 def performance_grid(place: Place) -> Grid:
     """What each policy of a place frees and loses; last what cells under off lost from arm to arm."""
-    front = place.front(P99)
+    front, names = place.front(P99), (*COSTS, KSMD)
     rows = [
         (
             line.policy,
             replicates(line.boots),
             FREED.estimate(line.estimates[FREED.name]),
-            *(QUANTITIES[name].estimate(line.estimates[name]) for name in (*COSTS, KSMD)),
+            *(QUANTITIES[name].estimate(line.estimates[name]) for name in names),
             "yes" if line.policy in front else "",
         )
         for line in place.lines
@@ -31,7 +31,6 @@ def performance_grid(place: Place) -> Grid:
         boots = max((seen.n_boots for seen in place.control.values() if seen is not None), default=0)
         shown = (QUANTITIES[name].estimate(place.control[name]) for name in COSTS)
         rows.append(("off: order, chance", str(boots) if boots else "-", "", *shown, "", ""))
-    names = (*COSTS, KSMD)
     heads = ("policy", "boots", FREED.head, *(QUANTITIES[name].head for name in names), "Pareto\np99")
     return table(heads, rows, title=f"Performance lost from KSM off to the policy in the same guests{less}")
 

@@ -19,6 +19,7 @@ from analysis.report.figures import (
     FigureError,
     drawn_half_width,
     entitle,
+    legend_entries,
 )
 from analysis.report.policies import place_name
 from analysis.report.quantities import QUANTITIES
@@ -55,11 +56,7 @@ def pareto_figure(places: Sequence[Place]) -> Figure:
             figure.delaxes(unused)
         for one, (place, cost) in zip(axes, panels, strict=False):
             _panel(one, place, cost, looks)
-        handles = {
-            label: handle
-            for one in axes
-            for handle, label in zip(*one.get_legend_handles_labels(), strict=True)
-        }
+        handles = legend_entries(axes)
         figure.legend(handles.values(), handles, loc="outside right center", frameon=False, fontsize=8)
         entitle(figure, "Memory against what it costs: left and down is better")
         figure.supxlabel(

@@ -75,7 +75,8 @@ def test_a_content_that_nobody_filled_is_named(results: Path) -> None:
     left = [{"copies": 9000, "guests": 2, "kind": "other"}, {"copies": 10**6, "guests": 2, "kind": "zero"}]
     strange = {"merged": merged(5), "largest_contents": left}
     words = means_of(run_with(results, strange, {"merged": merged(5)})).words()
-    assert "neither zero nor filled by the workload stands in 9000 copies in 2 guests" in words
+    said = "a content that is neither zero nor filled by the workload stands in 9000 copies in 2 guests"
+    assert f"! In 1 of them {said}" in words
     assert "!" not in means_of(run_with(results / "clean", {"merged": merged(5)})).words()
 
 
