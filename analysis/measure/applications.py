@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from analysis.measure.statistics import Difference, Estimate, estimate, paired
+from analysis.plan.design import MIB
 from analysis.plan.mix import guest_workloads
 from analysis.records.loading import CellRecords
-from analysis.records.models import PerformedTwice
+from analysis.records.models import Performed, PerformedTwice
 from analysis.records.reading import RecordError
 
 
@@ -20,7 +21,10 @@ class ApplicationCost:
     ``figure_off``, ``figure_on``: what its performance command gave, in ``unit``. ``cpu_off_seconds``,
     ``cpu_on_seconds``: how long the guests' virtual CPUs ran for that command, by the host's clock. The
     changes are in percent of KSM off, one difference a boot; nothing is taken off for the order, off first.
-    None where a value is not known. ``boots``: how many.
+    ``written_mib_per_second``: merged pages that were written to while the command ran in one guest, less
+    what was in the same time before it; ``quiet_mib_per_second``, the latter. ``saved_change_mib``: what the
+    whole host's saving grew by meanwhile, with the policy on. None where a value is not known. ``boots``: how
+    many.
     """
 
     workload: str
@@ -32,6 +36,9 @@ class ApplicationCost:
     cpu_off_seconds: Estimate | None
     cpu_on_seconds: Estimate | None
     cpu_change: Difference | None
+    written_mib_per_second: Estimate | None
+    quiet_mib_per_second: Estimate | None
+    saved_change_mib: Estimate | None
 
 
 def application_costs(cells: Iterable[CellRecords]) -> tuple[list[ApplicationCost], list[str]]:
@@ -39,7 +46,7 @@ def application_costs(cells: Iterable[CellRecords]) -> tuple[list[ApplicationCos
 
     Returns them, and a sentence for each cell whose record cannot be used.
     """
-    found: dict[tuple[str, str], dict[str, list[PerformedTwice]]] = {}
+    found: dict[tuple[str, str], dict[str, list[tuple[PerformedTwice, int]]]] = {}
     problems = []
     for cell in cells:
         try:
@@ -53,15 +60,42 @@ def application_costs(cells: Iterable[CellRecords]) -> tuple[list[ApplicationCos
         does = guest_workloads(cell.cell.workload, cell.on.observed.guests)
         for guest, both in record.observed.guests.items():
             boots = found.setdefault((does[guest], both.off.unit), {})
-            boots.setdefault(cell.boot_key, []).append(both)
+            boots.setdefault(cell.boot_key, []).append((both, cell.page_size_bytes))
     costs = [_cost(*kind, list(boots.values())) for kind, boots in sorted(found.items())]
     return costs, problems
 
 
-def _cost(workload: str, unit: str, boots: Sequence[Sequence[PerformedTwice]]) -> ApplicationCost:
-    figures = [[(both.off.figure, both.on.figure) for both in boot] for boot in boots]
-    seconds = [[(both.off.took.run_seconds, both.on.took.run_seconds) for both in boot] for boot in boots]
-    return ApplicationCost(workload, unit, len(boots), *_of_arms(figures), *_of_arms(seconds))
+def _cost(workload: str, unit: str, boots: Sequence[Sequence[tuple[PerformedTwice, int]]]) -> ApplicationCost:
+    figures = [[(both.off.figure, both.on.figure) for both, _size in boot] for boot in boots]
+    seconds = [
+        [(both.off.took.run_seconds, both.on.took.run_seconds) for both, _size in boot] for boot in boots
+    ]
+    decays = [[_decay(both.on, size / MIB) for both, size in boot] for boot in boots]
+    return ApplicationCost(
+        workload,
+        unit,
+        len(boots),
+        *_of_arms(figures),
+        *_of_arms(seconds),
+        *(_estimate([_mean(one[part] for one in boot) for boot in decays]) for part in range(3)),
+    )
+
+
+def _decay(on: Performed, page_mib: float) -> tuple[float | None, float | None, float | None]:
+    """Merged pages written to beyond the quiet and in the quiet, MiB/s, and growth of the saving, MiB."""
+    decay = on.decay
+    if decay is None:
+        return None, None, None
+    change = (decay.saved_pages_after - decay.saved_pages_before) * page_mib
+    if decay.cow_ksm is None or decay.quiet_cow_ksm is None:
+        return None, None, change
+    quiet = decay.quiet_cow_ksm / decay.quiet_seconds * page_mib
+    return decay.cow_ksm / on.took.seconds * page_mib - quiet, quiet, change
+
+
+def _estimate(means: Sequence[float | None]) -> Estimate | None:
+    known = [[mean] for mean in means if mean is not None]
+    return estimate(known) if len(known) == len(means) else None
 
 
 def _of_arms(

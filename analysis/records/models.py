@@ -487,13 +487,32 @@ class VerifyObserved(Model):
     guests: dict[str, Verdict]
 
 
+class Decay(Model):
+    """What an application's performance command did to what was merged when it began; of the whole host.
+
+    ``cow_ksm``: writes to merged pages meanwhile, ``quiet_cow_ksm`` in ``quiet_seconds`` before it, while no
+    guest was asked anything; None on a kernel that does not count them. ``saved_pages_before``,
+    ``saved_pages_after``: pages_sharing and ksm_zero_pages.
+    """
+
+    quiet_seconds: Above0
+    quiet_cow_ksm: Count | None
+    cow_ksm: Count | None
+    saved_pages_before: Count
+    saved_pages_after: Count
+
+
 class Performed(Model):
-    """What an application's own performance command ``printed``, and the ``figure`` in it."""
+    """What an application's own performance command ``printed``, and the ``figure`` in it.
+
+    ``decay``: None where nothing was merged, and in records made before it was read.
+    """
 
     printed: str
     figure: float
     unit: Text
     took: VcpuTime
+    decay: Decay | None = None
 
 
 class PerformedTwice(Model):

@@ -20,10 +20,12 @@ from analysis.report.explanation import (
     application_grid,
     blocks,
     course_grid,
+    decay_grid,
     explain_all,
     guest_grid,
     ledger_grid,
     problems_of,
+    tracked_grid,
     waterfalls,
     words,
 )
@@ -225,9 +227,10 @@ def _explanation(mine: Sequence[Explained]) -> Iterator[Part | Picture]:
         f"Lines that rise to the saving. {grew}.",
     )
     for first in range(0, len(mine), _COLUMNS):
+        yield tracked_grid(mine[first : first + _COLUMNS])
         yield course_grid(mine[first : first + _COLUMNS])
     yield guest_grid(mine)
-    yield from filter(None, [application_grid(mine)])
+    yield from filter(None, [application_grid(mine), decay_grid(mine)])
 
 
 def _told(book: Waterfall) -> str:

@@ -14,7 +14,7 @@ from analysis.measure.efficiency import CensusMeans, census_means
 from analysis.measure.follow import follow_words
 from analysis.measure.ledger import GUEST_REST, HOST_REST, RMAP, SPLIT, Item, Ledger, LedgerError, ledger
 from analysis.measure.outliers import contributions
-from analysis.measure.statistics import Summary, averaged, boot_mean
+from analysis.measure.statistics import Estimate, Summary, averaged, boot_mean
 from analysis.plan.design import MIB
 from analysis.plan.workloads import focus_of, title
 from analysis.records.loading import CellRecords
@@ -45,6 +45,12 @@ _APPLICATION = (
     "application_cpu_seconds",
     "application_cpu_change_percent",
 )
+_DECAY = (
+    "application_written_mib_per_second",
+    "application_quiet_mib_per_second",
+    "application_saved_change_mib",
+)
+_TRACKED = ("shared_mib_per_vm", "unshared_mib_per_vm", "volatile_mib_per_vm")
 _RANGE = {"min": "least", "median": "median", "max": "most"}
 _GROSS = QUANTITIES["gross_mib_per_vm"]
 
@@ -75,6 +81,14 @@ class Explained:
         """Mean over the boots of one value of each cell, as the summary's; None where one is not known."""
         return boot_mean(values, (records.boot_key for records in self.cells))
 
+    @property
+    def tracked(self) -> dict[str, float | None]:
+        """What KSM looks after under the policy, by the names of the registry, MB/VM."""
+        return {
+            name: self.mean(_tracked(records, name.replace("_mib_per_vm", "")) for records in self.cells)
+            for name in _TRACKED
+        }
+
     def book_mean(self, value: Callable[[Ledger], float | None]) -> float | None:
         """Mean over the boots of a value of each ledger; None without one."""
         return boot_mean(map(value, self.ledgers), self.ledger_boots) if self.ledgers else None
@@ -89,6 +103,11 @@ class Explained:
             same[0].name: boot_mean((item.bytes / self.unit for item in same), self.ledger_boots) or 0.0
             for same in by_name
         }
+
+
+def _tracked(records: CellRecords, name: str) -> float | None:
+    pages: int | None = getattr(records.on.observed.host.ksm, f"pages_{name}")
+    return None if pages is None else pages * records.page_size_bytes / MIB / records.cell.guests
 
 
 def explain_all(answer: Answer) -> list[Explained]:
@@ -135,10 +154,15 @@ def explanation_parts(
         parts.append(heading(where))
         for first in range(0, len(mine), _COLUMNS):
             some = mine[first : first + _COLUMNS]
-            parts += [ledger_grid(some), *filter(None, [census_rows(some)]), course_grid(some)]
+            parts += [
+                ledger_grid(some),
+                *filter(None, [census_rows(some)]),
+                tracked_grid(some),
+                course_grid(some),
+            ]
         parts += [
             guest_grid(mine, each_guest=each_guest),
-            *filter(None, [application_grid(mine)]),
+            *filter(None, [application_grid(mine), decay_grid(mine)]),
             *map(words, mine),
         ]
     doubts = [*warnings(answer), *problems_of(explained)]
@@ -202,6 +226,12 @@ def census_rows(shown: Sequence[Explained]) -> Grid | None:
     return table(("MB/VM, at one moment", *_names(shown)), rows, title="Page census: what could merge")
 
 
+def tracked_grid(shown: Sequence[Explained]) -> Grid:
+    """What KSM looks after beside what it saved: by the on records, mean of the boots."""
+    rows = [_row(QUANTITIES[name], [one.tracked[name] for one in shown]) for name in _TRACKED]
+    return table((f"{PER_VM}, under the policy", *_names(shown)), rows, title="What KSM looks after")
+
+
 def application_grid(shown: Sequence[Explained]) -> Grid | None:
     """What the guests' applications did with KSM off and merged; None where none was measured."""
     figure, change, cpu, cpu_change = (QUANTITIES[name] for name in _APPLICATION)
@@ -230,6 +260,30 @@ def application_grid(shown: Sequence[Explained]) -> Grid | None:
         f"change\n{cpu_change.unit}",
     )
     return table(heads, rows, title="What the applications did, KSM off and then on") if rows else None
+
+
+def decay_grid(shown: Sequence[Explained]) -> Grid | None:
+    """How fast the guests' applications undo what was merged; None where it was not read."""
+    quantities = [QUANTITIES[name] for name in _DECAY]
+    rows = [
+        (
+            f"{row_name(one.summary)}{'' if cost.workload == one.summary.workload else f': {cost.workload}'}",
+            str(cost.boots),
+            *(
+                quantity.estimate(seen, sign=quantity.name == _DECAY[-1])
+                for quantity, seen in zip(quantities, _decay_of(cost), strict=True)
+            ),
+        )
+        for one in shown
+        for cost in one.applications
+        if any(_decay_of(cost))
+    ]
+    heads = ("one guest at work", "boots", *(one.head for one in quantities))
+    return table(heads, rows, title="How fast work undoes the saving") if rows else None
+
+
+def _decay_of(cost: ApplicationCost) -> tuple[Estimate | None, ...]:
+    return cost.written_mib_per_second, cost.quiet_mib_per_second, cost.saved_change_mib
 
 
 def _of_which(summary: Summary, cost: ApplicationCost) -> str:
@@ -392,10 +446,19 @@ def explanation_json(answer: Answer, explained: Sequence[Explained]) -> str:
     """The explanation as JSON: run_ids, quantities, explained and notes.
 
     Of each line: its treatment, estimates and census as in `summarize --json`; ``ledger``: items from gross
-    to MemAvailable and to PSS, MB/VM; ``course``: means of the burndown; ``guests``, by name;
-    ``applications``: their figure and CPU time, off and on; ``words``.
+    to MemAvailable and to PSS, MB/VM; ``course``: means of the burndown; ``tracked``: what KSM looks after;
+    ``guests``, by name; ``applications``: their figure and CPU time, off and on, and what they wrote to;
+    ``words``.
     """
-    shown = [*_GUEST_COLUMNS, *CENSUS, *_APPLICATION, "rest_percent", "near_final_scans"]
+    shown = [
+        *_GUEST_COLUMNS,
+        *CENSUS,
+        *_TRACKED,
+        *_APPLICATION,
+        *_DECAY,
+        "rest_percent",
+        "near_final_scans",
+    ]
     content = {
         "schema_version": 1,
         "run_ids": [run.plan.run_id for run in answer.runs],
@@ -428,6 +491,7 @@ def _line(one: Explained) -> dict[str, Any]:
             "near_final_scans": one.mean(float(b.near_final_scans) for b in one.burndowns),
         },
         "census": one.census and census_dict(one.census),
+        "tracked": one.tracked,
         "guests": {
             str(name): {part: None if pd.isna(value) else value for part, value in values.items()}
             for name, values in guests.items()

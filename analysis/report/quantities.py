@@ -80,6 +80,7 @@ class Quantity:
 
 _AVAILABLE = f"/proc/meminfo: MemTotal, MemAvailable ({PROC_RST})"
 _USED = f"{_AVAILABLE}; /proc/zoneinfo: count of the pagesets"
+_GROSS = f"/sys/kernel/mm/ksm: (pages_sharing + ksm_zero_pages) x page size ({KSM_RST})"
 _PSS = f"/proc/PID/smaps_rollup of each guest's QEMU: Pss ({PROC_RST})"
 _APPLICATION = "performance.json: the command of the workload's file"
 _CENSUS = "page census: every page of the paused guests is hashed"
@@ -116,7 +117,7 @@ _ALL = (
         "gross",
         PER_VM,
         1,
-        f"/sys/kernel/mm/ksm: (pages_sharing + ksm_zero_pages) x page size ({KSM_RST})",
+        _GROSS,
         "What KSM's counters say was merged away, before its own memory.",
     ),
     Quantity(
@@ -322,6 +323,25 @@ _ALL = (
         1,
         f"/proc/PID/ksm_stat: ksm_rmap_items x 64 B ({KSM_RST})",
         "KSM's own memory for one guest.",
+    ),
+    *(
+        Quantity(
+            f"{name}_mib_per_vm",
+            label,
+            PER_VM,
+            1,
+            f"/sys/kernel/mm/ksm: pages_{name} x page size ({KSM_RST})",
+            sentence,
+        )
+        for name, label, sentence in (
+            ("shared", "merged pages themselves", "What KSM keeps once, for all that share it."),
+            (
+                "unshared",
+                "unmergeable",
+                "Pages that ksmd found unchanged since its last scan, and no other page like them.",
+            ),
+            ("volatile", "volatile", "Pages that changed from one scan to the next, or were scanned once."),
+        )
     ),
     Quantity("resident_mib_per_vm", "resident", PER_VM, 1, _CENSUS, "The guests' resident memory."),
     Quantity(
@@ -723,6 +743,31 @@ _ALL = (
         1,
         f"{_APPLICATION}; {_SCHEDSTAT}",
         "The same under the policy against KSM off, off first.",
+    ),
+    Quantity(
+        "application_written_mib_per_second",
+        "merged pages written to",
+        "MiB/s",
+        2,
+        f"{_APPLICATION}; /proc/vmstat: cow_ksm",
+        "How fast the saving would decay were it not for ksmd: merged pages that were written to, and so "
+        "copied, while one guest ran its performance command, less what was before it.",
+    ),
+    Quantity(
+        "application_quiet_mib_per_second",
+        "before it",
+        "MiB/s",
+        2,
+        "/proc/vmstat: cow_ksm",
+        "The same in the seconds before, while no guest was asked anything.",
+    ),
+    Quantity(
+        "application_saved_change_mib",
+        "saving then",
+        "MiB",
+        1,
+        _GROSS,
+        "What the whole host's gross saving grew by while one guest ran its command and ksmd went on.",
     ),
     Quantity(
         "touch_lost_percent",

@@ -44,10 +44,17 @@ options:
       code anew
     type: bool
     default: false
+  quiet_seconds:
+    description: >-
+      C(performed): where pages are merged, so long the writes to them are counted before each guest's command
+    type: float
+    default: 5
   progress_path:
     description: file that takes a line for each guest; whoever waits makes it and sets its access time
     type: path
     default: ""
+  proc_root: {description: for tests, type: path, default: /proc}
+  sys_root: {description: for tests, type: path, default: /sys}
 """
 
 EXAMPLES = r"""
@@ -64,7 +71,7 @@ answers:
   description:
     - C(loaded), guest name to filled_bytes (0), digest (of what I(verify) printed), fill_seconds, seed
     - C(verified), guest name to filled_bytes, digest_before, digest_after, intact
-    - C(performed), guest name to printed, figure, unit and took, as a record has it
+    - C(performed), guest name to printed, figure, unit, took and decay, as a record has it
   type: dict
   returned: success
 """
@@ -82,6 +89,8 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.guest_channel import domains_by_channel
+from ansible.module_utils.ksm_convergence import saved_pages
+from ansible.module_utils.ksm_probe import ProbeError, Roots, ksm_counters, vmstat
 from ansible.module_utils.probing import Watch, in_turn
 from ansible.module_utils.progress import Progress, ProgressError, end_when_abandoned
 
@@ -249,20 +258,53 @@ def figure(printed: str, performance: Mapping[str, Any]) -> float:
         raise ApplicationError(f"printed {found[1]!r} for the number of {pattern!r}") from None
 
 
-def performed(connection: Connection, domain: str, *, rehearsal: bool) -> dict[str, Any]:
+def saved_and_written(roots: Roots) -> tuple[int, int | None]:
+    """Pages that KSM has saved, and the writes to merged pages since the host's boot; None: not counted."""
+    counters = ksm_counters(roots)
+    return saved_pages(counters["pages_sharing"], counters["ksm_zero_pages"]), vmstat(roots).get("cow_ksm")
+
+
+class Decaying:
+    """What a command does to the saving: begins with a while in which no guest does anything."""
+
+    def __init__(self, roots: Roots, quiet_seconds: float) -> None:
+        self.roots, self.quiet_seconds = roots, quiet_seconds
+        _saved, before = saved_and_written(roots)
+        time.sleep(quiet_seconds)
+        self.saved, self.written = saved_and_written(roots)
+        self.quiet = None if before is None or self.written is None else self.written - before
+
+    def read(self) -> dict[str, Any]:
+        """What was lost since, as a record has it."""
+        saved, written = saved_and_written(self.roots)
+        return {
+            "quiet_seconds": self.quiet_seconds,
+            "quiet_cow_ksm": self.quiet,
+            "cow_ksm": None if written is None or self.written is None else written - self.written,
+            "saved_pages_before": self.saved,
+            "saved_pages_after": saved,
+        }
+
+
+def performed(
+    connection: Connection, domain: str, *, rehearsal: bool, roots: Roots, quiet_seconds: float
+) -> dict[str, Any]:
     """Measure an application's own figure; as a performance record has it."""
     performance = connection.application["performance"]
     for _ in range(rehearsal):
         connection.run("performance", performance["command"])
+    decaying = Decaying(roots, quiet_seconds) if saved_and_written(roots)[0] else None
     watch = Watch(domain)
     printed = connection.run("performance", performance["command"])
     took = watch.read()
+    decay = decaying and decaying.read()
     try:
         number = figure(printed, performance)
     except ApplicationError as error:
         name = connection.application["name"]
         raise ApplicationError(f"{connection.guest}: performance of the workload {name} {error}") from None
-    return {"printed": printed, "figure": number, "unit": performance["unit"], "took": took}
+    unit = performance["unit"]
+    return {"printed": printed, "figure": number, "unit": unit, "took": took, "decay": decay}
 
 
 def in_all(
@@ -327,7 +369,13 @@ def answers_of(params: Mapping[str, Any], progress: Progress) -> dict[str, dict[
             return loaded(connection)
         if state == "verified":
             return verified(connection, params["expected"].get(name, ""))
-        return performed(connection, domains.get(channels[name], ""), rehearsal=params["rehearsal"])
+        return performed(
+            connection,
+            domains.get(channels[name], ""),
+            rehearsal=params["rehearsal"],
+            roots=Roots(Path(params["proc_root"]), Path(params["sys_root"])),
+            quiet_seconds=params["quiet_seconds"],
+        )
 
     return in_all(connections, work, each, 1 if state == "performed" else max(1, len(names)))
 
@@ -352,7 +400,10 @@ def main() -> None:
             "expected": {"type": "dict", "default": {}},
             "guests": {"type": "int", "default": 5},
             "rehearsal": {"type": "bool", "default": False},
+            "quiet_seconds": {"type": "float", "default": 5.0},
             "progress_path": {"type": "path", "default": ""},
+            "proc_root": {"type": "path", "default": "/proc"},
+            "sys_root": {"type": "path", "default": "/sys"},
         },
         supports_check_mode=True,
     )
@@ -364,7 +415,7 @@ def main() -> None:
         progress = Progress(params["progress_path"])
         end_when_abandoned(progress)
         answers = answers_of(params, progress)
-    except (ApplicationError, ProgressError, OSError) as error:
+    except (ApplicationError, ProbeError, ProgressError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=changed, answers=answers)
 

@@ -118,6 +118,62 @@ def test_a_figure_is_what_its_pattern_finds_in_what_was_printed(guests: Guests) 
     assert answer["took"]["seconds"] > 0
 
 
+def ksm_host(folder: Path, *, sharing: int, written: int | None) -> dict[str, str]:
+    """The trees of a host that has merged so many pages, of which so many were written to since its boot."""
+    ksm = folder / "sys/kernel/mm/ksm"
+    ksm.mkdir(parents=True, exist_ok=True)
+    for name, value in {"run": 1, "full_scans": 3, "pages_shared": 1, "pages_sharing": sharing}.items():
+        (ksm / name).write_text(f"{value}\n")
+    (folder / "proc").mkdir(exist_ok=True)
+    counted = "" if written is None else f"cow_ksm {written}\n"
+    (folder / "proc/vmstat").write_text(f"pswpin 0\npswpout 0\n{counted}")
+    return {"proc_root": str(folder / "proc"), "sys_root": str(folder / "sys")}
+
+
+def test_what_a_command_undoes_of_the_saving_is_counted_beside_the_quiet_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """7 merged pages are written to in the quiet, 50 by the command, of which ksmd merges 20 again."""
+    roots = application.Roots(*map(Path, ksm_host(tmp_path, sharing=1000, written=100).values()))
+    slept = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        ksm_host(tmp_path, sharing=1000, written=107)
+
+    monkeypatch.setattr(application.time, "sleep", sleep)
+    decaying = application.Decaying(roots, 2.0)
+    ksm_host(tmp_path, sharing=970, written=157)
+    assert decaying.read() == {
+        "quiet_seconds": 2.0,
+        "quiet_cow_ksm": 7,
+        "cow_ksm": 50,
+        "saved_pages_before": 1000,
+        "saved_pages_after": 970,
+    }
+    assert slept == [2.0]
+
+
+def test_a_kernel_that_counts_no_writes_to_merged_pages_tells_the_saving_alone(guests: Guests) -> None:
+    command = f"echo 970 > {guests.folder}/sys/kernel/mm/ksm/pages_sharing; echo 12.5 requests"
+    changes = {"performance": {**SERVICE["performance"], "command": command}}
+    roots = ksm_host(guests.folder, sharing=1000, written=None)
+    answer = guests.run("performed", "guest01", changes=changes, quiet_seconds=0.0, **roots)
+    assert answer["answers"]["guest01"]["decay"] == {
+        "quiet_seconds": 0.0,
+        "quiet_cow_ksm": None,
+        "cow_ksm": None,
+        "saved_pages_before": 1000,
+        "saved_pages_after": 970,
+    }
+
+
+def test_where_nothing_is_merged_no_decay_is_looked_for(guests: Guests) -> None:
+    roots = ksm_host(guests.folder, sharing=0, written=100)
+    answer = guests.run("performed", "guest01", quiet_seconds=3600.0, **roots)
+    assert answer["answers"]["guest01"]["decay"] is None
+
+
 def test_a_rehearsal_is_run_and_not_measured(guests: Guests) -> None:
     command = "echo . >> runs; echo $(wc -l < runs) requests"
     changes = {"performance": {**SERVICE["performance"], "command": command}}

@@ -99,6 +99,64 @@ def test_what_a_boot_does_not_tell_is_not_averaged_over_the_others(
     assert cost["figure_change"] is None
 
 
+def test_how_fast_work_undoes_the_saving_is_told_beside_the_quiet_before_it(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    applications(
+        results, lambda _cell: {"guest01": (10, 9, 1, 1)}, lambda _guest: "files/s", workloads="idle"
+    )
+    for boot in (1, 2, 3):
+        (path,) = results.glob(f"*/*/*boot{boot}*/performance.json")
+        record = json.loads(path.read_text())
+        # 2 s of work; pages of 4096 bytes, so 256 are 1 MiB
+        record["observed"]["guests"]["guest01"]["on"]["decay"] = {
+            "quiet_seconds": 5.0,
+            "quiet_cow_ksm": 128 * 5,
+            "cow_ksm": 256 * 2 * (boot + 1),
+            "saved_pages_before": 2560,
+            "saved_pages_after": 2560 - 256 * boot,
+        }
+        path.write_text(json.dumps(record))
+    (cost,) = explained(capsys, results)[0]["applications"]
+    assert cost["written_mib_per_second"]["mean"] == pytest.approx(3 - 0.5)
+    assert cost["quiet_mib_per_second"]["mean"] == 0.5
+    assert cost["saved_change_mib"]["mean"] == -2
+    assert main(["explain", "--results", str(results)]) == 0
+    shown = capsys.readouterr().out
+    assert "How fast work undoes the saving" in shown
+    assert " 3 2.50 ± 2.48 0.50 ± 0.00 -2.0 ± 2.5" in " ".join(shown.split())
+
+
+def test_without_a_count_of_writes_no_decay_is_shown(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    applications(
+        results, lambda _cell: {"guest01": (10, 9, 1, 1)}, lambda _guest: "files/s", workloads="idle"
+    )
+    assert main(["explain", "--results", str(results)]) == 0
+    assert "How fast work undoes" not in capsys.readouterr().out
+
+
+def test_what_ksm_looks_after_is_in_the_explanation(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = synthetic_plan(guests=2, boots=1, workloads="idle")
+
+    def perform(_cell: Cell, records: dict[str, dict[str, Any]]) -> None:
+        ksm = records["on"]["observed"]["host"]["ksm"]
+        ksm |= {"pages_shared": 512, "pages_unshared": 2560, "pages_volatile": None}
+
+    store(results, plan, perform)
+    (line,) = explained(capsys, results)
+    assert line["tracked"] == {
+        "shared_mib_per_vm": 1.0,
+        "unshared_mib_per_vm": 5.0,
+        "volatile_mib_per_vm": None,
+    }
+    assert main(["explain", "--results", str(results)]) == 0
+    assert "unmergeable 5.0 volatile -" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_damaged_record_is_named(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     applications(
         results, lambda _cell: {"guest01": (10, 9, 1, 1)}, lambda _guest: "files/s", workloads="idle"
