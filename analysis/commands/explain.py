@@ -17,6 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     add_figure(parser, "the ledger as a waterfall")
     parser.add_argument("--burndown", metavar="FILE", type=Path, help="draw the saving against time")
+    parser.add_argument(
+        "--contents", metavar="FILE", type=Path, help="draw what the pages held, of cells with a census"
+    )
     parser.add_argument("--guests", action="store_true", help="a line for each guest, not the range alone")
 
 
@@ -26,8 +29,10 @@ def run(arguments: argparse.Namespace) -> int:
     Raises UserError or OSError with a text for the user.
     """
     from analysis.commands.choosing import chosen_runs, chosen_table
+    from analysis.errors import UserError
     from analysis.measure.statistics import summarise
     from analysis.report import explanation, figures
+    from analysis.report.content_figures import census_figure
     from analysis.report.growth_figure import burndown_figure
     from analysis.report.summary import Answer
     from analysis.report.tables import show
@@ -45,6 +50,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.burndown:
         cells = [records for one in explained for records in one.cells]
         figures.save(burndown_figure(cells), arguments.burndown)
+    if arguments.contents:
+        counted = explanation.censuses_by_name(explained)
+        if not counted:
+            raise UserError(
+                f"no cell of {', '.join(run.plan.run_id for run in found.runs)} has a census, so what its "
+                "pages held cannot be drawn: measure with -e census=true, or leave --contents out"
+            )
+        figures.save(census_figure(counted), arguments.contents)
     if arguments.json:
         print(explanation.explanation_json(answer, explained), end="")
     else:

@@ -26,6 +26,7 @@ from analysis.report.summary import (
     census_dict,
     census_part,
     described,
+    line_names,
     measured_on,
     row_name,
     warnings,
@@ -520,6 +521,12 @@ def waterfalls(explained: Sequence[Explained]) -> list[Waterfall]:
                 )
             )
     return found
+
+
+def censuses_by_name(explained: Sequence[Explained]) -> dict[str, CensusMeans]:
+    """The census of each line that has one, by what the line is called."""
+    names = line_names([one.summary for one in explained]) if explained else []
+    return {name: one.census for name, one in zip(names, explained, strict=True) if one.census is not None}
 
 
 def rest_percent(one: Explained) -> float | None:

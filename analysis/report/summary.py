@@ -264,7 +264,7 @@ def row_name(summary: Summary) -> str:
     return f"{title(summary.workload)}, {summary.variant}"
 
 
-def _names(summaries: Sequence[Summary]) -> list[str]:
+def line_names(summaries: Sequence[Summary]) -> list[str]:
     """What each line is called, with its host, guests and their start where these differ."""
     places = [
         (
@@ -291,7 +291,7 @@ def remarks(answer: Answer) -> list[str]:
     lines += _about_boots(
         [
             (name, summary)
-            for name, summary in zip(_names(summaries), summaries, strict=True)
+            for name, summary in zip(line_names(summaries), summaries, strict=True)
             if summary.measured and not summary.not_pooled
         ]
     )
@@ -302,7 +302,7 @@ def remarks(answer: Answer) -> list[str]:
 
 def warnings(answer: Answer) -> list[str]:
     """What is left out or in doubt, and why."""
-    named = list(zip(_names(answer.summaries), answer.summaries, strict=True))
+    named = list(zip(line_names(answer.summaries), answer.summaries, strict=True))
     lines = [f"! {problem}" for problem in answer.problems]
     for name, summary in named:
         cells = averaged(summary, answer.runs)

@@ -205,6 +205,20 @@ def test_explain_draws_its_figures(capsys: pytest.CaptureFixture[str], results: 
     assert all(path.read_text().count("<svg") == 1 for path in paths)
 
 
+def test_contents_without_a_census_cannot_be_drawn(
+    capsys: pytest.CaptureFixture[str], results: Path, tmp_path: Path
+) -> None:
+    plan = synthetic_plan()
+    store(results, plan)
+    path = tmp_path / "contents.svg"
+    assert main(["explain", "--results", str(results), "--contents", str(path)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: no cell of {plan.run_id} has a census, so what its pages held cannot be drawn: "
+        "measure with -e census=true, or leave --contents out\n"
+    )
+    assert not path.exists()
+
+
 def test_explaining_a_run_without_a_usable_cell_fails(
     capsys: pytest.CaptureFixture[str], results: Path
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from synthetic import MIB, store, synthetic_failure, synthetic_plan
 from synthetic_census import census_record
 
+from analysis.__main__ import main
 from analysis.commands.choosing import chosen_table
 from analysis.measure.statistics import summarise
 from analysis.plan.design import Cell, cell_directory
@@ -266,3 +267,14 @@ def test_json_holds_the_items_the_course_and_the_guests(results: Path) -> None:
     assert line["guests"]["guest01"]["guest_pss_drop_mib"] == 100.0
     assert line["estimates"]["freed_mib_per_vm"]["mean"] == 92.0
     assert content["quantities"]["guest_pss_drop_mib"]["unit"] == "MB"
+
+
+def test_what_pages_held_is_drawn_for_each_line_that_has_a_census(results: Path, tmp_path: Path) -> None:
+    with_census(results)
+    path = tmp_path / "contents.svg"
+    assert main(["explain", "--results", str(results), "--contents", str(path)]) == 0
+    drawn = path.read_text()
+    assert drawn.count("<svg") == 1
+    # Of 6 pages a guest 2 are zero, 1 twice within it, half a page between the two; 4 KiB in MB/VM shows 0.0
+    assert "1 idle, ksm, zero pages: 0.0 MB/VM" in drawn
+    assert "2 constant fill, ksm, saved by KSM then: 0.0 MB/VM" in drawn
