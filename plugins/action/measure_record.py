@@ -57,8 +57,6 @@ YAML_TRUTH = {False: "off", True: "on"}
 # Whether KSM was in use before is of cells alone.
 GIVEN_OF_CELLS = (*GIVEN, "ksm_before")
 NEEDS = {"off": "domains", "on": "domains", "performance": "performance_off", "failed": "failure"}
-# What a guest's own probe takes
-PROBE_SECONDS = 2
 # Between the two arms of a cell under the policy off
 IDLE_SECONDS = 30.0
 MESSAGE_LIMIT_CHARACTERS = 4000
@@ -221,7 +219,6 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "state": "probed",
             "channels": args["channels"],
             "probes": probes,
-            "probe_seconds": PROBE_SECONDS,
             "silence": "null",
         }
         answer = run_workload(self, task_vars, asked)

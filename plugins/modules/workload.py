@@ -45,7 +45,7 @@ options:
     type: int
     default: 0
   probes: {description: "C(probed): how many probes in all, spread over the guests", type: int, default: 5}
-  probe_seconds: {description: "C(probed): what a probe takes, 1 to 600", type: float, default: 6}
+  probe_seconds: {description: "C(probed): what a probe takes, 1 to 600", type: float, default: 2}
   expected:
     description: "C(verified): guest name to the digest that it had, for the verdict"
     type: dict
@@ -208,7 +208,7 @@ def main() -> None:
             "seed": {"type": "str", "default": ""},
             "probe_mib": {"type": "int", "default": 0},
             "probes": {"type": "int", "default": 5},
-            "probe_seconds": {"type": "float", "default": 6},
+            "probe_seconds": {"type": "float", "default": 2},
             "expected": {"type": "dict", "default": {}},
             "silence": {"type": "str", "choices": ["fail", "null"], "default": "fail"},
             "timeout_seconds": {"type": "int", "default": 1200},

@@ -38,7 +38,7 @@ def asked(state: str = "loaded", **changes: Any) -> dict[str, Any]:
         "reserve_mib": 32,
         "seed": "boot1",
         "probe_mib": 0,
-        "probe_seconds": 6.0,
+        "probe_seconds": 2.0,
         **changes,
     }
 
