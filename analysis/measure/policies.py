@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.measure.burndown import PERCENT, Burndown, burndown, first_at, ksmd_percent, lost_byte_seconds
+from analysis.measure.burndown import PERCENT, Burndown, burndown, first_at, lost_byte_seconds
 from analysis.measure.churn import CHURNED, churned
 from analysis.measure.performance import beyond, boot_of, controls_of, lost_in
 from analysis.measure.pooling import pooling_conflicts
@@ -23,6 +23,7 @@ from analysis.measure.statistics import (
     estimate,
     paired,
 )
+from analysis.measure.steady import OF_BEST, STEADY, STEADY_GROSS, of_best, steady
 from analysis.measure.table import KEY, TREATMENT, UNCONVERGED
 from analysis.plan.design import MIB
 from analysis.plan.policies import OFF, policy_order
@@ -30,10 +31,21 @@ from analysis.plan.workloads import in_order
 from analysis.records.loading import COMPLETE, CellRecords, Run
 
 # What a policy is compared by; the registry of quantities says what each is.
-USE, CPU, CPU_SETTLED = "guests_use_mib_per_vm", "ksmd_cpu_seconds", "settled_ksmd_percent"
+USE, CPU = "guests_use_mib_per_vm", "ksmd_cpu_seconds"
 GROSS, TO_BEST, LOST = "gross_mib_per_vm", "best_90_percent_seconds", "lost_mib_per_vm_seconds"
 OF_TABLE = ("freed_mib_per_vm", GROSS, CPU)
-COURSE = (*OF_TABLE, USE, "seconds_to_90_percent", TO_BEST, LOST, CPU_SETTLED, *COSTS, KSMD, *CHURNED)
+COURSE = (
+    *OF_TABLE,
+    USE,
+    "seconds_to_90_percent",
+    TO_BEST,
+    LOST,
+    *STEADY,
+    *OF_BEST,
+    *COSTS,
+    KSMD,
+    *CHURNED,
+)
 
 _PLACE = ("hypervisor", *(name for name in TREATMENT if name != "policy"))
 
@@ -85,10 +97,11 @@ class Place:
     """Policies that were measured from the same checkpoints.
 
     ``horizon_seconds``: the longest series of all its cells, over which what is lost is counted. ``most``:
-    the policy with the greatest mean gross saving, ``least``: that under which the guests use least; None
-    where no policy tells. ``left_out``: a sentence for each policy that cannot be compared, ``lines``
-    the others, maybe none. ``control``: of COSTS, what order and chance alone did in cells under off, over
-    the boots, and was taken off what each policy costs; empty where not every boot has such a cell.
+    the policy with the greatest mean gross saving, ``steadiest``: the same of the series after the on
+    records, ``least``: that under which the guests use least; None where no policy tells. ``left_out``: a
+    sentence for each policy that cannot be compared, ``lines`` the others, maybe none. ``control``: of COSTS,
+    what order and chance alone did in cells under off, over the boots, and was taken off what each policy
+    costs; empty where not every boot has such a cell.
     """
 
     hypervisor: str
@@ -97,6 +110,7 @@ class Place:
     guest_memory_bytes: int
     horizon_seconds: float
     most: str | None
+    steadiest: str | None
     least: str | None
     lines: tuple[Line, ...]
     left_out: tuple[str, ...]
@@ -133,6 +147,17 @@ class _Cell:
     @property
     def boot(self) -> str:
         return boot_of(self.records)
+
+
+@dataclass(frozen=True)
+class _Bests:
+    """What a cell is held against, by boot: bytes that the best policy saved in the end, what the best one
+    kept after the on record, and what cells under off lost, by COSTS."""
+
+    saved_bytes: Mapping[str, float]
+    steady: Mapping[str, Mapping[str, float]]
+    horizon_seconds: float
+    chance: Mapping[str, Mapping[str, float]]
 
 
 def against(mine: Mapping[str, float], theirs: Mapping[str, float]) -> Against | None:
@@ -175,11 +200,17 @@ def _place(
     horizon = max((cell.growth.seconds[-1] for mine in cells.values() for cell in mine), default=0.0)
     most = _extreme({policy: [(c.boot, float(c.row[GROSS])) for c in mine] for policy, mine in cells.items()})
     best = {} if most is None else _by_boot([(c.boot, float(c.growth.final_bytes)) for c in cells[most]])
+    went_on = {policy: [(c.boot, steady(c.records)) for c in mine] for policy, mine in cells.items()}
+    steadiest = _extreme(
+        {p: [(boot, one[STEADY_GROSS]) for boot, one in mine] for p, mine in went_on.items()}
+    )
+    best_after = {} if steadiest is None else _means_by_boot(went_on[steadiest])
     control = controls_of([cell.records for mine in cells.values() for cell in mine], controls)
     chance = {
         boot: {name: fmean(one[name] for one in mine) for name in COSTS} for boot, mine in control.items()
     }
-    lines = tuple(_line(policy, mine, best, horizon, chance) for policy, mine in cells.items())
+    bests = _Bests(best, best_after, horizon, chance)
+    lines = tuple(_line(policy, mine, bests) for policy, mine in cells.items())
     uses = {line.policy: seen.mean for line in lines if (seen := line.estimates[USE]) is not None}
     first = rows.iloc[0]
     return Place(
@@ -189,6 +220,7 @@ def _place(
         guest_memory_bytes=int(first["guest_memory_bytes"]),
         horizon_seconds=horizon,
         most=most,
+        steadiest=steadiest,
         least=min(uses, key=uses.__getitem__, default=None),
         lines=lines,
         left_out=tuple(left_out),
@@ -220,14 +252,8 @@ def _comparable(rows: pd.DataFrame) -> tuple[list[str], list[str]]:
     return kept, left_out
 
 
-def _line(
-    policy: str,
-    cells: Sequence[_Cell],
-    best: Mapping[str, float],
-    horizon: float,
-    chance: Mapping[str, Mapping[str, float]],
-) -> Line:
-    measured = [(cell.boot, _values(cell, best.get(cell.boot), horizon, chance)) for cell in cells]
+def _line(policy: str, cells: Sequence[_Cell], bests: _Bests) -> Line:
+    measured = [(cell.boot, _values(cell, bests)) for cell in cells]
     boots: dict[str, list[dict[str, float]]] = {}
     for boot, values in measured:
         boots.setdefault(boot, []).append(values)
@@ -236,7 +262,7 @@ def _line(
         policy=policy,
         boots=tuple(map(len, boots.values())),
         unsettled=sum(not cell.growth.settled for cell in cells),
-        unreached=sum(boot in best and isnan(values[TO_BEST]) for boot, values in measured),
+        unreached=sum(boot in bests.saved_bytes and isnan(values[TO_BEST]) for boot, values in measured),
         values={
             name: {boot: fmean(one[name] for one in mine) for boot, mine in boots.items()} for name in COURSE
         },
@@ -251,19 +277,15 @@ def _line(
     )
 
 
-def _values(
-    cell: _Cell, best: float | None, horizon: float, chance: Mapping[str, Mapping[str, float]]
-) -> dict[str, float]:
-    """What one cell says, by COURSE; NaN for what it does not tell.
-
-    ``best``: bytes saved in its boot. ``chance``: what cells under off lost by boot and COSTS.
-    """
+def _values(cell: _Cell, bests: _Bests) -> dict[str, float]:
+    """What one cell says, by COURSE; NaN for what it does not tell."""
     growth, unit = cell.growth, cell.records.cell.guests * MIB
+    best, went_on = bests.saved_bytes.get(cell.boot), steady(cell.records)
     own = growth.seconds_to[PERCENT]
     to_best = None if best is None else first_at(growth.seconds, growth.saved_bytes, best * PERCENT / 100)
     lost = nan
     if best is not None:
-        lost = lost_byte_seconds(growth.seconds, growth.saved_bytes, best, horizon) / unit
+        lost = lost_byte_seconds(growth.seconds, growth.saved_bytes, best, bests.horizon_seconds) / unit
     used = saving(cell.records).guests_use
     return {
         **{name: float(cell.row[name]) for name in OF_TABLE},
@@ -271,9 +293,10 @@ def _values(
         "seconds_to_90_percent": nan if own is None else own,
         TO_BEST: nan if to_best is None else to_best,
         LOST: lost,
-        CPU_SETTLED: nan if (after := cell.records.after) is None else ksmd_percent(after.observed.samples),
+        **went_on,
+        **of_best(went_on, bests.steady.get(cell.boot)),
         **churned(cell.records, best),
-        **beyond(lost_in(cell.records), chance.get(cell.boot, {})),
+        **beyond(lost_in(cell.records), bests.chance.get(cell.boot, {})),
         KSMD: probed_ksmd_percent(cell.records.on.observed.window),
     }
 
@@ -283,6 +306,13 @@ def _by_boot(values: Sequence[tuple[str, float]]) -> dict[str, float]:
     for boot, value in values:
         boots.setdefault(boot, []).append(value)
     return {boot: fmean(mine) for boot, mine in boots.items()}
+
+
+def _means_by_boot(values: Sequence[tuple[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    return {
+        boot: {name: fmean(one[name] for at, one in values if at == boot) for name in STEADY}
+        for boot, _one in values
+    }
 
 
 def _extreme(values: Mapping[str, Sequence[tuple[str, float]]]) -> str | None:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from analysis.errors import UserError
-from analysis.measure.policies import CPU, CPU_SETTLED, TO_BEST, USE, Against, Line, Place, against
+from analysis.measure.policies import CPU, TO_BEST, USE, Against, Line, Place, against
 from analysis.measure.probes import P99
 from analysis.measure.statistics import LEAST_BOOTS, Estimate, estimate
+from analysis.measure.steady import CPU_SETTLED
 
 MEMORY, BUDGET, TIME, LATENCY = "memory", "cpu", "time", "latency"
 # What each goal makes least

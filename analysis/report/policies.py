@@ -6,10 +6,11 @@ from dataclasses import asdict
 from typing import Any
 
 from analysis.measure.churn import ARRIVED, ARRIVED_LOST, CHURNED
-from analysis.measure.policies import COURSE, CPU, CPU_SETTLED, TO_BEST, USE, Against, Line, Place
+from analysis.measure.policies import COURSE, CPU, TO_BEST, USE, Against, Line, Place
 from analysis.measure.pooling import LeftOut
 from analysis.measure.probes import OPERATION_CPU, P99
 from analysis.measure.statistics import LEAST_BOOTS
+from analysis.measure.steady import CPU_SETTLED, OF_BEST, STEADY
 from analysis.plan.workloads import title
 from analysis.records.loading import Run
 from analysis.report.performance import has_performance, performance_grid, performance_remarks
@@ -36,6 +37,8 @@ def side_parts(
     for place in places:
         if place.lines:
             parts += [heading(place_name(place)), _grid(place)]
+        if place.steadiest is not None:
+            parts.append(_steady_grid(place))
         if has_performance(place):
             parts.append(performance_grid(place))
         if _churned(place):
@@ -100,6 +103,17 @@ def _grid(place: Place) -> Grid:
         rows,
         title="Each policy from the same checkpoints, mean of the boots ± half of the 95 % interval",
     )
+
+
+def _steady_grid(place: Place) -> Grid:
+    quantities = [QUANTITIES[name] for name in (*STEADY, *OF_BEST)]
+    rows = [
+        (line.policy, replicates(line.boots), *(one.estimate(line.estimates[one.name]) for one in quantities))
+        for line in place.lines
+    ]
+    heads = ("policy", "boots", *(one.head for one in quantities))
+    title = f"Followed after the record under the policy; the best: {place.steadiest}"
+    return table(heads, rows, title=title)
 
 
 def _churned(place: Place) -> bool:
@@ -191,7 +205,16 @@ def policy_json(
 
 def place_json(place: Place) -> dict[str, Any]:
     """One place as JSON, see :func:`policy_json`."""
-    kept = ("hypervisor", "workload", "guests", "guest_memory_bytes", "horizon_seconds", "most", "least")
+    kept = (
+        "hypervisor",
+        "workload",
+        "guests",
+        "guest_memory_bytes",
+        "horizon_seconds",
+        "most",
+        "steadiest",
+        "least",
+    )
     least = None if place.least is None else place.line(place.least)
     return {
         **{name: getattr(place, name) for name in kept},

@@ -6,9 +6,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.measure.policies import CPU, CPU_SETTLED, USE, Place
+from analysis.measure.policies import CPU, USE, Place
 from analysis.measure.probes import P99
 from analysis.measure.statistics import Estimate
+from analysis.measure.steady import CPU_SETTLED
 from analysis.plan.policies import policy_order
 from analysis.report.figures import (
     COLOURS,
