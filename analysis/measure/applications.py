@@ -22,7 +22,8 @@ class ApplicationCost:
     ``cpu_on_seconds``: how long the guests' virtual CPUs ran for that command, by the host's clock. The
     changes are in percent of KSM off, one difference a boot; nothing is taken off for the order, off first.
     ``written_mib_per_second``: merged pages that were written to while the command ran in one guest, less
-    what was in the same time before it; ``quiet_mib_per_second``, the latter. ``saved_change_mib``: what the
+    the rate in the quiet seconds before it; ``quiet_mib_per_second``, that rate. ``command_seconds``: what
+    the command took then. ``saved_change_mib``: what the
     whole host's saving grew by meanwhile, with the policy on. None where a value is not known. ``boots``: how
     many.
     """
@@ -39,6 +40,7 @@ class ApplicationCost:
     written_mib_per_second: Estimate | None
     quiet_mib_per_second: Estimate | None
     saved_change_mib: Estimate | None
+    command_seconds: Estimate | None
 
 
 def application_costs(cells: Iterable[CellRecords]) -> tuple[list[ApplicationCost], list[str]]:
@@ -71,14 +73,12 @@ def _cost(workload: str, unit: str, boots: Sequence[Sequence[tuple[PerformedTwic
         [(both.off.took.run_seconds, both.on.took.run_seconds) for both, _size in boot] for boot in boots
     ]
     decays = [[_decay(both.on, size / MIB) for both, size in boot] for boot in boots]
-    return ApplicationCost(
-        workload,
-        unit,
-        len(boots),
-        *_of_arms(figures),
-        *_of_arms(seconds),
-        *(_estimate([_mean(one[part] for one in boot) for boot in decays]) for part in range(3)),
+    written, quiet, change = (
+        _estimate([_mean(one[part] for one in boot) for boot in decays]) for part in range(3)
     )
+    took = _estimate([_mean(both.on.took.seconds for both, _size in boot) for boot in boots])
+    costs = (*_of_arms(figures), *_of_arms(seconds))
+    return ApplicationCost(workload, unit, len(boots), *costs, written, quiet, change, took)
 
 
 def _decay(on: Performed, page_mib: float) -> tuple[float | None, float | None, float | None]:
@@ -94,6 +94,7 @@ def _decay(on: Performed, page_mib: float) -> tuple[float | None, float | None, 
 
 
 def _estimate(means: Sequence[float | None]) -> Estimate | None:
+    """Over the boots; None where one of them does not tell."""
     known = [[mean] for mean in means if mean is not None]
     return estimate(known) if len(known) == len(means) else None
 
@@ -103,15 +104,11 @@ def _of_arms(
 ) -> tuple[Estimate | None, Estimate | None, Difference | None]:
     """Off, on and the change in percent of values off and on of each boot's guests; None where unknown."""
     pairs = [tuple(_mean(values) for values in zip(*boot, strict=True)) for boot in boots]
-    offs, ons = ([value for value in arm if value is not None] for arm in zip(*pairs, strict=True))
-    if len(offs) < len(pairs) or len(ons) < len(pairs):
+    off, on = (_estimate(arm) for arm in zip(*pairs, strict=True))
+    if off is None or on is None:
         return None, None, None
-    changes = [100 * (on / off - 1) for off, on in zip(offs, ons, strict=True) if off]
-    return (
-        estimate([[off] for off in offs]),
-        estimate([[on] for on in ons]),
-        paired(changes) if len(changes) == len(pairs) else None,
-    )
+    changes = [100 * (b / a - 1) for a, b in pairs if a and b is not None]
+    return off, on, paired(changes) if len(changes) == len(pairs) else None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -125,11 +125,14 @@ def lost_byte_seconds(seconds: Sequence[float], saved: Sequence[float], best: fl
     Between two samples the saving is taken as a straight line, before the first and after the last one as it
     is there.
     """
-    times, values = [0.0, *seconds, until], [saved[0], *saved, saved[-1]]
-    area = sum(
-        (values[at] + values[at + 1]) / 2 * (times[at + 1] - times[at]) for at in range(len(times) - 1)
+    return best * until - area([0.0, *seconds, until], [saved[0], *saved, saved[-1]])
+
+
+def area(seconds: Sequence[float], values: Sequence[float]) -> float:
+    """The integral of values over time, a straight line from each to the next."""
+    return sum(
+        (values[at] + values[at + 1]) / 2 * (seconds[at + 1] - seconds[at]) for at in range(len(seconds) - 1)
     )
-    return best * until - area
 
 
 def gross_series(samples: Samples, page_size_bytes: int) -> list[int]:

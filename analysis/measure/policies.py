@@ -23,7 +23,7 @@ from analysis.measure.statistics import (
     estimate,
     paired,
 )
-from analysis.measure.steady import OF_BEST, STEADY, STEADY_GROSS, of_best, steady
+from analysis.measure.steady import SAVED_OF_BEST, STEADY, STEADY_GROSS, steady
 from analysis.measure.table import KEY, TREATMENT, UNCONVERGED
 from analysis.plan.design import MIB
 from analysis.plan.policies import OFF, policy_order
@@ -41,7 +41,7 @@ COURSE = (
     TO_BEST,
     LOST,
     *STEADY,
-    *OF_BEST,
+    SAVED_OF_BEST,
     *COSTS,
     KSMD,
     *CHURNED,
@@ -138,11 +138,12 @@ class Place:
 
 @dataclass(frozen=True)
 class _Cell:
-    """A measured cell: its row of the tidy table, its records, and how its saving grew."""
+    """A measured cell: its row of the tidy table, its records, how its saving grew, and how it went on."""
 
     row: Mapping[Hashable, Any]
     records: CellRecords
     growth: Burndown
+    went_on: Mapping[str, float]
 
     @property
     def boot(self) -> str:
@@ -151,11 +152,11 @@ class _Cell:
 
 @dataclass(frozen=True)
 class _Bests:
-    """What a cell is held against, by boot: bytes that the best policy saved in the end, what the best one
-    kept after the on record, and what cells under off lost, by COSTS."""
+    """What a cell is held against, by boot: bytes that the best policy saved in the end, MB/VM that the best
+    one kept after the on record, and what cells under off lost, by COSTS."""
 
     saved_bytes: Mapping[str, float]
-    steady: Mapping[str, Mapping[str, float]]
+    steady_mib_per_vm: Mapping[str, float]
     horizon_seconds: float
     chance: Mapping[str, Mapping[str, float]]
 
@@ -196,15 +197,15 @@ def _place(
     cells: dict[str, list[_Cell]] = {policy: [] for policy in kept}
     for row in rows[rows["policy"].isin(kept)].to_dict("records"):
         found = records[str(row[KEY[0]]), str(row[KEY[1]]), str(row[KEY[2]])]
-        cells[str(row["policy"])].append(_Cell(row, found, burndown(found)))
+        cells[str(row["policy"])].append(_Cell(row, found, burndown(found), steady(found)))
     horizon = max((cell.growth.seconds[-1] for mine in cells.values() for cell in mine), default=0.0)
     most = _extreme({policy: [(c.boot, float(c.row[GROSS])) for c in mine] for policy, mine in cells.items()})
     best = {} if most is None else _by_boot([(c.boot, float(c.growth.final_bytes)) for c in cells[most]])
-    went_on = {policy: [(c.boot, steady(c.records)) for c in mine] for policy, mine in cells.items()}
-    steadiest = _extreme(
-        {p: [(boot, one[STEADY_GROSS]) for boot, one in mine] for p, mine in went_on.items()}
-    )
-    best_after = {} if steadiest is None else _means_by_boot(went_on[steadiest])
+    kept_saving = {
+        policy: [(cell.boot, cell.went_on[STEADY_GROSS]) for cell in mine] for policy, mine in cells.items()
+    }
+    steadiest = _extreme(kept_saving)
+    best_after = {} if steadiest is None else _by_boot(kept_saving[steadiest])
     control = controls_of([cell.records for mine in cells.values() for cell in mine], controls)
     chance = {
         boot: {name: fmean(one[name] for one in mine) for name in COSTS} for boot, mine in control.items()
@@ -280,7 +281,7 @@ def _line(policy: str, cells: Sequence[_Cell], bests: _Bests) -> Line:
 def _values(cell: _Cell, bests: _Bests) -> dict[str, float]:
     """What one cell says, by COURSE; NaN for what it does not tell."""
     growth, unit = cell.growth, cell.records.cell.guests * MIB
-    best, went_on = bests.saved_bytes.get(cell.boot), steady(cell.records)
+    best = bests.saved_bytes.get(cell.boot)
     own = growth.seconds_to[PERCENT]
     to_best = None if best is None else first_at(growth.seconds, growth.saved_bytes, best * PERCENT / 100)
     lost = nan
@@ -293,8 +294,8 @@ def _values(cell: _Cell, bests: _Bests) -> dict[str, float]:
         "seconds_to_90_percent": nan if own is None else own,
         TO_BEST: nan if to_best is None else to_best,
         LOST: lost,
-        **went_on,
-        **of_best(went_on, bests.steady.get(cell.boot)),
+        **cell.went_on,
+        SAVED_OF_BEST: 100 * cell.went_on[STEADY_GROSS] / (bests.steady_mib_per_vm.get(cell.boot) or nan),
         **churned(cell.records, best),
         **beyond(lost_in(cell.records), bests.chance.get(cell.boot, {})),
         KSMD: probed_ksmd_percent(cell.records.on.observed.window),
@@ -306,13 +307,6 @@ def _by_boot(values: Sequence[tuple[str, float]]) -> dict[str, float]:
     for boot, value in values:
         boots.setdefault(boot, []).append(value)
     return {boot: fmean(mine) for boot, mine in boots.items()}
-
-
-def _means_by_boot(values: Sequence[tuple[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    return {
-        boot: {name: fmean(one[name] for at, one in values if at == boot) for name in STEADY}
-        for boot, _one in values
-    }
 
 
 def _extreme(values: Mapping[str, Sequence[tuple[str, float]]]) -> str | None:

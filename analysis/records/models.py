@@ -491,8 +491,8 @@ class Decay(Model):
     """What an application's performance command did to what was merged when it began; of the whole host.
 
     ``cow_ksm``: writes to merged pages meanwhile, ``quiet_cow_ksm`` in ``quiet_seconds`` before it, while no
-    guest was asked anything; None on a kernel that does not count them. ``saved_pages_before``,
-    ``saved_pages_after``: pages_sharing and ksm_zero_pages.
+    guest was asked anything; None on a kernel that does not count them. Those to KSM's zero pages are in
+    neither. ``saved_pages_before``, ``saved_pages_after``: pages_sharing and ksm_zero_pages.
     """
 
     quiet_seconds: Above0

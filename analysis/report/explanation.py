@@ -50,6 +50,7 @@ _DECAY = (
     "application_written_mib_per_second",
     "application_quiet_mib_per_second",
     "application_saved_change_mib",
+    "application_command_seconds",
 )
 _TRACKED = ("shared_mib_per_vm", "unshared_mib_per_vm", "volatile_mib_per_vm")
 _RANGE = {"min": "least", "median": "median", "max": "most"}
@@ -271,20 +272,25 @@ def decay_grid(shown: Sequence[Explained]) -> Grid | None:
             f"{row_name(one.summary)}{'' if cost.workload == one.summary.workload else f': {cost.workload}'}",
             str(cost.boots),
             *(
-                quantity.estimate(seen, sign=quantity.name == _DECAY[-1])
+                quantity.estimate(seen, sign=seen is cost.saved_change_mib)
                 for quantity, seen in zip(quantities, _decay_of(cost), strict=True)
             ),
         )
         for one in shown
         for cost in one.applications
-        if any(_decay_of(cost))
+        if cost.saved_change_mib is not None
     ]
     heads = ("one guest at work", "boots", *(one.head for one in quantities))
     return table(heads, rows, title="How fast work undoes the saving") if rows else None
 
 
 def _decay_of(cost: ApplicationCost) -> tuple[Estimate | None, ...]:
-    return cost.written_mib_per_second, cost.quiet_mib_per_second, cost.saved_change_mib
+    return (
+        cost.written_mib_per_second,
+        cost.quiet_mib_per_second,
+        cost.saved_change_mib,
+        cost.command_seconds,
+    )
 
 
 def _of_which(summary: Summary, cost: ApplicationCost) -> str:

@@ -10,7 +10,7 @@ from analysis.measure.policies import COURSE, CPU, TO_BEST, USE, Against, Line, 
 from analysis.measure.pooling import LeftOut
 from analysis.measure.probes import OPERATION_CPU, P99
 from analysis.measure.statistics import LEAST_BOOTS
-from analysis.measure.steady import CPU_SETTLED, OF_BEST, STEADY
+from analysis.measure.steady import CPU_SETTLED, SAVED_OF_BEST, STEADY
 from analysis.plan.workloads import title
 from analysis.records.loading import Run
 from analysis.report.performance import has_performance, performance_grid, performance_remarks
@@ -25,7 +25,7 @@ _AGAINST = (USE, TO_BEST, CPU, CPU_SETTLED)
 def policy_parts(
     places: Sequence[Place], runs: Sequence[Run], left_out: Sequence[LeftOut], problems: Sequence[str]
 ) -> list[Part]:
-    """Two tables for each place, and what must be known beside them."""
+    """The tables of each place, and what must be known beside them."""
     return ["\n".join(measured_on(runs, boots=True)), *side_parts(places, left_out, problems)]
 
 
@@ -106,13 +106,13 @@ def _grid(place: Place) -> Grid:
 
 
 def _steady_grid(place: Place) -> Grid:
-    quantities = [QUANTITIES[name] for name in (*STEADY, *OF_BEST)]
+    quantities = [QUANTITIES[name] for name in (*STEADY, SAVED_OF_BEST)]
     rows = [
         (line.policy, replicates(line.boots), *(one.estimate(line.estimates[one.name]) for one in quantities))
         for line in place.lines
     ]
     heads = ("policy", "boots", *(one.head for one in quantities))
-    title = f"Followed after the record under the policy; the best: {place.steadiest}"
+    title = f"Followed after the record under the policy; the best, by its mean: {place.steadiest}"
     return table(heads, rows, title=title)
 
 
@@ -191,7 +191,8 @@ def policy_json(
 
     Of a place ``control``: of what is lost in performance, what cells under off show. Of each policy its
     boots, unsettled and unreached cells, settings, estimates by quantity, ``against``: paired differences
-    from the policy ``least``, and whether it is on the Pareto front.
+    from the policy ``least``, and whether it is on the Pareto front. ``steadiest``: the best of the series
+    after the on records, by its mean.
     """
     content = {
         "schema_version": 1,

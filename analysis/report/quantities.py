@@ -284,14 +284,6 @@ _ALL = (
         "the greatest.",
     ),
     Quantity(
-        "steady_ksmd_of_best_percent",
-        "ksmd of the best's",
-        "%",
-        1,
-        f"/proc/PID/stat of ksmd: utime + stime ({PROC_RST})",
-        "ksmd's share of a CPU in that series in percent of what it is under that best policy.",
-    ),
-    Quantity(
         "arrive_best_90_percent_seconds",
         "arrived: 90 % of the best after",
         "s",
@@ -801,6 +793,14 @@ _ALL = (
         1,
         _GROSS,
         "What the whole host's gross saving grew by while one guest ran its command and ksmd went on.",
+    ),
+    Quantity(
+        "application_command_seconds",
+        "took",
+        "s",
+        1,
+        _APPLICATION,
+        "How long the command took under the policy, by the host's clock.",
     ),
     Quantity(
         "touch_lost_percent",

@@ -46,7 +46,8 @@ options:
     default: false
   quiet_seconds:
     description: >-
-      C(performed): where pages are merged, so long the writes to them are counted before each guest's command
+      C(performed): so long nothing is asked of any guest before the measured command; where pages are merged,
+      the writes to them are counted meanwhile
     type: float
     default: 5
   progress_path:
@@ -84,6 +85,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -258,32 +260,40 @@ def figure(printed: str, performance: Mapping[str, Any]) -> float:
         raise ApplicationError(f"printed {found[1]!r} for the number of {pattern!r}") from None
 
 
-def saved_and_written(roots: Roots) -> tuple[int, int | None]:
-    """Pages that KSM has saved, and the writes to merged pages since the host's boot; None: not counted."""
+@dataclass(frozen=True)
+class Merged:
+    """KSM at one moment: pages that it has saved, and writes to merged pages since the host's boot.
+
+    ``cow_ksm``: None on a kernel that does not count them. ``seconds``: of a clock that nobody sets.
+    """
+
+    saved_pages: int
+    cow_ksm: int | None
+    seconds: float
+
+    def written_until(self, later: Merged) -> int | None:
+        """Writes to merged pages from this moment to a later one."""
+        return None if self.cow_ksm is None or later.cow_ksm is None else later.cow_ksm - self.cow_ksm
+
+
+def merged(roots: Roots) -> Merged:
+    """What KSM has merged now. Raises ProbeError."""
     counters = ksm_counters(roots)
-    return saved_pages(counters["pages_sharing"], counters["ksm_zero_pages"]), vmstat(roots).get("cow_ksm")
+    saved = saved_pages(counters["pages_sharing"], counters["ksm_zero_pages"])
+    return Merged(saved, vmstat(roots).get("cow_ksm"), time.monotonic())
 
 
-class Decaying:
-    """What a command does to the saving: begins with a while in which no guest does anything."""
-
-    def __init__(self, roots: Roots, quiet_seconds: float) -> None:
-        self.roots, self.quiet_seconds = roots, quiet_seconds
-        _saved, before = saved_and_written(roots)
-        time.sleep(quiet_seconds)
-        self.saved, self.written = saved_and_written(roots)
-        self.quiet = None if before is None or self.written is None else self.written - before
-
-    def read(self) -> dict[str, Any]:
-        """What was lost since, as a record has it."""
-        saved, written = saved_and_written(self.roots)
-        return {
-            "quiet_seconds": self.quiet_seconds,
-            "quiet_cow_ksm": self.quiet,
-            "cow_ksm": None if written is None or self.written is None else written - self.written,
-            "saved_pages_before": self.saved,
-            "saved_pages_after": saved,
-        }
+def decay(quiet: Merged, begin: Merged, end: Merged) -> dict[str, Any] | None:
+    """What a command did to the saving, as a record has it; None where nothing was merged."""
+    if not begin.saved_pages:
+        return None
+    return {
+        "quiet_seconds": begin.seconds - quiet.seconds,
+        "quiet_cow_ksm": quiet.written_until(begin),
+        "cow_ksm": begin.written_until(end),
+        "saved_pages_before": begin.saved_pages,
+        "saved_pages_after": end.saved_pages,
+    }
 
 
 def performed(
@@ -293,18 +303,23 @@ def performed(
     performance = connection.application["performance"]
     for _ in range(rehearsal):
         connection.run("performance", performance["command"])
-    decaying = Decaying(roots, quiet_seconds) if saved_and_written(roots)[0] else None
-    watch = Watch(domain)
+    quiet = merged(roots)
+    time.sleep(quiet_seconds)
+    begin, watch = merged(roots), Watch(domain)
     printed = connection.run("performance", performance["command"])
-    took = watch.read()
-    decay = decaying and decaying.read()
+    took, end = watch.read(), merged(roots)
     try:
         number = figure(printed, performance)
     except ApplicationError as error:
         name = connection.application["name"]
         raise ApplicationError(f"{connection.guest}: performance of the workload {name} {error}") from None
-    unit = performance["unit"]
-    return {"printed": printed, "figure": number, "unit": unit, "took": took, "decay": decay}
+    return {
+        "printed": printed,
+        "figure": number,
+        "unit": performance["unit"],
+        "took": took,
+        "decay": decay(quiet, begin, end),
+    }
 
 
 def in_all(
@@ -409,6 +424,8 @@ def main() -> None:
     )
     params = module.params
     changed = params["state"] != "verified" and bool(chosen(params))
+    if params["quiet_seconds"] <= 0:
+        module.fail_json(msg=f"quiet_seconds is {params['quiet_seconds']:g}: it has to be more than 0")
     if module.check_mode:
         module.exit_json(changed=changed, answers={})
     try:

@@ -40,6 +40,9 @@ SERVICE = {
 }
 
 
+QUIET_SECONDS = 0.01
+
+
 class Guests:
     """Guests of which each is a folder."""
 
@@ -59,7 +62,7 @@ class Guests:
             applications={name: {**SERVICE, **(changes or {})} for name in names},
             channels={name: f"/guests/{name}/channel" for name in names},
             seed="boot1",
-            **arguments,
+            **{"quiet_seconds": QUIET_SECONDS, **arguments},
         )
 
     def refusal(self, state: str, **changes: Any) -> str:
@@ -130,37 +133,32 @@ def ksm_host(folder: Path, *, sharing: int, written: int | None) -> dict[str, st
     return {"proc_root": str(folder / "proc"), "sys_root": str(folder / "sys")}
 
 
-def test_what_a_command_undoes_of_the_saving_is_counted_beside_the_quiet_before_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_command_undoes_of_the_saving_is_counted_beside_the_quiet_before_it(tmp_path: Path) -> None:
     """7 merged pages are written to in the quiet, 50 by the command, of which ksmd merges 20 again."""
     roots = application.Roots(*map(Path, ksm_host(tmp_path, sharing=1000, written=100).values()))
-    slept = []
-
-    def sleep(seconds: float) -> None:
-        slept.append(seconds)
-        ksm_host(tmp_path, sharing=1000, written=107)
-
-    monkeypatch.setattr(application.time, "sleep", sleep)
-    decaying = application.Decaying(roots, 2.0)
-    ksm_host(tmp_path, sharing=970, written=157)
-    assert decaying.read() == {
-        "quiet_seconds": 2.0,
+    moments = []
+    for sharing, written in ((1000, 100), (1000, 107), (970, 157)):
+        ksm_host(tmp_path, sharing=sharing, written=written)
+        moments.append(application.merged(roots))
+    quiet, begin, end = moments
+    assert quiet.seconds <= begin.seconds <= end.seconds
+    assert application.decay(*moments) == {
+        "quiet_seconds": begin.seconds - quiet.seconds,
         "quiet_cow_ksm": 7,
         "cow_ksm": 50,
         "saved_pages_before": 1000,
         "saved_pages_after": 970,
     }
-    assert slept == [2.0]
 
 
 def test_a_kernel_that_counts_no_writes_to_merged_pages_tells_the_saving_alone(guests: Guests) -> None:
     command = f"echo 970 > {guests.folder}/sys/kernel/mm/ksm/pages_sharing; echo 12.5 requests"
     changes = {"performance": {**SERVICE["performance"], "command": command}}
     roots = ksm_host(guests.folder, sharing=1000, written=None)
-    answer = guests.run("performed", "guest01", changes=changes, quiet_seconds=0.0, **roots)
-    assert answer["answers"]["guest01"]["decay"] == {
-        "quiet_seconds": 0.0,
+    answer = guests.run("performed", "guest01", changes=changes, **roots)
+    decay = answer["answers"]["guest01"]["decay"]
+    assert decay.pop("quiet_seconds") >= QUIET_SECONDS
+    assert decay == {
         "quiet_cow_ksm": None,
         "cow_ksm": None,
         "saved_pages_before": 1000,
@@ -168,9 +166,14 @@ def test_a_kernel_that_counts_no_writes_to_merged_pages_tells_the_saving_alone(g
     }
 
 
+def test_a_quiet_of_no_length_is_refused(guests: Guests) -> None:
+    refused = guests.run("performed", "guest01", quiet_seconds=0.0)
+    assert refused["msg"] == "quiet_seconds is 0: it has to be more than 0"
+
+
 def test_where_nothing_is_merged_no_decay_is_looked_for(guests: Guests) -> None:
     roots = ksm_host(guests.folder, sharing=0, written=100)
-    answer = guests.run("performed", "guest01", quiet_seconds=3600.0, **roots)
+    answer = guests.run("performed", "guest01", **roots)
     assert answer["answers"]["guest01"]["decay"] is None
 
 

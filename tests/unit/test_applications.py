@@ -124,7 +124,7 @@ def test_how_fast_work_undoes_the_saving_is_told_beside_the_quiet_before_it(
     assert main(["explain", "--results", str(results)]) == 0
     shown = capsys.readouterr().out
     assert "How fast work undoes the saving" in shown
-    assert " 3 2.50 ± 2.48 0.50 ± 0.00 -2.0 ± 2.5" in " ".join(shown.split())
+    assert " 3 2.50 ± 2.48 0.50 ± 0.00 -2.0 ± 2.5 2.0 ± 0.0" in " ".join(shown.split())
 
 
 def test_without_a_count_of_writes_no_decay_is_shown(

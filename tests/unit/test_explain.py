@@ -270,11 +270,21 @@ def test_json_holds_the_items_the_course_and_the_guests(results: Path) -> None:
 
 
 def test_what_pages_held_is_drawn_for_each_line_that_has_a_census(results: Path, tmp_path: Path) -> None:
-    with_census(results)
+    plan = synthetic_plan(workloads="idle", boots=1, guests=2)
+    (cell,) = plan.cells
+    # By hand, of 2 guests: 1024 zero pages, of which one stays; one content 257 times in a guest; 512 that
+    # both have: 1023, 256 and 512 pages of 4 KiB, of which KSM has merged 1280
+    both = range(2, 514)
+    guests = {"guest01": [0] * 512 + [1] * 257 + [*both], "guest02": [0] * 512 + [*both]}
+    merged = {"mapped_pages": 1281, "frames": 1, "zero_pages": 0}
+    record = census_record(guests, cell=cell, merged=merged, pages_sharing=1280)
+    directory = store(results, plan)
+    (cell_directory(directory, cell) / "census.json").write_text(json.dumps(record))
     path = tmp_path / "contents.svg"
     assert main(["explain", "--results", str(results), "--contents", str(path)]) == 0
     drawn = path.read_text()
     assert drawn.count("<svg") == 1
-    # Of 6 pages a guest 2 are zero, 1 twice within it, half a page between the two; 4 KiB in MB/VM shows 0.0
-    assert "1 idle, ksm, zero pages: 0.0 MB/VM" in drawn
-    assert "2 constant fill, ksm, saved by KSM then: 0.0 MB/VM" in drawn
+    assert "1 idle, ksm, zero pages: 2.0 MB/VM" in drawn
+    assert "1 idle, ksm, duplicates within a guest (I): 0.5 MB/VM" in drawn
+    assert "1 idle, ksm, duplicates between guests (D): 1.0 MB/VM" in drawn
+    assert "1 idle, ksm, saved by KSM then: 2.5 MB/VM" in drawn
