@@ -45,11 +45,6 @@ def run(arguments: argparse.Namespace) -> int:
         tuple(summarise(chosen.table)), found.runs, left_out=chosen.left_out, problems=found.problems
     )
     explained = explanation.explain_all(answer)
-    if arguments.figure:
-        figures.save(figures.ledger_figure(explanation.waterfalls(explained)), arguments.figure)
-    if arguments.burndown:
-        cells = [records for one in explained for records in one.cells]
-        figures.save(burndown_figure(cells), arguments.burndown)
     if arguments.contents:
         counted = explanation.censuses_by_name(explained)
         if not counted:
@@ -58,6 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
                 "pages held cannot be drawn: measure with -e census=true, or leave --contents out"
             )
         figures.save(census_figure(counted), arguments.contents)
+    if arguments.figure:
+        figures.save(figures.ledger_figure(explanation.waterfalls(explained)), arguments.figure)
+    if arguments.burndown:
+        cells = [records for one in explained for records in one.cells]
+        figures.save(burndown_figure(cells), arguments.burndown)
     if arguments.json:
         print(explanation.explanation_json(answer, explained), end="")
     else:

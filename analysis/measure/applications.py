@@ -22,10 +22,9 @@ class ApplicationCost:
     ``cpu_on_seconds``: how long the guests' virtual CPUs ran for that command, by the host's clock. The
     changes are in percent of KSM off, one difference a boot; nothing is taken off for the order, off first.
     ``written_mib_per_second``: merged pages that were written to while the command ran in one guest, less
-    the rate in the quiet seconds before it; ``quiet_mib_per_second``, that rate. ``command_seconds``: what
-    the command took then. ``saved_change_mib``: what the
-    whole host's saving grew by meanwhile, with the policy on. None where a value is not known. ``boots``: how
-    many.
+    the rate in the quiet seconds before it; ``quiet_mib_per_second``, that rate. ``saved_change_mib``: what
+    the whole host's saving grew by meanwhile, with the policy on. ``command_seconds``: what the command took
+    then. None where a value is not known. ``boots``: how many.
     """
 
     workload: str

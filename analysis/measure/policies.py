@@ -152,8 +152,12 @@ class _Cell:
 
 @dataclass(frozen=True)
 class _Bests:
-    """What a cell is held against, by boot: bytes that the best policy saved in the end, MB/VM that the best
-    one kept after the on record, and what cells under off lost, by COSTS."""
+    """What the cells of a place are held against.
+
+    ``saved_bytes``: boot -> what the best policy saved in the end. ``steady_mib_per_vm``: boot -> what the
+    best one kept after the on record, MB/VM. ``horizon_seconds``: over which what is lost is counted.
+    ``chance``: boot -> what cells under off lost, by COSTS.
+    """
 
     saved_bytes: Mapping[str, float]
     steady_mib_per_vm: Mapping[str, float]

@@ -14,7 +14,7 @@ from analysis.measure.efficiency import CensusMeans, census_means
 from analysis.measure.follow import follow_words
 from analysis.measure.ledger import GUEST_REST, HOST_REST, RMAP, SPLIT, Item, Ledger, LedgerError, ledger
 from analysis.measure.outliers import contributions
-from analysis.measure.statistics import Estimate, Summary, averaged, boot_mean
+from analysis.measure.statistics import Summary, averaged, boot_mean
 from analysis.plan.design import MIB
 from analysis.plan.workloads import focus_of, title
 from analysis.records.loading import CellRecords
@@ -87,7 +87,7 @@ class Explained:
     def tracked(self) -> dict[str, float | None]:
         """What KSM looks after under the policy, by the names of the registry, MB/VM."""
         return {
-            name: self.mean(_tracked(records, name.replace("_mib_per_vm", "")) for records in self.cells)
+            name: self.mean(_tracked(records, name.removesuffix("_mib_per_vm")) for records in self.cells)
             for name in _TRACKED
         }
 
@@ -239,7 +239,7 @@ def application_grid(shown: Sequence[Explained]) -> Grid | None:
     figure, change, cpu, cpu_change = (QUANTITIES[name] for name in _APPLICATION)
     rows = [
         (
-            f"{row_name(one.summary)}: {_of_which(one.summary, cost)}{cost.unit}",
+            f"{row_name(one.summary)}: {' '.join(filter(None, (_of_which(one.summary, cost), cost.unit)))}",
             str(cost.boots),
             figure.estimate(cost.figure_off),
             figure.estimate(cost.figure_on),
@@ -269,11 +269,12 @@ def decay_grid(shown: Sequence[Explained]) -> Grid | None:
     quantities = [QUANTITIES[name] for name in _DECAY]
     rows = [
         (
-            f"{row_name(one.summary)}{'' if cost.workload == one.summary.workload else f': {cost.workload}'}",
+            ": ".join(filter(None, (row_name(one.summary), _of_which(one.summary, cost)))),
             str(cost.boots),
             *(
                 quantity.estimate(seen, sign=seen is cost.saved_change_mib)
-                for quantity, seen in zip(quantities, _decay_of(cost), strict=True)
+                for quantity in quantities
+                for seen in [getattr(cost, quantity.name.removeprefix("application_"))]
             ),
         )
         for one in shown
@@ -284,17 +285,9 @@ def decay_grid(shown: Sequence[Explained]) -> Grid | None:
     return table(heads, rows, title="How fast work undoes the saving") if rows else None
 
 
-def _decay_of(cost: ApplicationCost) -> tuple[Estimate | None, ...]:
-    return (
-        cost.written_mib_per_second,
-        cost.quiet_mib_per_second,
-        cost.saved_change_mib,
-        cost.command_seconds,
-    )
-
-
 def _of_which(summary: Summary, cost: ApplicationCost) -> str:
-    return "" if cost.workload == summary.workload else f"{cost.workload} "
+    """The application of a mix; "" where the line's workload is the application."""
+    return "" if cost.workload == summary.workload else cost.workload
 
 
 def course_grid(shown: Sequence[Explained]) -> Grid:

@@ -1,4 +1,4 @@
-"""What policies keep once settled, on series worked out by hand."""
+"""What policies keep in the series after the record under the policy, on series worked out by hand."""
 
 import json
 import re
