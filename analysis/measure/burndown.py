@@ -147,11 +147,11 @@ def _gross_pages(samples: Samples) -> list[int]:
     ]
 
 
-def ksmd_percent(samples: Samples) -> float:
-    """ksmd's share of one CPU over a series, NaN where it has no length."""
-    took = samples.seconds[-1] - samples.seconds[0]
-    spent = samples.ksmd_cpu_seconds[-1] - samples.ksmd_cpu_seconds[0]
-    return 100 * spent / took if took else nan
+def ksmd_percent(samples: Samples, count: int | None = None) -> float:
+    """ksmd's share of one CPU over a series, or its first ``count`` samples; NaN where it has no length."""
+    seconds, spent = samples.seconds[:count], samples.ksmd_cpu_seconds[:count]
+    took = seconds[-1] - seconds[0]
+    return 100 * (spent[-1] - spent[0]) / took if took else nan
 
 
 def near_final(saved: Sequence[int], percent: float = 1) -> int:

@@ -23,7 +23,7 @@ from analysis.measure.statistics import (
     estimate,
     paired,
 )
-from analysis.measure.steady import SAVED_OF_BEST, STEADY, STEADY_GROSS, steady
+from analysis.measure.steady import OF_BEST, STEADY, STEADY_GROSS, followed_by_all, steady
 from analysis.measure.table import KEY, TREATMENT, UNCONVERGED
 from analysis.plan.design import MIB
 from analysis.plan.policies import OFF, policy_order
@@ -41,7 +41,7 @@ COURSE = (
     TO_BEST,
     LOST,
     *STEADY,
-    SAVED_OF_BEST,
+    *OF_BEST.values(),
     *COSTS,
     KSMD,
     *CHURNED,
@@ -98,7 +98,8 @@ class Place:
 
     ``horizon_seconds``: the longest series of all its cells, over which what is lost is counted. ``most``:
     the policy with the greatest mean gross saving, ``steadiest``: the same of the series after the on
-    records, ``least``: that under which the guests use least; None where no policy tells. ``left_out``: a
+    records, ``least``: that under which the guests use least; None where no policy tells.
+    ``followed_seconds``: for so long all of those series go on, 0 where there is none. ``left_out``: a
     sentence for each policy that cannot be compared, ``lines`` the others, maybe none. ``control``: of COSTS,
     what order and chance alone did in cells under off, over the boots, and was taken off what each policy
     costs; empty where not every boot has such a cell.
@@ -111,6 +112,7 @@ class Place:
     horizon_seconds: float
     most: str | None
     steadiest: str | None
+    followed_seconds: float
     least: str | None
     lines: tuple[Line, ...]
     left_out: tuple[str, ...]
@@ -154,13 +156,13 @@ class _Cell:
 class _Bests:
     """What the cells of a place are held against.
 
-    ``saved_bytes``: boot -> what the best policy saved in the end. ``steady_mib_per_vm``: boot -> what the
-    best one kept after the on record, MB/VM. ``horizon_seconds``: over which what is lost is counted.
+    ``saved_bytes``: boot -> what the best policy saved in the end. ``steady``: quantity of OF_BEST -> boot ->
+    what the best one has after the on record. ``horizon_seconds``: over which what is lost is counted.
     ``chance``: boot -> what cells under off lost, by COSTS.
     """
 
     saved_bytes: Mapping[str, float]
-    steady_mib_per_vm: Mapping[str, float]
+    steady: Mapping[str, Mapping[str, float]]
     horizon_seconds: float
     chance: Mapping[str, Mapping[str, float]]
 
@@ -199,17 +201,21 @@ def _place(
 ) -> Place:
     kept, left_out = _comparable(rows)
     cells: dict[str, list[_Cell]] = {policy: [] for policy in kept}
-    for row in rows[rows["policy"].isin(kept)].to_dict("records"):
-        found = records[str(row[KEY[0]]), str(row[KEY[1]]), str(row[KEY[2]])]
-        cells[str(row["policy"])].append(_Cell(row, found, burndown(found), steady(found)))
+    rows_of = rows[rows["policy"].isin(kept)].to_dict("records")
+    mine = [(row, records[str(row[KEY[0]]), str(row[KEY[1]]), str(row[KEY[2]])]) for row in rows_of]
+    followed = followed_by_all(found for _row, found in mine)
+    for row, found in mine:
+        cells[str(row["policy"])].append(_Cell(row, found, burndown(found), steady(found, followed)))
     horizon = max((cell.growth.seconds[-1] for mine in cells.values() for cell in mine), default=0.0)
     most = _extreme({policy: [(c.boot, float(c.row[GROSS])) for c in mine] for policy, mine in cells.items()})
     best = {} if most is None else _by_boot([(c.boot, float(c.growth.final_bytes)) for c in cells[most]])
-    kept_saving = {
-        policy: [(cell.boot, cell.went_on[STEADY_GROSS]) for cell in mine] for policy, mine in cells.items()
+    steadiest = _extreme(
+        {policy: [(c.boot, c.went_on[STEADY_GROSS]) for c in mine] for policy, mine in cells.items()}
+    )
+    best_after = {
+        name: {} if steadiest is None else _by_boot([(c.boot, c.went_on[name]) for c in cells[steadiest]])
+        for name in OF_BEST
     }
-    steadiest = _extreme(kept_saving)
-    best_after = {} if steadiest is None else _by_boot(kept_saving[steadiest])
     control = controls_of([cell.records for mine in cells.values() for cell in mine], controls)
     chance = {
         boot: {name: fmean(one[name] for one in mine) for name in COSTS} for boot, mine in control.items()
@@ -226,6 +232,7 @@ def _place(
         horizon_seconds=horizon,
         most=most,
         steadiest=steadiest,
+        followed_seconds=0.0 if steadiest is None else followed,
         least=min(uses, key=uses.__getitem__, default=None),
         lines=lines,
         left_out=tuple(left_out),
@@ -299,7 +306,10 @@ def _values(cell: _Cell, bests: _Bests) -> dict[str, float]:
         TO_BEST: nan if to_best is None else to_best,
         LOST: lost,
         **cell.went_on,
-        SAVED_OF_BEST: 100 * cell.went_on[STEADY_GROSS] / (bests.steady_mib_per_vm.get(cell.boot) or nan),
+        **{
+            share: 100 * cell.went_on[name] / (bests.steady[name].get(cell.boot) or nan)
+            for name, share in OF_BEST.items()
+        },
         **churned(cell.records, best),
         **beyond(lost_in(cell.records), bests.chance.get(cell.boot, {})),
         KSMD: probed_ksmd_percent(cell.records.on.observed.window),

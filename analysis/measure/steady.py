@@ -1,6 +1,8 @@
 """What policies keep, and what it takes, in the series after the record under the policy (follow_seconds)."""
 
-from math import nan
+from bisect import bisect_right
+from collections.abc import Iterable
+from math import inf, nan
 
 from analysis.measure.burndown import area, gross_series, ksmd_percent
 from analysis.plan.design import MIB
@@ -8,25 +10,42 @@ from analysis.records.loading import CellRecords
 
 CPU_SETTLED = "settled_ksmd_percent"
 STEADY_GROSS, STEADY_LEAST = "steady_gross_mib_per_vm", "steady_least_mib_per_vm"
-SAVED_OF_BEST = "steady_gross_percent"
+STEADY_COW = "steady_cow_ksm_per_second"
 # The registry of quantities says what each is.
-STEADY = (STEADY_GROSS, STEADY_LEAST, CPU_SETTLED)
+STEADY = (STEADY_GROSS, STEADY_LEAST, CPU_SETTLED, STEADY_COW)
+# Of what the policy with the greatest mean saving has, in the same boot
+OF_BEST = {STEADY_GROSS: "steady_gross_percent", CPU_SETTLED: "steady_ksmd_percent"}
 
 
-def steady(records: CellRecords) -> dict[str, float]:
+def followed_by_all(cells: Iterable[CellRecords]) -> float:
+    """For how many seconds all cells that were followed at all were; infinity where none was."""
+    return min(
+        (one.after.observed.samples.seconds[-1] for one in cells if one.after is not None), default=inf
+    )
+
+
+def steady(records: CellRecords, seconds: float = inf) -> dict[str, float]:
     """What one cell says by STEADY, settled before or not; NaN where it was not followed.
 
     The mean is over time: between two samples the saving is a straight line. Raises RecordError for a series
     that cannot be used.
+
+    Args:
+        records: the cell.
+        seconds: of the series only so much, so that cells that were followed for longer stand beside others.
     """
     if records.after is None:
         return dict.fromkeys(STEADY, nan)
     samples = records.after.observed.samples
+    count = bisect_right(samples.seconds, seconds)
+    times = samples.seconds[:count]
     unit = records.cell.guests * MIB
-    saved = [value / unit for value in gross_series(samples, records.page_size_bytes)]
-    took = samples.seconds[-1] - samples.seconds[0]
+    saved = [value / unit for value in gross_series(samples, records.page_size_bytes)[:count]]
+    took = times[-1] - times[0]
+    first, last = (samples.cow_ksm[0], samples.cow_ksm[count - 1]) if samples.cow_ksm else (None, None)
     return {
-        STEADY_GROSS: area(samples.seconds, saved) / took if took else nan,
+        STEADY_GROSS: area(times, saved) / took if took else nan,
         STEADY_LEAST: min(saved),
-        CPU_SETTLED: ksmd_percent(samples),
+        CPU_SETTLED: ksmd_percent(samples, count),
+        STEADY_COW: nan if first is None or last is None or not took else (last - first) / took,
     }

@@ -22,6 +22,8 @@ from plugins.module_utils.ksm_convergence import saved_pages
 
 # What a service that tunes KSM, such as ksmtuned, sets by itself.
 _SERVICE_KNOBS = frozenset({"run", "pages_to_scan", "sleep_millisecs"})
+# Services whose daemon is among a record's tuners while it runs
+_DAEMONS = {PACER: PACER, "ksmtuned.service": "ksmtuned"}
 
 # The digest covers what is told apart anyway; of the start, only from what is a condition; whether KSM was in
 # use before is a mark (analysis/measure/others.py).
@@ -66,7 +68,7 @@ def cell_problem(cell: Cell, records: Measured) -> str:
         _guests_differ,
         # Said first: it names the knob, its values and when, and is why conditions differ.
         _knob_changed_meanwhile,
-        _pacer_ended,
+        _service_ended,
         _conditions_differ,
         _knobs_changed,
         _treatments_differ,
@@ -168,10 +170,11 @@ def _knob_changed_meanwhile(_cell: Cell, records: Measured) -> str:
     return ""
 
 
-def _pacer_ended(_cell: Cell, records: Measured) -> str:
-    """Whether the testbed's own daemon ended, as it does where somebody else sets its knobs."""
-    if records.on.requested.service == PACER and PACER not in records.on.observed.tuners:
-        return f"{PACER} had ended by itself when the on record was taken"
+def _service_ended(_cell: Cell, records: Measured) -> str:
+    """Whether the policy's daemon ended, as the testbed's own does where somebody else sets its knobs."""
+    daemon = _DAEMONS.get(records.on.requested.service, "")
+    if daemon and daemon not in records.on.observed.tuners:
+        return f"{daemon} had ended by itself when the on record was taken"
     return ""
 
 

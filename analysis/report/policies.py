@@ -10,7 +10,7 @@ from analysis.measure.policies import COURSE, CPU, TO_BEST, USE, Against, Line, 
 from analysis.measure.pooling import LeftOut
 from analysis.measure.probes import OPERATION_CPU, P99
 from analysis.measure.statistics import LEAST_BOOTS
-from analysis.measure.steady import CPU_SETTLED, SAVED_OF_BEST, STEADY
+from analysis.measure.steady import CPU_SETTLED, OF_BEST, STEADY
 from analysis.plan.workloads import title
 from analysis.records.loading import Run
 from analysis.report.performance import has_performance, performance_grid, performance_remarks
@@ -106,13 +106,16 @@ def _grid(place: Place) -> Grid:
 
 
 def _steady_grid(place: Place) -> Grid:
-    quantities = [QUANTITIES[name] for name in (*STEADY, SAVED_OF_BEST)]
+    quantities = [QUANTITIES[name] for name in (*STEADY, *OF_BEST.values())]
     rows = [
         (line.policy, replicates(line.boots), *(one.estimate(line.estimates[one.name]) for one in quantities))
         for line in place.lines
     ]
     heads = ("policy", "boots", *(one.head for one in quantities))
-    title = f"Followed after the record under the policy; the best, by its mean: {place.steadiest}"
+    title = (
+        f"Followed for {place.followed_seconds:.0f} s after the record under the policy; the best, by its "
+        f"mean: {place.steadiest}"
+    )
     return table(heads, rows, title=title)
 
 
@@ -192,7 +195,7 @@ def policy_json(
     Of a place ``control``: of what is lost in performance, what cells under off show. Of each policy its
     boots, unsettled and unreached cells, settings, estimates by quantity, ``against``: paired differences
     from the policy ``least``, and whether it is on the Pareto front. ``steadiest``: the best of the series
-    after the on records, by its mean.
+    after the on records, by its mean, of each ``followed_seconds``.
     """
     content = {
         "schema_version": 1,
@@ -214,6 +217,7 @@ def place_json(place: Place) -> dict[str, Any]:
         "horizon_seconds",
         "most",
         "steadiest",
+        "followed_seconds",
         "least",
     )
     least = None if place.least is None else place.line(place.least)

@@ -256,7 +256,8 @@ _ALL = (
         "% of a CPU",
         1,
         f"/proc/PID/stat of ksmd: utime + stime ({PROC_RST})",
-        "Share of one CPU that ksmd took in the series after the record under the policy (follow_seconds).",
+        "Share of one CPU that ksmd took in the series after the record under the policy (follow_seconds), "
+        "as far as all cells of the place have it.",
     ),
     Quantity(
         "steady_gross_mib_per_vm",
@@ -264,7 +265,7 @@ _ALL = (
         PER_VM,
         1,
         _GROSS,
-        "Gross saving in the series after the record under the policy (follow_seconds), mean over its time.",
+        "Gross saving in that series, mean over its time.",
     ),
     Quantity(
         "steady_least_mib_per_vm",
@@ -282,6 +283,22 @@ _ALL = (
         _GROSS,
         "The mean over time in percent of that of the best policy in the same boot, which is the one with "
         "the greatest.",
+    ),
+    Quantity(
+        "steady_ksmd_percent",
+        "ksmd of the best's",
+        "%",
+        1,
+        f"/proc/PID/stat of ksmd: utime + stime ({PROC_RST})",
+        "ksmd's share of a CPU in that series in percent of what it is under the same best policy.",
+    ),
+    Quantity(
+        "steady_cow_ksm_per_second",
+        "merged pages written to",
+        "1/s",
+        1,
+        "/proc/vmstat: cow_ksm",
+        "Merged pages that were written to, and so copied, in a second of that series.",
     ),
     Quantity(
         "arrive_best_90_percent_seconds",

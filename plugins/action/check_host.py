@@ -49,12 +49,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "needs root, which this user could not become: run as root, or with sudo and "
                 "--ask-become-pass.",
             }
-        problems = [problem for one in args["policies"].values() if (problem := self._service_problem(one))]
+        # The modules only look then.
+        check_mode, self._task.check_mode = self._task.check_mode, True
+        services = (self._service_problem(policy, variables) for policy in args["policies"].values())
+        problems = [*filter(None, services)]
         problems += filter(None, [self._packages_problem(args["packages"])])
         if problems:
             return {**result, "failed": True, "msg": f"{variables.get('inventory_hostname')}: {problems[0]}"}
-        # The module only looks then.
-        check_mode, self._task.check_mode = self._task.check_mode, True
         for name, policy in args["policies"].items():
             thp = policy["thp_enabled"]
             # As the role ksm asks for it in a cell: pages that others had merged before stay merged.
@@ -74,7 +75,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         self._task.check_mode = check_mode
         return {**result, "changed": False, **hold(self, variables, new=True)}
 
-    def _service_problem(self, policy: Mapping[str, Any]) -> str:
+    def _service_problem(self, policy: Mapping[str, Any], variables: dict[str, Any]) -> str:
         """Why this host cannot run the policy's service, "" where it can or there is none."""
         service = policy["service"]
         if service in ("", PACER):
@@ -83,17 +84,16 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             f"test -d /run/systemd/system || exit {_NO_SYSTEMD}; "
             f"systemctl cat -- {shlex.quote(service)} >/dev/null"
         )
+        why = ""
         if answer["rc"] == _NO_SYSTEMD:
-            return (
-                f"policy {policy['name']} runs the service {service}, which needs systemd as PID 1, and this "
-                "host has none: choose another policy."
+            # Without systemd the role ksm starts what the unit does.
+            seen = self._execute_module(
+                module_name="unit_process", module_args={"name": service}, task_vars=variables
             )
-        if answer["rc"]:
-            return (
-                f"policy {policy['name']} runs the service {service}, which is not installed on this host: "
-                "install its package, or choose another policy."
-            )
-        return ""
+            why = str(seen.get("msg")).rstrip(".") if seen.get("failed") else ""
+        elif answer["rc"]:
+            why = f"{service} is not installed on this host: install its package"
+        return f"policy {policy['name']}: {why}, or choose another policy." if why else ""
 
     def _packages_problem(self, packages: Sequence[str]) -> str:
         """Which packages of the image apt does not know, "" where it knows all, or has no lists.

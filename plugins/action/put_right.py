@@ -34,8 +34,9 @@ from analysis.progress.lease import hold, lease_directory
 from analysis.progress.module import SERIES
 
 STATE = "host-state.json"
-# Of the module ksm_pacer
+# Of the modules ksm_pacer and unit_process
 PACER_FOLDER = "ksm-testbed-pacer"
+UNIT_FOLDER = "ksm-testbed-unit"
 SERVICE = "ansible.builtin.systemd_service"
 
 
@@ -69,6 +70,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         bound = self._step("the bound of their memory", [("envelope", {"state": "absent"})], variables)
         guests = self._step("the guests", [("guests", {"state": "absent"})], variables)
         pacer = {"state": "stopped", "directory": f"{args['run_root']}/{PACER_FOLDER}"}
+        unit = {"state": "stopped", "directory": f"{args['run_root']}/{UNIT_FOLDER}"}
         series = f"{args['run_root']}/{SERIES}"
         steps = [
             # It ends when its file is gone.
@@ -85,6 +87,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 variables,
                 needs=[f"{args['run_root']}/systemd/system"],
                 of_this_boot=snapshot,
+            ),
+            self._step(
+                "the service of a policy", [("unit_process", unit)], variables, needs=[unit["directory"]]
             ),
             # It puts back knobs that the step after it may set.
             self._step(

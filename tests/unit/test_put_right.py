@@ -17,7 +17,7 @@ from analysis.plan.variables import SNAPSHOT
 put_right_action = load("plugins/action/put_right.py")
 ACTION = ROOT / "plugins/action/put_right.py"
 MODULES = ("guests", "ksm", "envelope")
-OTHERS = ("ksm_pacer", "host_state")
+OTHERS = ("ksm_pacer", "unit_process", "host_state")
 THIS_BOOT = json.dumps({"boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip()})
 STUB = """#!/usr/bin/python3
 from ansible.module_utils.basic import AnsibleModule
@@ -152,11 +152,16 @@ def test_a_host_that_is_not_as_it_was_fails_the_proof(host: Host) -> None:
 
 
 def test_guests_that_are_to_be_kept_are_and_ksm_is_restored_when_its_daemon_has_ended(host: Host) -> None:
-    daemon = host.folder / "run/ksm-testbed-pacer"
+    unit, daemon = (host.folder / f"run/ksm-testbed-{name}" for name in ("unit", "pacer"))
+    unit.mkdir()
     daemon.mkdir()
     code, out = host.put_right(keeps_guests=True)
     assert code == 0, out
-    assert host.called == [f"ksm_pacer stopped {daemon}", f"ksm restored {host.snapshot}"]
+    assert host.called == [
+        f"unit_process stopped {unit}",
+        f"ksm_pacer stopped {daemon}",
+        f"ksm restored {host.snapshot}",
+    ]
 
 
 def test_services_of_policies_are_stopped_before_all_else_on_a_host_that_a_run_left(host: Host) -> None:

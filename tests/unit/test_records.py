@@ -360,6 +360,7 @@ def test_what_an_advisor_or_a_service_sets_is_nobodys_change(results: Path) -> N
     served = [
         (kind, ("requested", "service"), "ksmtuned.service") for kind in ("off", "merge", "on", "verify")
     ]
+    runs = ("on", ("observed", "tuners"), ["ksmtuned"])
     stopped = {**pages, "knob": "run", "before": "1", "after": "0"}
     advised = [(k, ("provenance", "ksm_knobs", "advisor_mode"), "scan-time") for k in ("off", "merge", "on")]
     asked = [
@@ -369,7 +370,7 @@ def test_what_an_advisor_or_a_service_sets_is_nobodys_change(results: Path) -> N
     for name, given, status in (
         ("plain", [changes], "invalid"),
         ("advisor", [changes, *advised, *asked], "complete"),
-        ("service", [("merge", ("observed", "knob_changes"), [pages, stopped]), *served], "complete"),
+        ("service", [("merge", ("observed", "knob_changes"), [pages, stopped]), *served, runs], "complete"),
     ):
         run = load_run(store(results / name, synthetic_plan(focus=2), changed(*given)))
         assert (name, run.cells[0].status, run.cells[0].problem[:16]) == (
@@ -380,7 +381,9 @@ def test_what_an_advisor_or_a_service_sets_is_nobodys_change(results: Path) -> N
 
 
 def test_a_cell_whose_daemon_had_ended_is_named_and_nobody_but_the_protocol_stops_ksm(results: Path) -> None:
-    served = [(kind, ("requested", "service"), "ksm-pacer") for kind in ("off", "merge", "on", "verify")]
+    kinds = ("off", "merge", "on", "verify")
+    served = [(kind, ("requested", "service"), "ksm-pacer") for kind in kinds]
+    tuned = [(kind, ("requested", "service"), "ksmtuned.service") for kind in kinds]
     runs = ("on", ("observed", "tuners"), ["ksm-pacer"])
     stopped = (
         "merge",
@@ -390,6 +393,7 @@ def test_a_cell_whose_daemon_had_ended_is_named_and_nobody_but_the_protocol_stop
     for name, given, problem in (
         ("runs", [*served, runs], ""),
         ("ended", served, "ksm-pacer had ended by itself when the on record was taken"),
+        ("tuned", tuned, "ksmtuned had ended by itself when the on record was taken"),
         ("stopped", [*served, runs, stopped], "somebody changed run from 1 to 0"),
     ):
         (cell,) = load_run(store(results / name, synthetic_plan(focus=2), changed(*given))).cells

@@ -10,11 +10,20 @@ from synthetic import MIB, PAGE, store, synthetic_plan, synthetic_samples
 
 from analysis.__main__ import main
 from analysis.measure.policies import side_by_side
-from analysis.measure.steady import CPU_SETTLED, SAVED_OF_BEST, STEADY_GROSS, STEADY_LEAST, steady
+from analysis.measure.steady import (
+    CPU_SETTLED,
+    OF_BEST,
+    STEADY_COW,
+    STEADY_GROSS,
+    STEADY_LEAST,
+    followed_by_all,
+    steady,
+)
 from analysis.measure.table import tidy
 from analysis.records.loading import Run, load_run
 
 GUESTS, BOOTS = 2, 3
+SAVED_OF_BEST, CPU_OF_BEST = OF_BEST[STEADY_GROSS], OF_BEST[CPU_SETTLED]
 # 1 MB/VM of the guests, in pages
 UNIT = GUESTS * MIB // PAGE
 
@@ -32,6 +41,7 @@ def followed(results: Path, series: dict[str, list[list[int]]], cpu_percent: dic
         samples = synthetic_samples(saved, list(range(len(saved))))
         samples["seconds"] = [10.0 * place for place in range(len(saved))]
         share = cpu_percent[policy] / 100
+        samples["cow_ksm"] = [3 + 2 * int(second) for second in samples["seconds"]]
         samples["ksmd_cpu_seconds"] = [7 + share * second for second in samples["seconds"]]
         record["observed"] |= {"samples": samples, "duration_seconds": samples["seconds"][-1]}
         (cell.directory / "after.json").write_text(json.dumps(record))
@@ -45,6 +55,7 @@ def test_the_mean_is_over_time_and_the_least_of_any_sample(results: Path) -> Non
         STEADY_GROSS: pytest.approx(90),
         STEADY_LEAST: pytest.approx(80),
         CPU_SETTLED: pytest.approx(40),
+        STEADY_COW: pytest.approx(2),
     }
     assert all(map(isnan, steady(next(c for c in run.cells if c.cell.policy == "advisor")).values()))
 
@@ -67,10 +78,28 @@ def test_each_policy_is_held_against_the_best_of_its_boot(
     assert sorted(line.values[STEADY_GROSS].values()) == pytest.approx([40, 97, 190])
     assert main(["policies", "--results", str(results)]) == 0
     _before, after = capsys.readouterr().out.split(
-        "Followed after the record under the policy; the best, by its mean: ksm\n"
+        "Followed for 20 s after the record under the policy; the best, by its mean: ksm\n"
     )
     row = next(line for line in after.splitlines() if line.startswith("advisor"))
-    assert re.findall(r"\d+\.\d(?= ±)", row) == ["109.0", "102.3", "10.0", "90.7"]
+    assert re.findall(r"\d+\.\d(?= ±)", row) == ["109.0", "102.3", "10.0", "2.0", "90.7", "25.0"]
+
+
+def test_what_was_followed_for_longer_counts_as_far_as_all_were(results: Path) -> None:
+    """Two cells of the advisor go on for 10 s more, in which it loses half, and one sample between."""
+    longer = {"ksm": [[100, 100]] * BOOTS, "advisor": [[90, 90, 10], [90, 90, 10], [90, 90]]}
+    run = followed(results, longer, {"ksm": 40, "advisor": 10})
+    assert followed_by_all(run.cells) == 10
+    (place,) = side_by_side(tidy([run]), [run])
+    assert place.followed_seconds == 10
+    line = place.line("advisor")
+    for name, value in {
+        STEADY_GROSS: 90,
+        STEADY_LEAST: 90,
+        SAVED_OF_BEST: 90,
+        CPU_SETTLED: 10,
+        CPU_OF_BEST: 25,
+    }.items():
+        assert list(line.values[name].values()) == pytest.approx([value] * BOOTS), name
 
 
 def test_where_no_cell_was_followed_there_is_no_table(
