@@ -23,7 +23,7 @@ from analysis.measure.statistics import (
     estimate,
     paired,
 )
-from analysis.measure.steady import OF_BEST, STEADY, STEADY_GROSS, followed_by_all, steady
+from analysis.measure.steady import CPU_SETTLED, OF_BEST, STEADY, STEADY_GROSS, followed_seconds, steady
 from analysis.measure.table import KEY, TREATMENT, UNCONVERGED
 from analysis.plan.design import MIB
 from analysis.plan.policies import OFF, policy_order
@@ -40,6 +40,7 @@ COURSE = (
     "seconds_to_90_percent",
     TO_BEST,
     LOST,
+    CPU_SETTLED,
     *STEADY,
     *OF_BEST.values(),
     *COSTS,
@@ -99,7 +100,7 @@ class Place:
     ``horizon_seconds``: the longest series of all its cells, over which what is lost is counted. ``most``:
     the policy with the greatest mean gross saving, ``steadiest``: the same of the series after the on
     records, ``least``: that under which the guests use least; None where no policy tells.
-    ``followed_seconds``: for so long all of those series go on, 0 where there is none. ``left_out``: a
+    ``followed_seconds``: of the shortest and longest of those series, empty without one. ``left_out``: a
     sentence for each policy that cannot be compared, ``lines`` the others, maybe none. ``control``: of COSTS,
     what order and chance alone did in cells under off, over the boots, and was taken off what each policy
     costs; empty where not every boot has such a cell.
@@ -112,7 +113,7 @@ class Place:
     horizon_seconds: float
     most: str | None
     steadiest: str | None
-    followed_seconds: float
+    followed_seconds: tuple[float, ...]
     least: str | None
     lines: tuple[Line, ...]
     left_out: tuple[str, ...]
@@ -203,9 +204,10 @@ def _place(
     cells: dict[str, list[_Cell]] = {policy: [] for policy in kept}
     rows_of = rows[rows["policy"].isin(kept)].to_dict("records")
     mine = [(row, records[str(row[KEY[0]]), str(row[KEY[1]]), str(row[KEY[2]])]) for row in rows_of]
-    followed = followed_by_all(found for _row, found in mine)
+    followed = followed_seconds(found for _row, found in mine)
     for row, found in mine:
-        cells[str(row["policy"])].append(_Cell(row, found, burndown(found), steady(found, followed)))
+        went_on = steady(found, min(followed, default=0.0))
+        cells[str(row["policy"])].append(_Cell(row, found, burndown(found), went_on))
     horizon = max((cell.growth.seconds[-1] for mine in cells.values() for cell in mine), default=0.0)
     most = _extreme({policy: [(c.boot, float(c.row[GROSS])) for c in mine] for policy, mine in cells.items()})
     best = {} if most is None else _by_boot([(c.boot, float(c.growth.final_bytes)) for c in cells[most]])
@@ -232,7 +234,7 @@ def _place(
         horizon_seconds=horizon,
         most=most,
         steadiest=steadiest,
-        followed_seconds=0.0 if steadiest is None else followed,
+        followed_seconds=(followed[0], followed[-1]) if followed else (),
         least=min(uses, key=uses.__getitem__, default=None),
         lines=lines,
         left_out=tuple(left_out),

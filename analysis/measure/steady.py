@@ -10,34 +10,32 @@ from analysis.records.loading import CellRecords
 
 CPU_SETTLED = "settled_ksmd_percent"
 STEADY_GROSS, STEADY_LEAST = "steady_gross_mib_per_vm", "steady_least_mib_per_vm"
-STEADY_COW = "steady_cow_ksm_per_second"
-# The registry of quantities says what each is.
-STEADY = (STEADY_GROSS, STEADY_LEAST, CPU_SETTLED, STEADY_COW)
-# Of what the policy with the greatest mean saving has, in the same boot
-OF_BEST = {STEADY_GROSS: "steady_gross_percent", CPU_SETTLED: "steady_ksmd_percent"}
+STEADY_CPU, STEADY_COW = "steady_ksmd_percent", "steady_cow_ksm_per_second"
+# The registry of quantities says what each is; of a place as far as each of its cells was followed.
+STEADY = (STEADY_GROSS, STEADY_LEAST, STEADY_CPU, STEADY_COW)
+# In percent of what the policy with the greatest mean saving has, in the same boot
+OF_BEST = {STEADY_GROSS: "steady_gross_of_best_percent", STEADY_CPU: "steady_ksmd_of_best_percent"}
 
 
-def followed_by_all(cells: Iterable[CellRecords]) -> float:
-    """For how many seconds all cells that were followed at all were; infinity where none was."""
-    return min(
-        (one.after.observed.samples.seconds[-1] for one in cells if one.after is not None), default=inf
-    )
+def followed_seconds(cells: Iterable[CellRecords]) -> list[float]:
+    """For how many seconds each of the cells was followed that was, shortest first."""
+    return sorted(one.after.observed.samples.seconds[-1] for one in cells if one.after is not None)
 
 
 def steady(records: CellRecords, seconds: float = inf) -> dict[str, float]:
-    """What one cell says by STEADY, settled before or not; NaN where it was not followed.
+    """What one cell says by STEADY, and by CPU_SETTLED of its whole series; NaN where it was not followed.
 
     The mean is over time: between two samples the saving is a straight line. Raises RecordError for a series
     that cannot be used.
 
     Args:
         records: the cell.
-        seconds: of the series only so much, so that cells that were followed for longer stand beside others.
+        seconds: of the series only so much, to half a sample, for what is beside others.
     """
     if records.after is None:
-        return dict.fromkeys(STEADY, nan)
+        return dict.fromkeys((CPU_SETTLED, *STEADY), nan)
     samples = records.after.observed.samples
-    count = bisect_right(samples.seconds, seconds)
+    count = bisect_right(samples.seconds, seconds + records.after.requested.sample_interval_seconds / 2)
     times = samples.seconds[:count]
     unit = records.cell.guests * MIB
     saved = [value / unit for value in gross_series(samples, records.page_size_bytes)[:count]]
@@ -46,6 +44,7 @@ def steady(records: CellRecords, seconds: float = inf) -> dict[str, float]:
     return {
         STEADY_GROSS: area(times, saved) / took if took else nan,
         STEADY_LEAST: min(saved),
-        CPU_SETTLED: ksmd_percent(samples, count),
+        CPU_SETTLED: ksmd_percent(samples),
+        STEADY_CPU: ksmd_percent(samples, count),
         STEADY_COW: nan if first is None or last is None or not took else (last - first) / took,
     }

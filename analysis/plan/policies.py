@@ -31,7 +31,7 @@ class Policy:
     ``run``: 1 where KSM merges, 0 where it does not. ``knobs``: values of files in /sys/kernel/mm/ksm; those
     that a kernel lacks are left out unless ``needs`` has them. ``thp_enabled``: the mode of transparent huge
     pages, from before the guests are restored; keep: the host's own. ``service``: a systemd unit that runs
-    while the policy is on, or ksm-pacer, the testbed's own daemon, which needs no systemd; empty: none.
+    while the policy is on, or ksm-pacer, the testbed's own daemon; empty: none.
     """
 
     name: str

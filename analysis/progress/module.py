@@ -31,6 +31,7 @@ from ansible.utils.display import Display
 from ansible.vars.clean import remove_internal_keys
 
 from analysis.plan.design import REFUSE
+from analysis.plan.policies import PACER
 from analysis.plan.variables import plain_data
 from analysis.progress.lease import lease_seconds
 from analysis.progress.matrix import BEGINS
@@ -134,7 +135,8 @@ def run_series(
 
     Args:
         action, task_vars: as for run_with_progress.
-        requested: `requested` of a record: its convergence, sample_interval_seconds and, where given, others.
+        requested: `requested` of a record: its convergence, sample_interval_seconds and, where given, others
+            and service.
         guests: their number, for the progress.
         roots: proc_root, sys_root and run_root.
         domains: guest -> libvirt domain, of those that must run all the while.
@@ -146,6 +148,8 @@ def run_series(
     limit = float(rule["timeout_seconds"] if until == "converged" else duration_seconds or 0)
     arguments = {
         "start_ksm": start_ksm,
+        # A service of a policy may stop KSM and start it again; the testbed's own leaves run alone.
+        "may_stop": requested.get("service", "") not in ("", PACER),
         "others": requested.get("others", REFUSE),
         "interval_seconds": requested["sample_interval_seconds"],
         "until": until,

@@ -75,6 +75,12 @@ def warnings(places: Sequence[Place], left_out: Sequence[LeftOut], problems: Seq
 
 def _legend(places: Sequence[Place]) -> Iterator[str]:
     for place in places:
+        shortest, longest = min(place.followed_seconds, default=0), max(place.followed_seconds, default=0)
+        if longest - shortest > 1:
+            yield (
+                f"{place_name(place)}: cells were followed for {shortest:.0f} to {longest:.0f} s; 'ksmd, "
+                "settled' is of each cell's whole time."
+            )
         if place.most is not None:
             yield (
                 f"{place_name(place)}: the best is {place.most}, whose gross saving is greatest; lost "
@@ -113,7 +119,7 @@ def _steady_grid(place: Place) -> Grid:
     ]
     heads = ("policy", "boots", *(one.head for one in quantities))
     title = (
-        f"Followed for {place.followed_seconds:.0f} s after the record under the policy; the best, by its "
+        f"The first {place.followed_seconds[0]:.0f} s after the record under the policy; the best, by its "
         f"mean: {place.steadiest}"
     )
     return table(heads, rows, title=title)
@@ -195,7 +201,8 @@ def policy_json(
     Of a place ``control``: of what is lost in performance, what cells under off show. Of each policy its
     boots, unsettled and unreached cells, settings, estimates by quantity, ``against``: paired differences
     from the policy ``least``, and whether it is on the Pareto front. ``steadiest``: the best of the series
-    after the on records, by its mean, of each ``followed_seconds``.
+    after the on records, by its mean; ``followed_seconds``: of the shortest of them, which is as far as they
+    are compared, and the longest.
     """
     content = {
         "schema_version": 1,

@@ -256,8 +256,7 @@ _ALL = (
         "% of a CPU",
         1,
         f"/proc/PID/stat of ksmd: utime + stime ({PROC_RST})",
-        "Share of one CPU that ksmd took in the series after the record under the policy (follow_seconds), "
-        "as far as all cells of the place have it.",
+        "Share of one CPU that ksmd took in the series after the record under the policy (follow_seconds).",
     ),
     Quantity(
         "steady_gross_mib_per_vm",
@@ -265,7 +264,7 @@ _ALL = (
         PER_VM,
         1,
         _GROSS,
-        "Gross saving in that series, mean over its time.",
+        "Gross saving in that series, mean over the time for which each cell of the place was followed.",
     ),
     Quantity(
         "steady_least_mib_per_vm",
@@ -273,10 +272,10 @@ _ALL = (
         PER_VM,
         1,
         _GROSS,
-        "The least gross saving of any sample of that series.",
+        "The least gross saving of any sample in that time.",
     ),
     Quantity(
-        "steady_gross_percent",
+        "steady_gross_of_best_percent",
         "gross of the best's",
         "%",
         1,
@@ -286,11 +285,19 @@ _ALL = (
     ),
     Quantity(
         "steady_ksmd_percent",
+        "ksmd",
+        "% of a CPU",
+        1,
+        f"/proc/PID/stat of ksmd: utime + stime ({PROC_RST})",
+        "Share of one CPU that ksmd took in that time.",
+    ),
+    Quantity(
+        "steady_ksmd_of_best_percent",
         "ksmd of the best's",
         "%",
         1,
         f"/proc/PID/stat of ksmd: utime + stime ({PROC_RST})",
-        "ksmd's share of a CPU in that series in percent of what it is under the same best policy.",
+        "ksmd's share of a CPU in that time in percent of what it is under the same best policy.",
     ),
     Quantity(
         "steady_cow_ksm_per_second",
@@ -298,7 +305,7 @@ _ALL = (
         "1/s",
         1,
         "/proc/vmstat: cow_ksm",
-        "Merged pages that were written to, and so copied, in a second of that series.",
+        "Merged pages that were written to, and so copied, in a second of that time.",
     ),
     Quantity(
         "arrive_best_90_percent_seconds",

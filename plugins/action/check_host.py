@@ -51,12 +51,23 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             }
         # The modules only look then.
         check_mode, self._task.check_mode = self._task.check_mode, True
-        services = (self._service_problem(policy, variables) for policy in args["policies"].values())
-        problems = [*filter(None, services)]
-        problems += filter(None, [self._packages_problem(args["packages"])])
+        try:
+            wrong = self._problem(args["policies"], args["packages"], variables)
+        finally:
+            self._task.check_mode = check_mode
+        if wrong:
+            return {**result, **wrong}
+        return {**result, "changed": False, **hold(self, variables, new=True)}
+
+    def _problem(
+        self, policies: Mapping[str, Any], packages: Sequence[str], variables: dict[str, Any]
+    ) -> dict[str, Any]:
+        """What a failed module returns, of the first thing that this host cannot do; empty without one."""
+        services = [self._service_problem(policy, variables) for policy in policies.values()]
+        problems = [one for one in (*services, self._packages_problem(packages)) if one]
         if problems:
-            return {**result, "failed": True, "msg": f"{variables.get('inventory_hostname')}: {problems[0]}"}
-        for name, policy in args["policies"].items():
+            return {"failed": True, "msg": f"{variables.get('inventory_hostname')}: {problems[0]}"}
+        for name, policy in policies.items():
             thp = policy["thp_enabled"]
             # As the role ksm asks for it in a cell: pages that others had merged before stay merged.
             asked = {
@@ -71,9 +82,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 module_name="ksm", module_args=asked, task_vars=variables
             )
             if seen.get("failed") or seen.get("unreachable"):
-                return {**result, **seen, "msg": f"policy {name}: {seen.get('msg')}"}
-        self._task.check_mode = check_mode
-        return {**result, "changed": False, **hold(self, variables, new=True)}
+                return {**seen, "msg": f"policy {name}: {seen.get('msg')}"}
+        return {}
 
     def _service_problem(self, policy: Mapping[str, Any], variables: dict[str, Any]) -> str:
         """Why this host cannot run the policy's service, "" where it can or there is none."""
@@ -93,7 +103,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             why = str(seen.get("msg")).rstrip(".") if seen.get("failed") else ""
         elif answer["rc"]:
             why = f"{service} is not installed on this host: install its package"
-        return f"policy {policy['name']}: {why}, or choose another policy." if why else ""
+        return f"policy {policy['name']}: {why}. Mend that, or choose another policy." if why else ""
 
     def _packages_problem(self, packages: Sequence[str]) -> str:
         """Which packages of the image apt does not know, "" where it knows all, or has no lists.

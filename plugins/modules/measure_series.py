@@ -18,6 +18,10 @@ options:
     description: Write 1 to run at second 0.
     type: bool
     default: false
+  may_stop:
+    description: The series begins and goes on while KSM stands, too, as where a daemon starts and stops it.
+    type: bool
+    default: false
   others:
     description:
       - With O(start_ksm), V(refuse) to start KSM while processes other than the testbed's guests offer memory
@@ -395,6 +399,7 @@ def follow(params: dict[str, Any], roots: Roots) -> tuple[dict[str, Any], float]
     """Take the series; `observed` of a merge record, and when it began on the monotonic clock."""
     rule = ConvergenceRule(params["min_full_scans"], params["window_scans"], params["threshold_percent"])
     settles, told = params["until"] == "converged", params["until"] == "told"
+    may_stop = told or params["may_stop"]
     limit = params["timeout_seconds"] if settles or told else params["duration_seconds"]
     smart_scan = (read_optional(roots.ksm / "smart_scan") or "0").strip() != "0"
     series = Series(rule, smart_scan=smart_scan)
@@ -421,7 +426,7 @@ def follow(params: dict[str, Any], roots: Roots) -> tuple[dict[str, Any], float]
     begin = time.monotonic()
     if params["start_ksm"]:
         start(roots)
-    elif not told and knobs.read()["run"] != MERGE:
+    elif not may_stop and knobs.read()["run"] != MERGE:
         raise ProbeError("KSM is not running (run is not 1) and start_ksm is false; nothing would be merged")
     end = ""
     while not end:
@@ -436,7 +441,7 @@ def follow(params: dict[str, Any], roots: Roots) -> tuple[dict[str, Any], float]
         elif seconds >= limit:
             state = "settled" if series.verdict.settled else "not settled"
             end = f"{state} when the {limit:g} s were over"
-        elif not merging and not told:
+        elif not merging and not may_stop:
             end = f"something else on the host stopped KSM after {seconds:.0f} s"
         elif abandoned := progress.abandoned():
             end = f"interrupted after {seconds:.0f} s, {abandoned}"
@@ -467,6 +472,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "start_ksm": {"type": "bool", "default": False},
+            "may_stop": {"type": "bool", "default": False},
             "others": {"type": "str", "choices": ["refuse", "allow"], "default": "refuse"},
             "interval_seconds": {"type": "float", "default": 1.0},
             "until": {"type": "str", "choices": ["converged", "seconds", "told"], "default": "converged"},

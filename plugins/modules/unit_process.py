@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""Run what a systemd unit starts where systemd is not PID 1, as on a host that is a container."""
+"""Run what a systemd unit starts on a host where systemd is not PID 1."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ module: unit_process
 short_description: Start and stop what a systemd unit starts, on a host without systemd
 description:
   - Of the unit and its drop-ins C(ExecStart) and C(Type) are taken, which must be C(simple), C(exec) or
-    C(forking); a unit that needs more of systemd than that is refused. What it requires is not started.
+    C(forking); a unit that needs more of systemd than that, or has conditions, is refused. What it requires
+    is not started.
   - Its processes are found again by C(INVOCATION_ID) in their environment, as systemd sets it, with a value
-    that only this start has. All of them are ended with it.
+    that only this start has, and are ended with it. A daemon that writes over its environment is no case
+    for this.
 options:
   name: {description: the unit; needed to start it, type: str}
   state: {description: what it is to be, type: str, choices: [started, stopped], default: started}
@@ -47,6 +49,7 @@ import signal
 import subprocess
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,8 @@ MARK = "INVOCATION_ID"
 TAKEN = frozenset({"Type", "ExecStart", "ExecReload", "ExecStop", "PIDFile", "KillMode", "SyslogIdentifier"})
 TYPES = ("simple", "exec", "forking")
 BEGIN_SECONDS = 60.0
+# As systemd gives it
+SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # systemd's own limit before it kills, and ours for what was killed
 TERMINATE_SECONDS, KILL_SECONDS = 90.0, 10.0
 LOOK_SECONDS = 0.05
@@ -68,9 +73,11 @@ class UnitError(Exception):
 
 def command_of(name: str, places: list[Path]) -> tuple[list[str], bool]:
     """What a unit starts, and whether that forks what stays. Raises UnitError."""
-    file = next((place / name for place in places if (place / name).is_file()), None)
+    file = next((place / name for place in places if os.path.lexists(place / name)), None)
     if file is None:
         raise UnitError(f"{name} is not installed on this host: install its package")
+    if not file.is_file() or not file.stat().st_size:
+        raise UnitError(f"{name} is masked on this host by {file}: unmask it")
     unit = configparser.ConfigParser(
         interpolation=None, strict=False, delimiters=("=",), comment_prefixes=("#", ";")
     )
@@ -78,15 +85,16 @@ def command_of(name: str, places: list[Path]) -> tuple[list[str], bool]:
     dropped = {path.name: path for place in reversed(places) for path in place.glob(f"{name}.d/*.conf")}
     try:
         unit.read([file, *(dropped[key] for key in sorted(dropped))], encoding="utf-8")
-    except (configparser.Error, UnicodeDecodeError) as error:
+        service = dict(unit["Service"]) if unit.has_section("Service") else {}
+        words = shlex.split(service.get("ExecStart", ""))
+    except (configparser.Error, ValueError) as error:
         raise UnitError(f"{file} is no unit that can be read: {' '.join(str(error).split())}") from error
-    service = dict(unit["Service"]) if unit.has_section("Service") else {}
     kind = service.get("Type", "simple")
-    words = shlex.split(service.get("ExecStart", ""))
-    more = sorted(set(service) - TAKEN)
+    asked = unit["Unit"] if unit.has_section("Unit") else {}
+    more = sorted(set(service) - TAKEN) + [key for key in asked if key.startswith(("Condition", "Assert"))]
     if more or kind not in TYPES:
         raise UnitError(f"{file} has {more[0] if more else f'Type={kind}'}, which needs systemd as PID 1")
-    if not words or not words[0].startswith("/") or any(mark in word for word in words for mark in "%$"):
+    if not words or not words[0].startswith("/") or any(mark in service["ExecStart"] for mark in "%$\\\n"):
         raise UnitError(f"{file} has ExecStart={' '.join(words)}, which needs systemd as PID 1")
     if not os.access(words[0], os.X_OK):
         raise UnitError(f"{file} starts {words[0]}, which is missing: install its package anew")
@@ -117,8 +125,14 @@ class Running:
 
     def pids(self) -> list[int]:
         """Its processes, none where all have ended."""
-        mark = self.kept.get("mark")
-        return marked(f"{MARK}={mark}".encode()) if mark else []
+        if not (mark := self.kept.get("mark")):
+            return []
+        text = f"{MARK}={mark}".encode()
+        if found := marked(text):
+            return found
+        # What was forked or executed while /proc was read is not seen by one look.
+        time.sleep(LOOK_SECONDS)
+        return marked(text)
 
     def start(self, name: str, words: list[str], forks: bool) -> None:
         """Start it, and return when it runs. Raises UnitError."""
@@ -128,27 +142,38 @@ class Running:
             raise UnitError(f"{self.folder} is no private folder of this user: remove it")
         mark = uuid.uuid4().hex
         self.record.write_text(json.dumps({"name": name, "mark": mark}), encoding="utf-8")
-        with self.log.open("w", encoding="utf-8") as said:
-            leader = subprocess.Popen(
-                words,
-                cwd="/",
-                # As systemd gives it, and no more of who starts it
-                env={"PATH": os.defpath + ":/usr/sbin:/sbin", "LANG": "C.UTF-8", MARK: mark},
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
-                start_new_session=True,
-            )
-        if forks:
-            try:
-                code = leader.wait(BEGIN_SECONDS)
-            except subprocess.TimeoutExpired as error:
-                self.stop()
-                raise UnitError(f"{name} did not start within {BEGIN_SECONDS:.0f} s") from error
-            if code or not self.pids():
-                last = " ".join(self.said()[-1:]) or "nothing was said"
-                self.stop()
-                raise UnitError(f"{name} does not run, it ended with {code}: {last}")
+        try:
+            with self.log.open("w", encoding="utf-8") as said:
+                leader = subprocess.Popen(
+                    words,
+                    cwd="/",
+                    env={"PATH": SEARCH_PATH, "LANG": "C.UTF-8", MARK: mark},
+                    stdin=subprocess.DEVNULL,
+                    stdout=said,
+                    stderr=said,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            shutil.rmtree(self.folder)
+            raise UnitError(f"{name} does not start: {words[0]}: {error.strerror}") from error
+        problem = self._problem(leader, forks)
+        if problem:
+            # What has no mark is of its session still.
+            with suppress(ProcessLookupError):
+                os.killpg(leader.pid, signal.SIGTERM)
+            self.stop()
+            raise UnitError(f"{name} does not run, {problem}")
+
+    def _problem(self, leader: subprocess.Popen[bytes], forks: bool) -> str:
+        """Why what was started does not run as its unit says, "" where it does."""
+        if not forks:
+            return ""
+        try:
+            code = leader.wait(BEGIN_SECONDS)
+        except subprocess.TimeoutExpired:
+            return f"it had not forked after {BEGIN_SECONDS:.0f} s"
+        last = " ".join(self.said()[-1:]) or "nothing was said"
+        return f"it ended with {code}: {last}" if code or not self.pids() else ""
 
     def stop(self) -> None:
         """End all of its processes, and remove the folder when they have gone. Raises UnitError."""
@@ -159,7 +184,8 @@ class Running:
                 # Who was started meanwhile is told as well.
                 for pid in set(pids) - told:
                     told.add(pid)
-                    _tell(pid, number)
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, number)
                 time.sleep(LOOK_SECONDS)
         if pids:
             raise UnitError(f"process {pids[0]} of {self.kept.get('name')} does not end: end it")
@@ -176,13 +202,6 @@ def marked(mark: bytes) -> list[int]:
         except OSError:
             continue
     return sorted(found)
-
-
-def _tell(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
 
 
 def started(module: AnsibleModule, running: Running) -> dict[str, Any]:
@@ -233,7 +252,7 @@ def main() -> None:
     except UnitError as error:
         module.fail_json(msg=f"{error}.")
     except OSError as error:
-        module.fail_json(msg=f"{module.params['name']}: {error.filename}: {error.strerror}")
+        module.fail_json(msg=f"the service of a policy: {error.filename}: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -139,6 +139,6 @@ def test_a_service_that_the_host_cannot_run_is_refused_before_anything_is_change
     assert seen["failed"] is True
     assert seen["msg"] == (
         "localhost: policy ksm: ksm-testbed-absent.service is not installed on this host: install its "
-        "package, or choose another policy."
+        "package. Mend that, or choose another policy."
     )
     assert not (tmp_path / "lease").exists()

@@ -81,6 +81,7 @@ class Kernel:
         """`observed` of a series of a sample every 0.1 s."""
         given = {
             "start_ksm": True,
+            "may_stop": False,
             # The recorded host has a bystander that offers memory, and guests of another name.
             "others": "allow",
             "interval_seconds": 0.1,
@@ -329,6 +330,26 @@ def test_a_tuner_that_stops_ksm_ends_the_series(tree: Path) -> None:
     assert observed["reason"].startswith("something else on the host stopped KSM")
     (change,) = observed["knob_changes"]
     assert (change["knob"], change["before"], change["after"]) == ("run", "1", "0")
+
+
+def test_where_a_daemon_may_stop_ksm_the_series_goes_on_and_sees_it_start_again(tree: Path) -> None:
+    def daemon(sample: int) -> float:
+        if sample in (3, 6):
+            put(tree, "run", int(sample == 6))
+        return 0.02
+
+    kernel = Kernel(tree, lambda scan: 1000 * scan, read_seconds=daemon)
+    observed = kernel.follow(may_stop=True, timeout_seconds=1)
+    assert observed["duration_seconds"] == pytest.approx(1), observed["reason"]
+    assert [(one["knob"], one["before"], one["after"]) for one in observed["knob_changes"]] == [
+        ("run", "1", "0"),
+        ("run", "0", "1"),
+    ]
+    # Ten samples' sleeps, of which KSM stood in three
+    assert observed["full_scans"] == 7
+    stands = Kernel(tree, lambda _scan: 0)
+    observed = stands.follow(start_ksm=False, may_stop=True, until="seconds", duration_seconds=0.5)
+    assert (observed["duration_seconds"], observed["full_scans"]) == (pytest.approx(0.5), 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ FORKING = """#!/bin/bash
 echo "begins in $PWD with ${HOME-no home}"
 loop () {
     trap 'echo ended >> FOLDER/ended; exit' TERM
-    echo $BASHPID > FOLDER/loop
+    echo $BASHPID > FOLDER/begun && mv FOLDER/begun FOLDER/loop
     while true; do sleep 300 & wait $!; done
 }
 loop &
@@ -24,10 +25,11 @@ loop &
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "units").mkdir()
     (tmp_path / "own").mkdir()
-    return tmp_path
+    yield tmp_path
+    run(MODULE, state="stopped", directory=str(tmp_path / "run"))
 
 
 def unit(folder: Path, *lines: str, program: str = FORKING) -> None:
@@ -129,6 +131,9 @@ def test_a_unit_of_the_users_own_and_what_is_dropped_in_count(folder: Path) -> N
             ("EnvironmentFile=/etc/default/a", "ExecStart=/bin/true"),
             "has EnvironmentFile, which needs systemd",
         ),
+        (("ExecStart=/bin/sleep \\", "  300"), "has ExecStart=/bin/sleep \n300, which needs systemd"),
+        (("ExecStart=/bin/true", "[Unit]", "ConditionPathExists=/a"), "has ConditionPathExists, which needs"),
+        (("ExecStart=/bin/sleep 'a",), "is no unit that can be read: No closing quotation"),
         (("no setting",), "is no unit that can be read: Source contains parsing errors"),
     ],
 )
@@ -147,7 +152,19 @@ def test_one_that_is_not_installed_and_one_that_fails_are_refused(folder: Path) 
     assert asked(folder, "started")["msg"] == "tuner.service does not run, it ended with 3: no such knob."
     unit(folder, program="#!/bin/sh\nexit 0\n")
     assert asked(folder, "started")["msg"] == "tuner.service does not run, it ended with 0: nothing was said."
+    unit(folder, f"ExecStart={folder}/tuner", program="no interpreter is named\n")
+    assert asked(folder, "started")["msg"] == (
+        f"tuner.service does not start: {folder}/tuner: Exec format error."
+    )
     assert not (folder / "run").exists()
+
+
+def test_a_unit_that_is_masked_is_not_started(folder: Path) -> None:
+    unit(folder)
+    (folder / "own/tuner.service").symlink_to("/dev/null")
+    assert asked(folder, "started")["msg"] == (
+        f"tuner.service is masked on this host by {folder}/own/tuner.service: unmask it."
+    )
 
 
 def test_one_that_ended_by_itself_is_told_of(folder: Path) -> None:
@@ -162,12 +179,9 @@ def test_another_unit_is_not_taken_for_the_one_that_runs(folder: Path) -> None:
     unit(folder)
     asked(folder, "started")
     (folder / "units/second.service").write_text("[Service]\nExecStart=/bin/true\n")
-    try:
-        assert asked(folder, "started", name="second.service")["msg"] == (
-            "tuner.service runs in place of second.service: stop it."
-        )
-    finally:
-        asked(folder, "stopped")
+    assert asked(folder, "started", name="second.service")["msg"] == (
+        "tuner.service runs in place of second.service: stop it."
+    )
 
 
 def test_a_folder_that_is_not_private_is_refused(folder: Path) -> None:
