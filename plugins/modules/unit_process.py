@@ -22,7 +22,11 @@ options:
     description: where units are, the first that has it counts
     type: list
     elements: path
-    default: [/etc/systemd/system, /usr/local/lib/systemd/system, /usr/lib/systemd/system, /lib/systemd/system]
+    default:
+      - /etc/systemd/system
+      - /usr/local/lib/systemd/system
+      - /usr/lib/systemd/system
+      - /lib/systemd/system
 attributes:
   check_mode:
     support: full
