@@ -66,7 +66,8 @@ BEGIN_SECONDS = 60.0
 # As systemd gives it
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # systemd's own limit before it kills, and ours for what was killed
-TERMINATE_SECONDS, KILL_SECONDS = 90.0, 10.0
+TERMINATE_SECONDS = 90.0
+KILL_SECONDS = 10.0
 LOOK_SECONDS = 0.05
 
 
