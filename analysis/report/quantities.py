@@ -297,7 +297,7 @@ _ALL = (
         "%",
         1,
         f"/proc/PID/stat of ksmd: utime + stime ({PROC_RST})",
-        "ksmd's share of a CPU in that time in percent of what it is under the same best policy.",
+        "Share of one CPU that ksmd took in that time in percent of what it is under that best policy.",
     ),
     Quantity(
         "steady_cow_ksm_per_second",

@@ -15,7 +15,6 @@ from analysis.measure.burndown import lost_byte_seconds
 from analysis.measure.policies import COURSE, Place, side_by_side
 from analysis.measure.table import tidy
 from analysis.plan.design import REFERENCE, RESULTS, Cell
-from analysis.plan.policies import PACER
 from analysis.records.loading import load_run
 
 GUESTS = 2
@@ -64,8 +63,8 @@ def measured(results: Path, made: Mapping[str, Made], loads: Mapping[str, float]
         )
         samples["ksmd_cpu_seconds"] = [second * one.cpu_seconds_a_second for second in samples["seconds"]]
         records["merge"]["observed"] |= {"samples": samples, "converged": one.settled}
-        if plan.policies[cell.policy].service == PACER:
-            records["on"]["observed"]["tuners"] = [PACER]
+        if service := plan.policies[cell.policy].service:
+            records["on"]["observed"]["tuners"] = [service.removesuffix(".service")]
         huge_pages = plan.policies[cell.policy].thp_enabled
         for record in records.values():
             record["provenance"]["thp"]["enabled"] = "madvise" if huge_pages == "keep" else huge_pages
