@@ -74,6 +74,11 @@ def policy_order(name: str) -> tuple[bool, bool, str]:
     return (name != OFF, name != DEFAULT, name)
 
 
+def runs_unit(service: str) -> bool:
+    """Whether a policy's service is a unit, which may set run, too; not so the testbed's own daemon."""
+    return service not in ("", PACER)
+
+
 @cache
 def read_policy(name: str, folder: Path = POLICIES) -> Policy:
     """One policy by its name, such as ksm or ksm+pages_to_scan=100+sleep_millisecs=20.

@@ -31,7 +31,7 @@ from ansible.utils.display import Display
 from ansible.vars.clean import remove_internal_keys
 
 from analysis.plan.design import REFUSE
-from analysis.plan.policies import PACER
+from analysis.plan.policies import runs_unit
 from analysis.plan.variables import plain_data
 from analysis.progress.lease import lease_seconds
 from analysis.progress.matrix import BEGINS
@@ -148,8 +148,7 @@ def run_series(
     limit = float(rule["timeout_seconds"] if until == "converged" else duration_seconds or 0)
     arguments = {
         "start_ksm": start_ksm,
-        # A service of a policy may stop KSM and start it again; the testbed's own leaves run alone.
-        "may_stop": requested.get("service", "") not in ("", PACER),
+        "may_stop": runs_unit(requested.get("service", "")),
         "others": requested.get("others", REFUSE),
         "interval_seconds": requested["sample_interval_seconds"],
         "until": until,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.plan.design import ALLOW, Cell
-from analysis.plan.policies import KEEP, PACER
+from analysis.plan.policies import KEEP, PACER, runs_unit
 from analysis.records.models import (
     CapacityProvenance,
     CensusRecord,
@@ -162,8 +162,7 @@ def _knob_changed_meanwhile(_cell: Cell, records: Measured) -> str:
     """Whether somebody set a knob while KSM merged."""
     asked = records.on.requested
     tuned = self_tuned(records.on.provenance.ksm_knobs, asked.service)
-    # The testbed's own daemon leaves run alone.
-    protocol = frozenset() if asked.service not in ("", PACER) else {"run"}
+    protocol = frozenset() if runs_unit(asked.service) else {"run"}
     for change in records.merge.observed.knob_changes:
         if change.knob not in tuned - protocol:
             return f"{change.words} {change.seconds:.0f} s after KSM was switched on"

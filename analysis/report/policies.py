@@ -79,7 +79,8 @@ def _legend(places: Sequence[Place]) -> Iterator[str]:
         if longest - shortest > 1:
             yield (
                 f"{place_name(place)}: cells were followed for {shortest:.0f} to {longest:.0f} s; 'ksmd, "
-                "settled' is of each cell's whole time."
+                "settled' is of each cell's whole time. Its mean is of unlike times: compare by the "
+                f"first {shortest:.0f} s."
             )
         if place.most is not None:
             yield (

@@ -16,7 +16,7 @@ from typing import Any
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 
-from analysis.plan.policies import PACER
+from analysis.plan.policies import runs_unit
 from analysis.plan.variables import snapshot_path
 from analysis.progress.lease import hold
 
@@ -88,7 +88,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def _service_problem(self, policy: Mapping[str, Any], variables: dict[str, Any]) -> str:
         """Why this host cannot run the policy's service, "" where it can or there is none."""
         service = policy["service"]
-        if service in ("", PACER):
+        if not runs_unit(service):
             return ""
         answer = self._low_level_execute_command(
             f"test -d /run/systemd/system || exit {_NO_SYSTEMD}; "

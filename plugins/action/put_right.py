@@ -28,7 +28,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from analysis.plan.policies import PACER, POLICIES, policy_names, read_policy
+from analysis.plan.policies import POLICIES, policy_names, read_policy, runs_unit
 from analysis.plan.variables import snapshot_path
 from analysis.progress.lease import hold, lease_directory
 from analysis.progress.module import SERIES
@@ -162,4 +162,5 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
 def policy_services(folder: Path) -> list[str]:
     """The systemd units of the policies in a folder, each once."""
-    return sorted({read_policy(name, folder).service for name in policy_names(folder)} - {"", PACER})
+    services = {read_policy(name, folder).service for name in policy_names(folder)}
+    return sorted(filter(runs_unit, services))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -36,12 +36,19 @@ def start(
             [*words, "--setenv=LC_ALL=C.UTF-8", "--", *command], check=False, stdout=said, stderr=said
         )
     else:
-        subprocess.Popen(
-            command,
-            cwd="/",
-            env={**os.environ, "LC_ALL": "C.UTF-8"},
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
-            start_new_session=True,
-        )
+        session(command, said=said, environment={**os.environ, "LC_ALL": "C.UTF-8"})
+
+
+def session(
+    command: Sequence[str], *, said: IO[str], environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start it in a session of its own, with this environment alone. Raises OSError where it cannot be."""
+    return subprocess.Popen(
+        command,
+        cwd="/",
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=said,
+        stderr=said,
+        start_new_session=True,
+    )

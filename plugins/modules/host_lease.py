@@ -51,7 +51,6 @@ owner: {description: who holds it, type: dict, returned: somebody does}
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -64,6 +63,7 @@ from ansible.module_utils import putting_right as putting_right_module
 from ansible.module_utils.background import start as start_in_background
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lease import DIRECTORY, Lease, read, write
+from ansible.module_utils.private_file import own
 
 UNIT = "ksm-testbed-lease"
 START_SECONDS = 30.0
@@ -83,7 +83,8 @@ class LeaseError(Exception):
 def take(lease: Lease, owner: dict[str, Any], new: bool, run_root: Path, wait_seconds: float) -> bool:
     """Have the lease for this run; return whether it is new. Raises LeaseError and OSError."""
     token = owner["token"]
-    own(lease.folder)
+    if problem := own(lease.folder):
+        raise LeaseError(problem)
     if lost := lease.loss(token):
         raise LeaseError(sentence_of_loss(lost))
     if lease.is_held():
@@ -105,14 +106,6 @@ def take(lease: Lease, owner: dict[str, Any], new: bool, run_root: Path, wait_se
     lease.ended.unlink(missing_ok=True)
     start(lease, owner, run_root)
     return is_new
-
-
-def own(folder: Path) -> None:
-    """Have the folder, which must be this user's alone. Raises LeaseError."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.lstat()
-    if folder.is_symlink() or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        raise LeaseError(f"{folder} is no private folder of this user: remove it")
 
 
 def sentence_of_loss(lost: dict[str, Any]) -> str:

@@ -43,6 +43,7 @@ from pathlib import Path
 from ansible.module_utils import ksm_pacer
 from ansible.module_utils.background import start as start_in_background
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.private_file import own
 
 UNIT = "ksm-testbed-pacer"
 # It stops between two looks.
@@ -73,10 +74,8 @@ class Daemon:
 
     def start(self, arguments: list[str], run_root: Path) -> int:
         """Start it, and return its process when it has begun. Raises DaemonError."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = self.folder.lstat()
-        if self.folder.is_symlink() or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise DaemonError(f"{self.folder} is no private folder of this user: remove it")
+        if problem := own(self.folder):
+            raise DaemonError(problem)
         # From a folder as well as from the archive that Ansible ships
         self.program.write_text(ksm_pacer.__loader__.get_source(ksm_pacer.__name__), encoding="utf-8")
         command = [sys.executable, "-B", str(self.program), "--lock", str(self.lock), *arguments]

@@ -56,7 +56,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ansible.module_utils.background import session
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.private_file import own
 
 MARK = "INVOCATION_ID"
 # Of [Service]; ExecReload and ExecStop are not needed to start it, and to end its processes.
@@ -140,28 +142,19 @@ class Running:
 
     def start(self, name: str, words: list[str], forks: bool) -> None:
         """Start it, and return when it runs. Raises UnitError."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = self.folder.lstat()
-        if self.folder.is_symlink() or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise UnitError(f"{self.folder} is no private folder of this user: remove it")
+        if problem := own(self.folder):
+            raise UnitError(problem)
         mark = uuid.uuid4().hex
         self.record.write_text(json.dumps({"name": name, "mark": mark}), encoding="utf-8")
         try:
             with self.log.open("w", encoding="utf-8") as said:
-                leader = subprocess.Popen(
-                    words,
-                    cwd="/",
-                    env={"PATH": SEARCH_PATH, "LANG": "C.UTF-8", MARK: mark},
-                    stdin=subprocess.DEVNULL,
-                    stdout=said,
-                    stderr=said,
-                    start_new_session=True,
+                leader = session(
+                    words, said=said, environment={"PATH": SEARCH_PATH, "LANG": "C.UTF-8", MARK: mark}
                 )
         except OSError as error:
             shutil.rmtree(self.folder)
             raise UnitError(f"{name} does not start: {words[0]}: {error.strerror}") from error
-        problem = self._problem(leader, forks)
-        if problem:
+        if problem := self._problem(leader, forks):
             # What has no mark is of its session still.
             with suppress(ProcessLookupError):
                 os.killpg(leader.pid, signal.SIGTERM)

@@ -132,6 +132,7 @@ def test_a_service_that_the_host_cannot_run_is_refused_before_anything_is_change
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ANSIBLE_LIBRARY", str(ROOT / "plugins/modules"))
+    monkeypatch.setenv("ANSIBLE_MODULE_UTILS", str(ROOT / "plugins/module_utils"))
     policies = {"ksm": policy("ksm", service="ksm-testbed-absent.service")}
     seen = play_action(
         tmp_path, {"check_host": {"policies": policies}}, "-e", f"lease_directory={tmp_path}/lease"
