@@ -59,9 +59,13 @@ def burndown(records: CellRecords) -> Burndown:
     samples = merge.samples
     rule = ConvergenceRule(limits.min_full_scans, limits.window_scans, limits.threshold_percent)
     pages = _gross_pages(samples)
-    smart_scan = str(records.merge.provenance.ksm_knobs.get("smart_scan", 0)) == "1"
     settled_at, reason = first_settled(
-        samples.full_scans, pages, rule, smart_scan=smart_scan, guests_anon=samples.guests_anon_pages
+        samples.full_scans,
+        pages,
+        rule,
+        smart_scan=str(records.merge.provenance.ksm_knobs.get("smart_scan", 0)) == "1",
+        guests_anon=samples.guests_anon_pages,
+        volatile=_known(samples.pages_volatile),
     )
     seconds = samples.seconds
     scans = tuple(count - samples.full_scans[0] for count in samples.full_scans)
@@ -88,6 +92,7 @@ def first_settled(
     *,
     smart_scan: bool,
     guests_anon: Sequence[int] | None = None,
+    volatile: Sequence[int] | None = None,
 ) -> tuple[int | None, str]:
     """Index of the first sample at which the rule holds, or None; the rule's reason there or at the end."""
     reason = ""
@@ -99,7 +104,8 @@ def first_settled(
             saved[:end],
             rule,
             smart_scan=smart_scan,
-            guests_anon=None if guests_anon is None else guests_anon[:end],
+            guests_anon=guests_anon and guests_anon[:end],
+            volatile=volatile and volatile[:end],
         )
         reason = verdict.reason
         if verdict.settled:
@@ -145,6 +151,12 @@ def _gross_pages(samples: Samples) -> list[int]:
         saved_pages(sharing, zero)
         for sharing, zero in zip(samples.pages_sharing, samples.ksm_zero_pages, strict=True)
     ]
+
+
+def _known(column: Sequence[int | None]) -> tuple[int, ...] | None:
+    """A column of a counter; None where the kernel did not have it."""
+    values = tuple(value for value in column if value is not None)
+    return values if len(values) == len(column) else None
 
 
 def ksmd_percent(samples: Samples, count: int | None = None) -> float:

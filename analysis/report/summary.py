@@ -25,7 +25,6 @@ from analysis.records.checks import self_tuned, swap_used_bytes
 from analysis.records.loading import COMPLETE, CellRecords, Run
 from analysis.report.quantities import CENSUS, QUANTITIES, SAVED, UNITS, USED, Quantity
 from analysis.report.tables import Grid, Part, heading, notes, table
-from plugins.module_utils.ksm_convergence import saved_pages
 
 FREED = QUANTITIES["freed_mib_per_vm"]
 PAPER = "paper_mib_per_vm"
@@ -310,7 +309,6 @@ def warnings(answer: Answer) -> list[str]:
         lines += [*_not_pooled(name, summary), *_left_out(name, summary), *_unknown(name, summary)]
         lines += [f"! {name}: {words}" for words in marks_words(cells)]
         lines += [f"{name}: {words}" for words in rewriting_words(cells)]
-        lines += [f"! {name}: {words}" for words in undecided_words(cells)]
     lines += _parted(named)
     lines += [
         f"! {title(one.workload)}: {one.policy} is not compared with {one.baseline}, for they were measured "
@@ -339,27 +337,6 @@ def rewriting_words(cells: Sequence[CellRecords]) -> list[str]:
     return [
         f"each guest wrote to {min(rates):.0f} to {max(rates):.0f} pages a second while it was measured: the "
         "saving is that of a steady load, not of guests at rest."
-    ]
-
-
-def undecided_words(cells: Sequence[CellRecords]) -> list[str]:
-    """That ksmd looked after more volatile pages than it had saved, though the saving stood still.
-
-    In all published cells without smart_scan, whose skipped pages are volatile too, these are zeros in huge
-    pages, which ksmd frees by splitting them, a huge page a scan, or all at once.
-    """
-    volatile = []
-    for cell in cells:
-        ksm, knobs = cell.on.observed.host.ksm, cell.on.provenance.ksm_knobs
-        saved = saved_pages(ksm.pages_sharing, ksm.ksm_zero_pages)
-        if str(knobs.get("smart_scan", 0)) == "0" and (ksm.pages_volatile or 0) > saved:
-            volatile.append((ksm.pages_volatile or 0) * cell.page_size_bytes / MIB / cell.cell.guests)
-    if not volatile:
-        return []
-    return [
-        f"in {len(volatile)} of {len(cells)} cells ksmd had more volatile pages ({min(volatile):.0f} to "
-        f"{max(volatile):.0f} MB/VM) than it had saved, such as zeros in huge pages, which it frees bit by "
-        "bit: what is freed is of that moment; -e follow_seconds=600 shows what it comes to."
     ]
 
 

@@ -4,7 +4,8 @@ Source: Documentation/admin-guide/mm/ksm.rst (full_scans, smart_scan): a page me
 was the same in two scans, and with smart_scan a page may be skipped for up to eight scans, so a few flat
 scans prove nothing then. Where ksmd finds a page to merge in a huge page it splits that, and the kernel frees
 the pages of it that are zero (mm/huge_memory.c, since 6.12), which no counter of KSM says and which may go on
-when they keep still. So what the guests have is watched, too.
+when they keep still. So what the guests have is watched, too, and, since a guest that takes memory hides what
+another one gives back, the volatile pages, among which such zeros are until their huge page is split.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 SMART_SCAN_MIN_FULL_SCANS = 10
-# A MiB that guests give back is not KSM's work, however little there is to save.
+# A MiB that guests give back or that is volatile no more is not KSM's work, however little there is to save.
 LEAST_FREED_PAGES = 256
 
 
@@ -66,6 +67,7 @@ def judge(
     *,
     smart_scan: bool,
     guests_anon: Sequence[int] | None = None,
+    volatile: Sequence[int] | None = None,
 ) -> Verdict:
     """Judge the last sample of a series.
 
@@ -77,6 +79,9 @@ def judge(
         guests_anon: anonymous pages of the guests' processes, merged ones included, at each sample, shape
             (n,); None in series that do not have them. That they grow is no work of KSM and delays nothing; a
             fall of less than a MiB is none.
+        volatile: the kernel's pages_volatile at each sample, shape (n,); None on kernels without it. Where
+            they are more than the saved pages they must not have fallen either from the window's begin to its
+            end. Not looked at with smart_scan, whose skipped pages are among them.
 
     Returns:
         The verdict. The window reaches back to the end of the scan that lies `window_scans` before the last
@@ -85,11 +90,12 @@ def judge(
     Raises:
         ValueError: the series differ in length or are empty, or full_scans falls.
     """
-    lengths = {len(series) for series in (full_scans, saved, guests_anon) if series is not None}
-    if len(lengths) != 1 or not full_scans:
+    optional = {"guests_anon": guests_anon, "volatile": volatile}
+    given = {name: len(series) for name, series in optional.items() if series is not None}
+    if {len(full_scans), *given.values()} != {len(saved)} or not full_scans:
         raise ValueError(
             f"{len(full_scans)} values of full_scans, {len(saved)} of saved pages"
-            f"{'' if guests_anon is None else f', {len(guests_anon)} of guests_anon'}; give 1 or more of each"
+            f"{''.join(f', {count} of {name}' for name, count in given.items())}; give 1 or more of each"
         )
     if len(full_scans) > 1 and full_scans[-1] < full_scans[-2]:
         raise ValueError(
@@ -112,10 +118,17 @@ def judge(
         f"over the last {rule.window_scans} of {complete} full scans"
     )
     limit = rule.threshold_percent / 100 * base
-    if spread > limit or guests_anon is None:
-        return Verdict(spread <= limit, seen)
-    freed = max(guests_anon[start:]) - guests_anon[-1]
-    return Verdict(
-        freed <= max(limit, LEAST_FREED_PAGES),
-        f"{seen}, and what the guests have fell by {100 * freed / base:.2f} % of them",
-    )
+    if spread > limit:
+        return Verdict(False, seen)
+    still = max(limit, LEAST_FREED_PAGES)
+    if guests_anon is not None:
+        freed = max(guests_anon[start:]) - guests_anon[-1]
+        seen += f", and what the guests have fell by {100 * freed / base:.2f} % of them"
+        if freed > still:
+            return Verdict(False, seen)
+    if volatile is not None and not smart_scan and volatile[-1] > base:
+        fall = volatile[start] - volatile[-1]
+        seen += f", and the volatile pages, which are more, by {100 * fall / base:.2f} % of them"
+        if fall > still:
+            return Verdict(False, seen)
+    return Verdict(True, seen)

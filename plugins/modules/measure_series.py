@@ -364,6 +364,7 @@ class Series:
         self.full_scans: list[int] = []
         self.saved: list[int] = []
         self.guests_anon: list[int] = []
+        self.volatile: list[int] = []
         self.verdict = Verdict(False, "")
         self.converged_after_seconds: float | None = None
 
@@ -379,6 +380,8 @@ class Series:
         self.saved.append(saved_pages(row["pages_sharing"], row["ksm_zero_pages"]))
         if "guests_anon_pages" in row:
             self.guests_anon.append(row["guests_anon_pages"])
+        if row["pages_volatile"] is not None:
+            self.volatile.append(row["pages_volatile"])
         if self.converged_after_seconds is None:
             self.verdict = judge(
                 self.full_scans,
@@ -386,6 +389,7 @@ class Series:
                 self.rule,
                 smart_scan=self.smart_scan,
                 guests_anon=self.guests_anon or None,
+                volatile=self.volatile or None,
             )
             if self.verdict.settled:
                 self.converged_after_seconds = seconds

@@ -95,6 +95,23 @@ def test_a_record_that_claims_to_have_settled_while_its_guests_gave_memory_back_
     assert "what the guests have fell by 2.00 % of them" in table.set_index("boot")["problem"][1]
 
 
+def test_a_record_that_claims_to_have_settled_while_more_volatile_pages_than_saved_ones_fell_is_not_averaged(
+    results: Path,
+) -> None:
+    scans = list(range(8))
+
+    def change(cell: Cell, records: Records) -> None:
+        samples = synthetic_samples([100_000] * len(scans), scans)
+        # In boot 1 a huge page with each scan to the end, in boot 2 none after the third
+        last = scans[-1] if cell.boot == 1 else 3
+        samples["pages_volatile"] = [200_000 - 512 * min(scan, last) for scan in scans]
+        records["merge"]["observed"]["samples"] = samples
+
+    table = tidy([load_run(store(results, synthetic_plan(boots=2), change))])
+    assert dict(zip(table["boot"], table["status"], strict=True)) == {1: "unconverged", 2: "complete"}
+    assert "the volatile pages, which are more, by 1.02 % of them" in table.set_index("boot")["problem"][1]
+
+
 def test_nothing_saved_has_no_times() -> None:
     assert seconds_to([0.0, 1.0], [0, 0], 50) is None
     assert near_final([0, 0]) == 0

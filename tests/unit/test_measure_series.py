@@ -472,6 +472,17 @@ def test_what_the_guests_have_joins_the_series_and_delays_its_end_while_it_falls
     assert Kernel(tree, lambda _scan: 100_000).follow()["full_scans"] == 3
 
 
+def test_volatile_pages_that_are_more_than_the_saved_ones_delay_its_end_while_they_fall(tree: Path) -> None:
+    def falling(scan: int) -> int:
+        (tree / "sys/kernel/mm/ksm/pages_volatile").write_text(f"{200_000 - 512 * min(scan, 5)}\n")
+        return 100_000
+
+    falling(0)
+    observed = Kernel(tree, falling).follow()
+    assert (observed["converged"], observed["full_scans"]) == (True, 7)
+    assert "the volatile pages, which are more, by 0.00 % of them" in observed["reason"]
+
+
 def test_an_envelope_that_is_not_there_is_named(tree: Path, tmp_path: Path) -> None:
     result = sample(tree, envelope_path=str(tmp_path / "absent"))
     assert result["msg"] == f"{tmp_path}/absent is no memory cgroup; a series of the envelope needs it"

@@ -15,8 +15,7 @@ from synthetic_census import census_record
 
 from analysis.__main__ import main
 from analysis.plan.design import MIB, Cell, cell_directory
-from analysis.records.loading import load_run
-from analysis.report.summary import asked_knobs, undecided_words
+from analysis.report.summary import asked_knobs
 
 Records = dict[str, dict[str, Any]]
 
@@ -234,24 +233,6 @@ def test_guests_that_write_all_the_time_are_said_to(results: Path, summarize: An
     store(results, synthetic_plan(run_id="writing", workloads="rewritten", guests=2), change)
     text = flowing(summarize("--run", "writing"))
     assert "rewritten, ksm: each guest wrote to 198 to 199 pages a second while it was measured" in text
-
-
-def test_where_more_is_volatile_than_saved_what_is_freed_is_said_to_be_of_a_moment(
-    results: Path, summarize: Any
-) -> None:
-    """A guest's saving is 100 MB; in one of two cells a page more is volatile."""
-    saved_pages = 2 * 100 * MIB // 4096
-
-    def change(cell: Cell, records: Records) -> None:
-        records["on"]["observed"]["host"]["ksm"]["pages_volatile"] = saved_pages + (cell.boot == 2)
-
-    run = load_run(store(results, synthetic_plan(boots=2, guests=2), change))
-    words = "! 1 idle, ksm: in 1 of 2 cells ksmd had more volatile pages (100 to 100 MB/VM) than it had saved"
-    assert words in flowing(summarize())
-    for cell in run.cells:
-        # What smart_scan skips is volatile as well.
-        cell.on.provenance.ksm_knobs["smart_scan"] = 1
-    assert undecided_words(run.cells) == []
 
 
 def test_runs_by_another_convergence_rule_are_not_pooled(results: Path, summarize: Any) -> None:
