@@ -46,7 +46,7 @@ def followed(records: CellRecords) -> Followed | None:
     if records.after is None:
         return None
     merge, after = (
-        gross_series(record.observed.samples, records.page_size_bytes)
+        gross_series(record.observed.samples, records.page_size_bytes, records.merged_before_pages)
         for record in (records.merge, records.after)
     )
     return Followed(

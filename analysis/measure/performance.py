@@ -13,8 +13,15 @@ def boot_of(records: CellRecords) -> str:
 
 
 def lost_in(records: CellRecords) -> dict[str, float]:
-    """What the guests of a cell lost from its off to its on record, by COSTS; NaN where it does not tell."""
-    return lost(probed(records.off.observed.probes), probed(records.on.observed.probes))
+    """What the guests of a cell lost from its off to its on record, by COSTS; NaN where it does not tell.
+
+    Of guests that gave each answer in both, so that medians are of the same ones.
+    """
+    arms = [records.off.observed.probes, records.on.observed.probes]
+    silent = {probe.guest for arm in arms for probe in arm if probe.answer is None}
+    in_both = set.intersection(*({probe.guest for probe in arm} for arm in arms)) - silent
+    off, on = (probed([probe for probe in arm if probe.guest in in_both]) for arm in arms)
+    return lost(off, on)
 
 
 def beyond(loss: Mapping[str, float], chance: Mapping[str, float]) -> dict[str, float]:

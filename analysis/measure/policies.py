@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.measure.burndown import PERCENT, Burndown, burndown, first_at, lost_byte_seconds
-from analysis.measure.churn import CHURNED, churned
+from analysis.measure.churn import ARRIVED, ARRIVED_LOST, CHURNED, churned
 from analysis.measure.performance import beyond, boot_of, controls_of, lost_in
 from analysis.measure.pooling import pooling_conflicts
 from analysis.measure.probes import COSTS, KSMD, probed_ksmd_percent
@@ -23,7 +23,7 @@ from analysis.measure.statistics import (
     estimate,
     paired,
 )
-from analysis.measure.steady import CPU_SETTLED, OF_BEST, STEADY, STEADY_GROSS, followed_seconds, steady
+from analysis.measure.steady import OF_BEST, STEADY, STEADY_GROSS, followed_seconds, steady
 from analysis.measure.table import KEY, TREATMENT, UNCONVERGED
 from analysis.plan.design import MIB
 from analysis.plan.policies import OFF, policy_order
@@ -40,7 +40,6 @@ COURSE = (
     "seconds_to_90_percent",
     TO_BEST,
     LOST,
-    CPU_SETTLED,
     *STEADY,
     *OF_BEST.values(),
     *COSTS,
@@ -71,7 +70,8 @@ class Line:
 
     ``boots``: cells of each boot. ``unsettled``: cells whose saving had not settled when they ended.
     ``unreached``: cells in which 90 % of the best policy's saving was never there. ``values``: quantity of
-    COURSE -> boot -> mean of its repetitions, NaN where a cell does not tell. ``settings``: what the policy
+    COURSE -> boot -> mean of its repetitions, NaN where a cell does not tell, without boots that the best
+    policy lacks where the quantity is held against that. ``settings``: what the policy
     set, as asked for and as far as the kernel has it: knobs, thp_enabled and service.
     """
 
@@ -167,6 +167,12 @@ class _Bests:
     horizon_seconds: float
     chance: Mapping[str, Mapping[str, float]]
 
+    def tells(self, name: str, boot: str) -> bool:
+        """Whether a quantity of COURSE can be told of a boot, which the best policy may lack."""
+        if name in (TO_BEST, LOST, ARRIVED, ARRIVED_LOST):
+            return boot in self.saved_bytes
+        return all(boot in self.steady[of] for of, share in OF_BEST.items() if share == name)
+
 
 def against(mine: Mapping[str, float], theirs: Mapping[str, float]) -> Against | None:
     """The differences by boot of what both have; None where there is none, or a value is not known."""
@@ -209,9 +215,11 @@ def _place(
         went_on = steady(found, min(followed, default=0.0))
         cells[str(row["policy"])].append(_Cell(row, found, burndown(found), went_on))
     horizon = max((cell.growth.seconds[-1] for mine in cells.values() for cell in mine), default=0.0)
-    most = _extreme({policy: [(c.boot, float(c.row[GROSS])) for c in mine] for policy, mine in cells.items()})
+    most = _greatest(
+        {policy: [(c.boot, float(c.row[GROSS])) for c in mine] for policy, mine in cells.items()}
+    )
     best = {} if most is None else _by_boot([(c.boot, float(c.growth.final_bytes)) for c in cells[most]])
-    steadiest = _extreme(
+    steadiest = _greatest(
         {policy: [(c.boot, c.went_on[STEADY_GROSS]) for c in mine] for policy, mine in cells.items()}
     )
     best_after = {
@@ -271,18 +279,18 @@ def _line(policy: str, cells: Sequence[_Cell], bests: _Bests) -> Line:
     boots: dict[str, list[dict[str, float]]] = {}
     for boot, values in measured:
         boots.setdefault(boot, []).append(values)
+    told = {
+        name: {boot: [one[name] for one in mine] for boot, mine in boots.items() if bests.tells(name, boot)}
+        for name in COURSE
+    }
     requested, read_back = cells[0].records.on.requested, cells[0].records.provenance.ksm_knobs
     return Line(
         policy=policy,
         boots=tuple(map(len, boots.values())),
         unsettled=sum(not cell.growth.settled for cell in cells),
         unreached=sum(boot in bests.saved_bytes and isnan(values[TO_BEST]) for boot, values in measured),
-        values={
-            name: {boot: fmean(one[name] for one in mine) for boot, mine in boots.items()} for name in COURSE
-        },
-        estimates={
-            name: estimate([[one[name] for one in mine] for mine in boots.values()]) for name in COURSE
-        },
+        values={name: {boot: fmean(mine) for boot, mine in seen.items()} for name, seen in told.items()},
+        estimates={name: estimate(list(seen.values())) for name, seen in told.items()},
         settings={
             "knobs": {name: value for name, value in requested.ksm_knobs.items() if name in read_back},
             "thp_enabled": requested.thp_enabled,
@@ -325,8 +333,16 @@ def _by_boot(values: Sequence[tuple[str, float]]) -> dict[str, float]:
     return {boot: fmean(mine) for boot, mine in boots.items()}
 
 
-def _extreme(values: Mapping[str, Sequence[tuple[str, float]]]) -> str | None:
-    """The policy with the greatest mean of boots; None where none is known."""
-    means = {policy: fmean(_by_boot(mine).values()) for policy, mine in values.items()}
-    known = {policy: mean for policy, mean in means.items() if not isnan(mean)}
-    return max(known, key=known.__getitem__, default=None)
+def _greatest(values: Mapping[str, Sequence[tuple[str, float]]]) -> str | None:
+    """The policy with the greatest mean over the boots that all of them have; None where none is known.
+
+    Where they have no boot in common, over those that each one has.
+    """
+    by_boot = {policy: _by_boot(mine) for policy, mine in values.items()}
+    known = {policy: mine for policy, mine in by_boot.items() if not any(map(isnan, mine.values()))}
+    common = set.intersection(*(set(mine) for mine in known.values())) if known else set()
+    means = {
+        policy: fmean(value for boot, value in mine.items() if boot in (common or mine))
+        for policy, mine in known.items()
+    }
+    return max(means, key=means.__getitem__, default=None)

@@ -8,13 +8,12 @@ from analysis.measure.burndown import area, gross_series, ksmd_percent
 from analysis.plan.design import MIB
 from analysis.records.loading import CellRecords
 
-CPU_SETTLED = "settled_ksmd_percent"
 STEADY_GROSS, STEADY_LEAST = "steady_gross_mib_per_vm", "steady_least_mib_per_vm"
-STEADY_CPU, STEADY_COW = "steady_ksmd_percent", "steady_cow_ksm_per_second"
+CPU_SETTLED, STEADY_COW = "settled_ksmd_percent", "steady_cow_ksm_per_second"
 # The registry of quantities says what each is; of a place as far as each of its cells was followed.
-STEADY = (STEADY_GROSS, STEADY_LEAST, STEADY_CPU, STEADY_COW)
+STEADY = (STEADY_GROSS, STEADY_LEAST, CPU_SETTLED, STEADY_COW)
 # In percent of what the policy with the greatest mean saving has, in the same boot
-OF_BEST = {STEADY_GROSS: "steady_gross_of_best_percent", STEADY_CPU: "steady_ksmd_of_best_percent"}
+OF_BEST = {STEADY_GROSS: "steady_gross_of_best_percent", CPU_SETTLED: "settled_ksmd_of_best_percent"}
 
 
 def followed_seconds(cells: Iterable[CellRecords]) -> list[float]:
@@ -23,7 +22,7 @@ def followed_seconds(cells: Iterable[CellRecords]) -> list[float]:
 
 
 def steady(records: CellRecords, seconds: float = inf) -> dict[str, float]:
-    """What one cell says by STEADY, and by CPU_SETTLED of its whole series; NaN where it was not followed.
+    """What one cell says by STEADY; NaN where it was not followed.
 
     The mean is over time: between two samples the saving is a straight line. Raises RecordError for a series
     that cannot be used.
@@ -33,18 +32,20 @@ def steady(records: CellRecords, seconds: float = inf) -> dict[str, float]:
         seconds: of the series only so much, to half a sample, for what is beside others.
     """
     if records.after is None:
-        return dict.fromkeys((CPU_SETTLED, *STEADY), nan)
+        return dict.fromkeys(STEADY, nan)
     samples = records.after.observed.samples
     count = bisect_right(samples.seconds, seconds + records.after.requested.sample_interval_seconds / 2)
     times = samples.seconds[:count]
     unit = records.cell.guests * MIB
-    saved = [value / unit for value in gross_series(samples, records.page_size_bytes)[:count]]
+    saved = [
+        value / unit
+        for value in gross_series(samples, records.page_size_bytes, records.merged_before_pages)[:count]
+    ]
     took = times[-1] - times[0]
     first, last = (samples.cow_ksm[0], samples.cow_ksm[count - 1]) if samples.cow_ksm else (None, None)
     return {
         STEADY_GROSS: area(times, saved) / took if took else nan,
         STEADY_LEAST: min(saved),
-        CPU_SETTLED: ksmd_percent(samples),
-        STEADY_CPU: ksmd_percent(samples, count),
+        CPU_SETTLED: ksmd_percent(samples, count),
         STEADY_COW: nan if first is None or last is None or not took else (last - first) / took,
     }

@@ -20,7 +20,7 @@ from annotated_types import Ge, Le, MinLen
 from analysis.errors import UserError
 from analysis.plan import data_files
 from analysis.plan.mix import mix_text, parse_mix
-from analysis.plan.policies import LAID_OVER, OFF, THP_MODES, Policy, policy_names, read_policy
+from analysis.plan.policies import LAID_OVER, OFF, THP_MODES, Policy, paced, policy_names, read_policy
 from analysis.plan.workloads import foci, image_packages, in_order, read_workload, workload_names
 from plugins.module_utils import names
 
@@ -576,6 +576,10 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         wrong += [
             f"ksm_knobs has {knob}, which the policy {policy} sets, too: leave one out."
             for knob in sorted(both)
+        ]
+        wrong += [
+            f"ksm_knobs has {knob}, which the daemon of the policy {policy} sets by itself: leave one out."
+            for knob in paced(read_policy(policy), values.get("ksm_knobs", {}))
         ]
     probes = values.get("probes")
     if OFF in values.get("policies", ()) and (not probes or values["policies"] == (OFF,)):

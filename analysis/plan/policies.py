@@ -1,6 +1,7 @@
 """How the host treats the guests' pages: one file each in policies/, or one with other knobs laid over it."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,8 @@ DEFAULT = "ksm"
 KEEP = "keep"
 # The service that is the testbed's own daemon, plugins/module_utils/ksm_pacer.py
 PACER = "ksm-pacer"
+# What it sets by itself, beside run
+PACED = ("pages_to_scan", "sleep_millisecs", "smart_scan", "advisor_mode")
 # Between a policy's name and each knob laid over it: ksm+pages_to_scan=100
 LAID_OVER = "+"
 THP_MODES = (KEEP, "always", "madvise", "never")
@@ -79,6 +82,11 @@ def runs_unit(service: str) -> bool:
     return service not in ("", PACER)
 
 
+def paced(policy: Policy, knobs: Iterable[str]) -> list[str]:
+    """Those of the knobs that cannot be laid over a policy, since the testbed's own daemon sets them."""
+    return sorted(set(knobs).intersection(PACED)) if policy.service == PACER else []
+
+
 @cache
 def read_policy(name: str, folder: Path = POLICIES) -> Policy:
     """One policy by its name, such as ksm or ksm+pages_to_scan=100+sleep_millisecs=20.
@@ -101,6 +109,8 @@ def read_policy(name: str, folder: Path = POLICIES) -> Policy:
                 "without run, each once, with a number or a word, such as ksm+pages_to_scan=100."
             )
         knobs[match["knob"]] = int(match["value"]) if match["value"].isdigit() else match["value"]
+    if own := paced(policy, knobs):
+        raise DataFileError(f"policy {name!r} lays {own[0]} over {base}, whose daemon sets it by itself.")
     return replace(
         policy,
         name=name,

@@ -3,15 +3,17 @@
 Each check returns what is wrong in one sentence without its full stop, "" where nothing is.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from analysis.plan.design import ALLOW, Cell
 from analysis.plan.policies import KEEP, PACER, runs_unit
 from analysis.records.models import (
+    AfterRecord,
     CapacityProvenance,
     CensusRecord,
+    ChurnRecord,
     MergeRecord,
     Phase,
     Provenance,
@@ -67,8 +69,8 @@ def cell_problem(cell: Cell, records: Measured) -> str:
     checks: tuple[Callable[[Cell, Measured], str], ...] = (
         _guests_differ,
         # Said first: it names the knob, its values and when, and is why conditions differ.
-        _knob_changed_meanwhile,
-        _service_ended,
+        _merge_disturbed,
+        _service_ended_before,
         _conditions_differ,
         _knobs_changed,
         _treatments_differ,
@@ -158,23 +160,34 @@ def _conditions_differ(_cell: Cell, records: Measured) -> str:
     return f"merge and on were measured with different {', '.join(differing)}" if differing else ""
 
 
-def _knob_changed_meanwhile(_cell: Cell, records: Measured) -> str:
-    """Whether somebody set a knob while KSM merged."""
-    asked = records.on.requested
-    tuned = self_tuned(records.on.provenance.ksm_knobs, asked.service)
+def series_problem(record: MergeRecord | AfterRecord | ChurnRecord) -> str:
+    """Whether somebody set a knob, or stopped KSM, while a series was taken, or its policy's daemon ended."""
+    asked, since = (
+        record.requested,
+        "KSM was switched on" if record.kind == "merge" else f"{record.kind} began",
+    )
+    tuned = self_tuned(record.provenance.ksm_knobs, asked.service)
     protocol = frozenset() if runs_unit(asked.service) else {"run"}
-    for change in records.merge.observed.knob_changes:
+    for change in record.observed.knob_changes:
         if change.knob not in tuned - protocol:
-            return f"{change.words} {change.seconds:.0f} s after KSM was switched on"
-    return ""
+            return f"{change.words} {change.seconds:.0f} s after {since}"
+    tuners = record.observed.tuners
+    return "" if tuners is None else _service_ended(asked.service, tuners, f"the series {record.kind} ended")
 
 
-def _service_ended(_cell: Cell, records: Measured) -> str:
+def _merge_disturbed(_cell: Cell, records: Measured) -> str:
+    return series_problem(records.merge)
+
+
+def _service_ended_before(_cell: Cell, records: Measured) -> str:
+    asked, on = records.on.requested, records.on.observed
+    return _service_ended(asked.service, on.tuners, "the on record was taken")
+
+
+def _service_ended(service: str, tuners: Iterable[str], when: str) -> str:
     """Whether the policy's daemon ended, as the testbed's own does where somebody else sets its knobs."""
-    daemon = _DAEMONS.get(records.on.requested.service, "")
-    if daemon and daemon not in records.on.observed.tuners:
-        return f"{daemon} had ended by itself when the on record was taken"
-    return ""
+    daemon = _DAEMONS.get(service, "")
+    return f"{daemon} had ended by itself when {when}" if daemon and daemon not in tuners else ""
 
 
 def _knobs_changed(_cell: Cell, records: Measured) -> str:

@@ -7,14 +7,14 @@ for by name, and that one cannot be used, is there an error.
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 from analysis.plan.design import CHURN, PLAN_FILE, RECORD_KINDS, REFERENCE, RESULTS, Cell, cell_directory
 from analysis.plan.runs import read_plan
-from analysis.records.checks import Measured, cell_problem, identity_problem
+from analysis.records.checks import Measured, cell_problem, identity_problem, series_problem
 from analysis.records.models import (
     PHASES,
     AfterRecord,
@@ -33,6 +33,7 @@ from analysis.records.models import (
 from analysis.records.reading import RecordError, read_record
 from analysis.records.survey import FILE as SURVEY_FILE
 from analysis.records.survey import SurveyRecord
+from plugins.module_utils.ksm_convergence import saved_pages
 
 COMPLETE, FAILED, INVALID, MISSING = "complete", "failed", "invalid", "missing"
 
@@ -128,6 +129,12 @@ class CellRecords:
         in its run. Needs a complete cell.
         """
         return self.provenance.start.booted_at or f"{self.run_id} boot {self.cell.boot}"
+
+    @property
+    def merged_before_pages(self) -> int:
+        """Pages that KSM had saved when the off record was taken, of others than the guests. Needs that."""
+        ksm = self.off.observed.host.ksm
+        return saved_pages(ksm.pages_sharing, ksm.ksm_zero_pages)
 
     @property
     def page_size_bytes(self) -> int:
@@ -317,7 +324,19 @@ def _load_cell(plan: PlanRecord, run_directory: Path, cell: Cell) -> CellRecords
         except RecordError as error:
             problem = problem or str(error)
     status, problem = _judged(cell, stored, problem)
-    return CellRecords(cell, directory, plan.run_id, status, problem, stored)
+    records = CellRecords(cell, directory, plan.run_id, status, problem, stored)
+    if status == COMPLETE and (later := _disturbed_later(records)):
+        return replace(records, status=INVALID, problem=later)
+    return records
+
+
+def _disturbed_later(records: CellRecords) -> str:
+    """Why a series after the on record cannot be used, "" where each can."""
+    try:
+        series: list[AfterRecord | ChurnRecord | None] = [records.after, *records.churn.values()]
+    except RecordError as error:
+        return str(error).removesuffix(".")
+    return next((problem for one in series if one is not None and (problem := series_problem(one))), "")
 
 
 def _judged(cell: Cell, stored: Mapping[str, Phase], problem: str) -> tuple[str, str]:

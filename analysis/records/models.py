@@ -455,6 +455,7 @@ class MergeObserved(Model):
     """A series, and whether and when the merge had settled (None: it had not).
 
     ``knob_changes``: each that was seen, in their order; in records made before of each knob the first one.
+    ``tuners``: programs that ran at its end and set KSM's knobs by themselves; None in records made before.
     """
 
     started_at: Timestamp
@@ -466,6 +467,7 @@ class MergeObserved(Model):
     sampler_cpu_seconds: Amount
     samples: Samples
     knob_changes: tuple[KnobChange, ...] = ()
+    tuners: Names | None = None
 
 
 class Verdict(Model):
@@ -975,6 +977,7 @@ class StepObserved(Model):
     window: Window
     other_mergeable: tuple[OtherMergeable, ...] | None = None
     knob_changes: tuple[KnobChange, ...] = ()
+    tuners: Names | None = None
 
 
 class Turn(Model):
@@ -1001,6 +1004,7 @@ class DivergenceObserved(Model):
     oom_kills: Count | None
     other_mergeable: tuple[OtherMergeable, ...] | None = None
     knob_changes: tuple[KnobChange, ...] = ()
+    tuners: Names | None = None
 
 
 class CapacityPhase(Model):

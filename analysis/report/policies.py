@@ -78,9 +78,8 @@ def _legend(places: Sequence[Place]) -> Iterator[str]:
         shortest, longest = min(place.followed_seconds, default=0), max(place.followed_seconds, default=0)
         if longest - shortest > 1:
             yield (
-                f"{place_name(place)}: cells were followed for {shortest:.0f} to {longest:.0f} s; 'ksmd, "
-                "settled' is of each cell's whole time. Its mean is of unlike times: compare by the "
-                f"first {shortest:.0f} s."
+                f"{place_name(place)}: cells were followed for {shortest:.0f} to {longest:.0f} s; what is "
+                f"said of that time is of the first {shortest:.0f} s of each."
             )
         if place.most is not None:
             yield (

@@ -256,7 +256,8 @@ _ALL = (
         "% of a CPU",
         1,
         f"/proc/PID/stat of ksmd: utime + stime ({PROC_RST})",
-        "Share of one CPU that ksmd took in the series after the record under the policy (follow_seconds).",
+        "Share of one CPU that ksmd took in the series after the record under the policy (follow_seconds), "
+        "over the time for which each cell of the place was followed.",
     ),
     Quantity(
         "steady_gross_mib_per_vm",
@@ -264,7 +265,7 @@ _ALL = (
         PER_VM,
         1,
         _GROSS,
-        "Gross saving in that series, mean over the time for which each cell of the place was followed.",
+        "Gross saving in that time, mean over it.",
     ),
     Quantity(
         "steady_least_mib_per_vm",
@@ -284,15 +285,7 @@ _ALL = (
         "the greatest.",
     ),
     Quantity(
-        "steady_ksmd_percent",
-        "ksmd",
-        "% of a CPU",
-        1,
-        f"/proc/PID/stat of ksmd: utime + stime ({PROC_RST})",
-        "Share of one CPU that ksmd took in that time.",
-    ),
-    Quantity(
-        "steady_ksmd_of_best_percent",
+        "settled_ksmd_of_best_percent",
         "ksmd of the best's",
         "%",
         1,

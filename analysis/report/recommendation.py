@@ -11,7 +11,7 @@ from analysis.errors import UserError
 from analysis.measure.policies import Against, Place
 from analysis.model.recommending import BUDGET, LATENCY, MEMORY, TIME, Candidate, Recommendation, Regret
 from analysis.plan.data_files import PROJECT
-from analysis.plan.policies import KEEP, PACER
+from analysis.plan.policies import KEEP, PACED, PACER
 from analysis.plan.workloads import title
 from analysis.report.quantities import QUANTITIES, UNITS, Quantity
 from analysis.report.tables import Grid, Part, notes, table
@@ -23,8 +23,6 @@ _WANTED = {
     LATENCY: "most memory with at most {goal.latency_percent:g} % more p99 of the guests' writes",
 }
 _HOST = "/sys/kernel/mm"
-# What the testbed's own daemon sets itself
-_OF_PACER = ("pages_to_scan", "sleep_millisecs", "smart_scan", "advisor_mode", "run")
 _PACER_PROGRAM = PROJECT / "plugins/module_utils/ksm_pacer.py"
 _UNIT = """[Unit]
 Description=KSM as the policy {policy} of the KSM testbed
@@ -247,7 +245,7 @@ def unit_files(advice: Advice) -> dict[str, str]:
     paced = settings["service"] == PACER
     if paced:
         settings["knobs"] = {
-            name: value for name, value in settings["knobs"].items() if name not in _OF_PACER
+            name: value for name, value in settings["knobs"].items() if name not in (*PACED, "run")
         }
     else:
         _refuse_service(advice, "--systemd")

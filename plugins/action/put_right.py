@@ -37,6 +37,8 @@ STATE = "host-state.json"
 # Of the modules ksm_pacer and unit_process
 PACER_FOLDER = "ksm-testbed-pacer"
 UNIT_FOLDER = "ksm-testbed-unit"
+# Of a unit that a policy started, in /run, so that none outlives a reboot (roles/ksm/tasks/unit.yml)
+UNIT_MARK = "ksm-testbed-started-"
 SERVICE = "ansible.builtin.systemd_service"
 
 
@@ -63,10 +65,6 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         )
         result |= hold(self, variables, new=args["begins"] or None)
         snapshot = str(args["snapshot"] or snapshot_path(self, variables))
-        stopped = [
-            (SERVICE, {"name": service, "state": "stopped"})
-            for service in policy_services(Path(args["policies"]))
-        ]
         bound = self._step("the bound of their memory", [("envelope", {"state": "absent"})], variables)
         guests = self._step("the guests", [("guests", {"state": "absent"})], variables)
         pacer = {"state": "stopped", "directory": f"{args['run_root']}/{PACER_FOLDER}"}
@@ -80,13 +78,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 variables,
                 needs=[series],
             ),
-            # Without a snapshot of this boot the testbed has started none of them.
-            self._step(
-                "the services of the policies",
-                stopped,
-                variables,
-                needs=[f"{args['run_root']}/systemd/system"],
-                of_this_boot=snapshot,
+            *(
+                self._unit(service, args["run_root"], variables)
+                for service in policy_services(Path(args["policies"]))
             ),
             self._step(
                 "the service of a policy", [("unit_process", unit)], variables, needs=[unit["directory"]]
@@ -125,6 +119,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             )
         return result
 
+    def _unit(self, service: str, run_root: str, task_vars: dict[str, Any]) -> dict[str, Any]:
+        """Stop a policy's unit where the role ksm marked it as its own; else it is the host's."""
+        mark = f"{run_root}/{UNIT_MARK}{service}"
+        modules = [
+            (SERVICE, {"name": service, "state": "stopped"}),
+            ("ansible.builtin.file", {"path": mark, "state": "absent"}),
+        ]
+        return self._step(f"the service {service}", modules, task_vars, needs=[mark])
+
     def _differences(self, record: Path, task_vars: dict[str, Any]) -> list[str]:
         """What is not as it was before the first change and must be; shows what is, and what may stay."""
         proof = self._execute_module(
@@ -144,11 +147,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         modules: list[tuple[str, dict[str, Any]]],
         task_vars: dict[str, Any],
         needs: list[str] | None = None,
-        of_this_boot: str = "",
     ) -> dict[str, Any]:
         """A step as plugins/module_utils/putting_right.py takes it."""
         texts = [self._text(module, arguments, task_vars) for module, arguments in modules]
-        return {"name": name, "needs": needs or [], "of_this_boot": of_this_boot, "modules": texts}
+        return {"name": name, "needs": needs or [], "modules": texts}
 
     def _text(self, name: str, arguments: Mapping[str, Any], task_vars: dict[str, Any]) -> str:
         """What Ansible would send to the host to run a module with these arguments."""

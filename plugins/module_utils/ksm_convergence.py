@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 SMART_SCAN_MIN_FULL_SCANS = 10
-# A MiB that guests give back or that is volatile no more is not KSM's work, however little there is to save.
+# A MiB that guests give back or that is volatile no more is not KSM's work, however little there is to save;
+# a huge page that it splits is two.
 LEAST_FREED_PAGES = 256
 
 
@@ -80,8 +81,9 @@ def judge(
             (n,); None in series that do not have them. That they grow is no work of KSM and delays nothing; a
             fall of less than a MiB is none.
         volatile: the kernel's pages_volatile at each sample, shape (n,); None on kernels without it. Where
-            they are more than the saved pages they must not have fallen either from the window's begin to its
-            end. Not looked at with smart_scan, whose skipped pages are among them.
+            they are more than the saved pages they must not have fallen by more than a MiB either from the
+            window's begin to its end: a scan splits as little as one huge page, however much is saved. Not
+            looked at with smart_scan, whose skipped pages are among them.
 
     Returns:
         The verdict. The window reaches back to the end of the scan that lies `window_scans` before the last
@@ -120,15 +122,14 @@ def judge(
     limit = rule.threshold_percent / 100 * base
     if spread > limit:
         return Verdict(False, seen)
-    still = max(limit, LEAST_FREED_PAGES)
     if guests_anon is not None:
         freed = max(guests_anon[start:]) - guests_anon[-1]
         seen += f", and what the guests have fell by {100 * freed / base:.2f} % of them"
-        if freed > still:
+        if freed > max(limit, LEAST_FREED_PAGES):
             return Verdict(False, seen)
     if volatile is not None and not smart_scan and volatile[-1] > base:
         fall = volatile[start] - volatile[-1]
-        seen += f", and the volatile pages, which are more, by {100 * fall / base:.2f} % of them"
-        if fall > still:
+        seen += f", and the volatile pages, which are more, by {fall} pages"
+        if fall > LEAST_FREED_PAGES:
             return Verdict(False, seen)
     return Verdict(True, seen)

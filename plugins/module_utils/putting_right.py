@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 NOT_INSTALLED = "Could not find the requested service"
 # Longer than any limit of the modules themselves
 STEP_SECONDS = 600
@@ -19,8 +18,7 @@ def put_right(steps: Iterable[Mapping[str, Any]]) -> tuple[bool, list[str], list
     """Take each step, whatever became of those before it.
 
     Args:
-        steps: each with ``name`` for a person, ``needs``: paths without which there is nothing to do,
-            ``of_this_boot``: where given, a file that must be there and hold the id of the host's boot, and
+        steps: each with ``name`` for a person, ``needs``: paths without which there is nothing to do, and
             ``modules``: the texts of Ansible modules that have their arguments in them.
 
     Returns: whether anything was changed; what is left, each with its reasons; what the modules warn of.
@@ -28,7 +26,7 @@ def put_right(steps: Iterable[Mapping[str, Any]]) -> tuple[bool, list[str], list
     answers = {
         step["name"]: [_run(text) for text in step["modules"]]
         for step in steps
-        if all(Path(path).exists() for path in step["needs"]) and _of_this_boot(step.get("of_this_boot"))
+        if all(Path(path).exists() for path in step["needs"])
     }
     every = [answer for said in answers.values() for answer in said]
     return (
@@ -41,15 +39,6 @@ def put_right(steps: Iterable[Mapping[str, Any]]) -> tuple[bool, list[str], list
 def _words(warning: str | Mapping[str, Any]) -> str:
     """A module's warning, which newer versions of Ansible wrap."""
     return warning if isinstance(warning, str) else str(warning["event"]["msg"])
-
-
-def _of_this_boot(path: str | None) -> bool:
-    if not path:
-        return True
-    try:
-        return BOOT_ID.read_text().strip() in Path(path).read_text()
-    except OSError:
-        return False
 
 
 def _run(text: str) -> dict[str, Any]:

@@ -154,6 +154,7 @@ from ansible.module_utils.ksm_probe import (
     provenance,
     read_optional,
     selected,
+    tuners,
 )
 from ansible.module_utils.progress import PATIENCE_SECONDS, Progress, ProgressError
 
@@ -357,8 +358,10 @@ def start(roots: Roots) -> None:
 class Series:
     """The samples so far and whether they have settled."""
 
-    def __init__(self, rule: ConvergenceRule, *, smart_scan: bool) -> None:
+    def __init__(self, rule: ConvergenceRule, *, smart_scan: bool, before_pages: int = 0) -> None:
         self.rule = rule
+        # Of others than the guests; the rule is of what these save.
+        self.before_pages = before_pages
         self.smart_scan = smart_scan
         self.rows: list[dict[str, Any]] = []
         self.full_scans: list[int] = []
@@ -377,7 +380,7 @@ class Series:
         """Take a sample; the first one with which the rule holds is kept as the moment of convergence."""
         self.rows.append({"seconds": seconds, **row})
         self.full_scans.append(row["full_scans"])
-        self.saved.append(saved_pages(row["pages_sharing"], row["ksm_zero_pages"]))
+        self.saved.append(saved_pages(row["pages_sharing"], row["ksm_zero_pages"]) - self.before_pages)
         if "guests_anon_pages" in row:
             self.guests_anon.append(row["guests_anon_pages"])
         if row["pages_volatile"] is not None:
@@ -399,20 +402,27 @@ class Series:
         return {name: [row[name] for row in self.rows] for name in self.rows[0]}
 
 
+def begun(params: dict[str, Any], roots: Roots, row: dict[str, Any]) -> Series:
+    """A series with nothing in it yet; the row is of before KSM is started, where that is asked for."""
+    check_columns(row)
+    return Series(
+        ConvergenceRule(params["min_full_scans"], params["window_scans"], params["threshold_percent"]),
+        smart_scan=(read_optional(roots.ksm / "smart_scan") or "0").strip() != "0",
+        before_pages=saved_pages(row["pages_sharing"], row["ksm_zero_pages"]) if params["start_ksm"] else 0,
+    )
+
+
 def follow(params: dict[str, Any], roots: Roots) -> tuple[dict[str, Any], float]:
     """Take the series; `observed` of a merge record, and when it began on the monotonic clock."""
-    rule = ConvergenceRule(params["min_full_scans"], params["window_scans"], params["threshold_percent"])
     settles, told = params["until"] == "converged", params["until"] == "told"
     may_stop = told or params["may_stop"]
     limit = params["timeout_seconds"] if settles or told else params["duration_seconds"]
-    smart_scan = (read_optional(roots.ksm / "smart_scan") or "0").strip() != "0"
-    series = Series(rule, smart_scan=smart_scan)
     sampler = Sampler(
         roots,
         Path(params["envelope_path"]) if params["envelope_path"] else None,
         params["domains"].values(),
     )
-    check_columns(sampler.row())
+    series = begun(params, roots, sampler.row())
     knobs = Knobs(roots)
     if params["start_ksm"] and params["others"] == "refuse":
         refuse_others(roots)
@@ -466,6 +476,7 @@ def follow(params: dict[str, Any], roots: Roots) -> tuple[dict[str, Any], float]
         "duration_seconds": seconds,
         "samples": series.columns(),
         "knob_changes": knobs.changes,
+        "tuners": tuners(roots),
         "sampler_cpu_seconds": round(time.process_time() - begin_cpu, 6),
     }
     return observed, begin

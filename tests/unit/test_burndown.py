@@ -109,7 +109,24 @@ def test_a_record_that_claims_to_have_settled_while_more_volatile_pages_than_sav
 
     table = tidy([load_run(store(results, synthetic_plan(boots=2), change))])
     assert dict(zip(table["boot"], table["status"], strict=True)) == {1: "unconverged", 2: "complete"}
-    assert "the volatile pages, which are more, by 1.02 % of them" in table.set_index("boot")["problem"][1]
+    assert "the volatile pages, which are more, by 1024 pages" in table.set_index("boot")["problem"][1]
+
+
+def test_what_others_had_merged_before_is_no_saving_of_the_guests(results: Path) -> None:
+    """50,000 pages of others: 90 % of the guests' 1000 are there after 2 s, and they still rise."""
+    saved = [0, 400, 900, 910, 920, 1000, 1000, 1000]
+
+    def change(_cell: Cell, records: Records) -> None:
+        for record in records.values():
+            record["requested"]["others"] = "allow"
+        records["off"]["observed"]["host"]["ksm"]["pages_sharing"] = 50_000
+        samples = synthetic_samples([50_000 + pages for pages in saved], list(range(len(saved))))
+        records["merge"]["observed"]["samples"] = samples
+
+    found = burndown(load_run(store(results, synthetic_plan(), change)).cells[0])
+    assert found.saved_bytes == tuple(pages * PAGE for pages in saved)
+    assert found.seconds_to[90] == 2
+    assert found.settled_seconds == 7
 
 
 def test_nothing_saved_has_no_times() -> None:

@@ -3,6 +3,7 @@
 import json
 from math import isnan
 from pathlib import Path
+from typing import Any
 
 import pytest
 from synthetic import MIB, PAGE, store, synthetic_plan, synthetic_samples
@@ -73,3 +74,41 @@ def test_a_series_of_another_cell_is_refused(results: Path) -> None:
     path.write_text(json.dumps(record))
     with pytest.raises(RecordError, match=r"arrive\.json"):
         _ = load_run(cell.directory.parents[1]).cells[0].churn
+
+
+STOPPED = {"seconds": 3.0, "knob": "run", "before": "1", "after": "0"}
+
+
+@pytest.mark.parametrize(
+    ("service", "kind", "seen", "problem"),
+    [
+        (
+            "",
+            "arrive",
+            {"knob_changes": [STOPPED]},
+            "somebody changed run from 1 to 0 3 s after arrive began",
+        ),
+        ("", "after", {"knob_changes": [STOPPED]}, "somebody changed run from 1 to 0 3 s after after began"),
+        ("ksmtuned.service", "after", {"knob_changes": [STOPPED], "tuners": ["ksmtuned"]}, ""),
+        ("ksm-pacer", "leave", {"tuners": ["ksm-pacer"]}, ""),
+        ("ksm-pacer", "leave", {"tuners": []}, "ksm-pacer had ended by itself when the series leave ended"),
+        # Records made before do not say.
+        ("ksm-pacer", "leave", {}, ""),
+        ("", "leave", {"samples": {}}, "leave.json"),
+    ],
+)
+def test_a_cell_whose_later_series_were_disturbed_is_named_and_left_out(
+    results: Path, service: str, kind: str, seen: dict[str, Any], problem: str
+) -> None:
+    cell = cell_with(results, **{kind: [500, 500]})
+    for path in cell.directory.glob("*.json"):
+        record = json.loads(path.read_text())
+        record["requested"]["service"] = service
+        if path.stem == "on":
+            record["observed"]["tuners"] = [service.removesuffix(".service")] if service else []
+        if path.stem == kind:
+            record["observed"] |= seen
+        path.write_text(json.dumps(record))
+    cell = load_run(cell.directory.parents[1]).cells[0]
+    assert problem in cell.problem
+    assert (cell.status, bool(cell.problem)) == (("invalid", True) if problem else ("complete", False))

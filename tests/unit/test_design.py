@@ -255,6 +255,14 @@ def test_a_sweep_of_knobs_is_a_list_of_policies_each_with_a_directory_of_its_own
         DesignError, match=r"^ksm_knobs has pages_to_scan, which the policy ksm\+pages_to_scan=1 s"
     ):
         design(policies="ksm+pages_to_scan=1", ksm_knobs={"pages_to_scan": 2})
+    with pytest.raises(
+        DesignError, match=r"^ksm_knobs has smart_scan, which the daemon of the policy pacer sets"
+    ):
+        design(policies="ksm,pacer", ksm_knobs={"smart_scan": 1})
+    assert (
+        design(policies="pacer", ksm_knobs={"max_page_sharing": 9}).policy("pacer").knobs["max_page_sharing"]
+        == 9
+    )
 
 
 def test_a_policy_too_long_for_the_name_of_a_directory_is_refused() -> None:

@@ -77,18 +77,25 @@ def test_what_is_applied_is_what_a_record_of_the_policy_says(tree: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("state", "former", "told"),
+    ("state", "former", "marked", "told"),
     [
-        ("started", "inactive", "start tuner.service\n"),
-        ("started", "active", ""),
-        ("stopped", "active", "stop tuner.service\n"),
+        ("started", "inactive", False, "start tuner.service\n"),
+        # What the host ran itself is not stopped either.
+        ("started", "active", False, ""),
+        ("stopped", "active", False, ""),
+        ("stopped", "active", True, "stop tuner.service\n"),
     ],
 )
-def test_the_service_of_a_policy_is_started_and_stopped(
-    tmp_path: Path, state: str, former: str, told: str
+def test_the_service_of_a_policy_is_started_and_stopped_where_the_host_did_not_run_it(
+    tree: Path, tmp_path: Path, state: str, former: str, *, marked: bool, told: str
 ) -> None:
     systemd = fake_systemd(tmp_path)
     (tmp_path / "state").write_text(former)
+    mark = tmp_path / "run/ksm-testbed-started-tuner.service"
+    if marked:
+        mark.touch()
+    # As a unit that it requires may do
+    (tree / "ksm/run").write_text("1\n")
     code, out = play(
         tmp_path,
         [{"ansible.builtin.include_role": {"name": "ksm", "tasks_from": "service"}}],
@@ -96,9 +103,14 @@ def test_the_service_of_a_policy_is_started_and_stopped(
         ksm_policy=policy("ksm", service="tuner.service"),
         ksm_service_state=state,
         ksm_run_root=str(tmp_path / "run"),
+        ksm_sysfs_root=str(tree),
+        ksm_snapshot_path=str(tmp_path / "snapshot.json"),
     )
     assert code == 0, out
     assert (tmp_path / "told").read_text() == told
+    begins = told.startswith("start")
+    assert mark.exists() is begins
+    assert (tree / "ksm/run").read_text().strip() == ("0" if begins else "1")
 
 
 def test_a_service_that_is_not_installed_is_refused_without_systemd_too(tmp_path: Path) -> None:

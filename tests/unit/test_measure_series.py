@@ -472,6 +472,14 @@ def test_what_the_guests_have_joins_the_series_and_delays_its_end_while_it_falls
     assert Kernel(tree, lambda _scan: 100_000).follow()["full_scans"] == 3
 
 
+def test_what_others_had_merged_before_is_not_what_the_rule_is_of(tree: Path) -> None:
+    """The guests' saving rises by 1 % a scan until the sixth: next to nothing of all that is merged."""
+    put(tree, "pages_sharing", 900_000)
+    observed = Kernel(tree, lambda scan: 900_000 + 10_000 + 100 * min(scan, 6)).follow()
+    assert (observed["converged"], observed["full_scans"]) == (True, 8)
+    assert max(observed["samples"]["pages_sharing"]) == 910_600
+
+
 def test_volatile_pages_that_are_more_than_the_saved_ones_delay_its_end_while_they_fall(tree: Path) -> None:
     def falling(scan: int) -> int:
         (tree / "sys/kernel/mm/ksm/pages_volatile").write_text(f"{200_000 - 512 * min(scan, 5)}\n")
@@ -480,7 +488,7 @@ def test_volatile_pages_that_are_more_than_the_saved_ones_delay_its_end_while_th
     falling(0)
     observed = Kernel(tree, falling).follow()
     assert (observed["converged"], observed["full_scans"]) == (True, 7)
-    assert "the volatile pages, which are more, by 0.00 % of them" in observed["reason"]
+    assert "the volatile pages, which are more, by 0 pages" in observed["reason"]
 
 
 def test_an_envelope_that_is_not_there_is_named(tree: Path, tmp_path: Path) -> None:

@@ -46,6 +46,21 @@ def run_of(results: Path, policies: str = "ksm,off,smart_scan", controls: int = 
     return load_run(store(results, plan, change))
 
 
+def test_medians_are_of_the_guests_that_answered_in_both_arms(results: Path) -> None:
+    """The first guest loses 30 %, the second one 90, and is silent the second time."""
+    plan = synthetic_plan(policies="ksm", guests=GUESTS, probes=2, ksm_knobs={})
+
+    def change(_cell: Cell, records: dict[str, dict[str, Any]]) -> None:
+        for kind, slow in (("off", (1.0, 5.0)), ("on", (1.3, 9.5))):
+            probes = [probe(f"guest0{number}", one) for number, one in enumerate(slow, 1)]
+            if kind == "on":
+                probes[1] = {"guest": "guest02", "answer": None}
+            records[kind]["observed"] |= {"probes": probes, "window": WINDOW}
+
+    (cell,) = load_run(store(results, plan, change)).cells
+    assert lost_in(cell)["p99_added_percent"] == pytest.approx(30)
+
+
 def place_of(run: Run) -> Place:
     (place,) = side_by_side(tidy([run]), [run])
     return place

@@ -93,6 +93,10 @@ def test_knobs_are_laid_over_a_policy_by_its_name_and_must_exist() -> None:
         ("ksm+run=0", "has 'run=0': allowed after each + is a file of /sys/kernel/mm/ksm, without run"),
         ("ksm+a=1+a=2", "has 'a=2': allowed"),
         ("off+pages_to_scan=1", "lays knobs over off, under which KSM does not run"),
+        (
+            "pacer+max_page_sharing=16+smart_scan=1",
+            "lays smart_scan over pacer, whose daemon sets it by itself",
+        ),
         ("kms+pages_to_scan=1", "policy 'kms' does not exist: there are"),
     ],
 )

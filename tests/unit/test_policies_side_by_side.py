@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from synthetic import MIB, PAGE, began, store, synthetic_plan, synthetic_samples
 
 from analysis.__main__ import main
 from analysis.measure.burndown import lost_byte_seconds
-from analysis.measure.policies import COURSE, Place, side_by_side
+from analysis.measure.policies import COURSE, LOST, TO_BEST, Place, side_by_side
 from analysis.measure.table import tidy
 from analysis.plan.design import REFERENCE, RESULTS, Cell
 from analysis.records.loading import load_run
@@ -121,6 +123,23 @@ def test_each_policy_is_told_by_what_it_saved_how_soon_and_at_what_cost(results:
     assert mean[slow.policy]["lost_mib_per_vm_seconds"] == pytest.approx(101 * 6 + 2.5 / 3 * 12, rel=1e-3)
     assert mean["ksm"]["ksmd_cpu_seconds"] == pytest.approx(6)
     assert mean[slow.policy]["settled_ksmd_percent"] == pytest.approx(2)
+
+
+def test_a_boot_that_the_best_policy_lacks_takes_nothing_from_what_the_others_tell(results: Path) -> None:
+    directory = measured(results, {"ksm": FAST, "smart_scan": SLOW})
+    (place,) = places_of(directory)
+    whole = place.line("smart_scan")
+    shutil.rmtree(next(one.directory for one in load_run(directory).cells if one.cell.policy == "ksm"))
+    (place,) = places_of(directory)
+    assert place.most == "ksm"
+    slow = place.line("smart_scan")
+    assert sum(slow.boots) == sum(whole.boots)
+    for name in (TO_BEST, LOST):
+        seen, others = slow.estimates[name], slow.values[name]
+        assert seen is not None
+        assert len(others) == len(whole.values[name]) - 1
+        assert seen.mean == pytest.approx(fmean(whole.values[name][boot] for boot in others))
+        assert slow.less(place.line("ksm"), name) is not None
 
 
 @pytest.mark.parametrize("cell", sorted((RESULTS / REFERENCE / "cells-followed").glob("*/*/*/after.json")))
