@@ -10,9 +10,9 @@ import pandas as pd
 
 from analysis.measure.burndown import PERCENT, Burndown, burndown, first_at, lost_byte_seconds
 from analysis.measure.churn import ARRIVED, ARRIVED_LOST, CHURNED, churned
-from analysis.measure.performance import beyond, boot_of, controls_of, lost_in
+from analysis.measure.performance import LOSSES, beyond, boot_of, controls_of, lost_in
 from analysis.measure.pooling import pooling_conflicts
-from analysis.measure.probes import COSTS, KSMD, probed_ksmd_percent
+from analysis.measure.probes import KSMD, probed_ksmd_percent
 from analysis.measure.saving import Unknown, saving
 from analysis.measure.statistics import (
     CHECKPOINT,
@@ -42,7 +42,7 @@ COURSE = (
     LOST,
     *STEADY,
     *OF_BEST.values(),
-    *COSTS,
+    *LOSSES,
     KSMD,
     *CHURNED,
 )
@@ -101,7 +101,7 @@ class Place:
     the policy with the greatest mean gross saving, ``steadiest``: the same of the series after the on
     records, ``least``: that under which the guests use least; None where no policy tells.
     ``followed_seconds``: of the shortest and longest of those series, empty without one. ``left_out``: a
-    sentence for each policy that cannot be compared, ``lines`` the others, maybe none. ``control``: of COSTS,
+    sentence for each policy that cannot be compared, ``lines`` the others, maybe none. ``control``: by LOSSES
     what order and chance alone did in cells under off, over the boots, and was taken off what each policy
     costs; empty where not every boot has such a cell.
     """
@@ -159,7 +159,7 @@ class _Bests:
 
     ``saved_bytes``: boot -> what the best policy saved in the end. ``steady``: quantity of OF_BEST -> boot ->
     what the best one has after the on record. ``horizon_seconds``: over which what is lost is counted.
-    ``chance``: boot -> what cells under off lost, by COSTS.
+    ``chance``: boot -> what cells under off lost, by LOSSES.
     """
 
     saved_bytes: Mapping[str, float]
@@ -228,7 +228,7 @@ def _place(
     }
     control = controls_of([cell.records for mine in cells.values() for cell in mine], controls)
     chance = {
-        boot: {name: fmean(one[name] for one in mine) for name in COSTS} for boot, mine in control.items()
+        boot: {name: fmean(one[name] for one in mine) for name in LOSSES} for boot, mine in control.items()
     }
     bests = _Bests(best, best_after, horizon, chance)
     lines = tuple(_line(policy, mine, bests) for policy, mine in cells.items())
@@ -248,7 +248,7 @@ def _place(
         left_out=tuple(left_out),
         control={
             name: estimate([[one[name] for one in mine] for mine in control.values()])
-            for name in (COSTS if control else ())
+            for name in (LOSSES if control else ())
         },
     )
 

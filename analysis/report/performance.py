@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from analysis.measure.policies import Place
 from analysis.measure.probes import KSMD, P99
 from analysis.measure.statistics import LEAST_BOOTS, Estimate
-from analysis.report.quantities import COSTS, QUANTITIES
+from analysis.report.quantities import CELL_COSTS, COSTS, QUANTITIES
 from analysis.report.summary import replicates
 from analysis.report.tables import Grid, table
 
@@ -14,7 +14,7 @@ FREED = QUANTITIES["freed_mib_per_vm"]
 
 def performance_grid(place: Place) -> Grid:
     """What each policy of a place frees and loses; last what cells under off lost from arm to arm."""
-    front, names = place.front(P99), (*COSTS, KSMD)
+    front, names = place.front(P99), (*CELL_COSTS, KSMD)
     rows = [
         (
             line.policy,
@@ -29,7 +29,7 @@ def performance_grid(place: Place) -> Grid:
     if place.control:
         less = ", beyond what cells under off show"
         boots = max((seen.n_boots for seen in place.control.values() if seen is not None), default=0)
-        shown = (QUANTITIES[name].estimate(place.control[name]) for name in COSTS)
+        shown = (QUANTITIES[name].estimate(place.control[name]) for name in CELL_COSTS)
         rows.append(("off: order, chance", str(boots) if boots else "-", "", *shown, "", ""))
     heads = ("policy", "boots", FREED.head, *(QUANTITIES[name].head for name in names), "Pareto\np99")
     return table(heads, rows, title=f"Performance lost from KSM off to the policy in the same guests{less}")

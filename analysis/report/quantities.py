@@ -844,6 +844,15 @@ _ALL = (
         "Longer median write than with KSM off at the same number of guests.",
     ),
     Quantity(
+        "worst_p50_added_percent",
+        "p50 added, worst guest",
+        "%",
+        1,
+        _PROBE,
+        "The same of the guest of a cell that lost most, which a median over guests hides where few of them "
+        "have merged.",
+    ),
+    Quantity(
         "p99_added_percent",
         "p99 added",
         "%",
@@ -912,6 +921,15 @@ STEPS = (
     "cow_ksm_per_second",
     "pgmajfault_per_second",
     "steal_percent",
+)
+CELL_COSTS = (
+    "touch_lost_percent",
+    "cpu_lost_percent",
+    "p50_added_percent",
+    "worst_p50_added_percent",
+    "p99_added_percent",
+    "read_cpu_added_percent",
+    "operation_cpu_added_percent",
 )
 COSTS = (
     "touch_lost_percent",

@@ -10,9 +10,8 @@ from synthetic import store, synthetic_plan
 from synthetic_capacity import probe
 
 from analysis.__main__ import main
-from analysis.measure.performance import beyond, lost_in
+from analysis.measure.performance import LOSSES, WORST_P50, beyond, lost_in
 from analysis.measure.policies import Place, side_by_side
-from analysis.measure.probes import COSTS
 from analysis.measure.table import tidy
 from analysis.model.performance import cell_costs
 from analysis.plan.design import Cell
@@ -61,6 +60,24 @@ def test_medians_are_of_the_guests_that_answered_in_both_arms(results: Path) -> 
     assert lost_in(cell)["p99_added_percent"] == pytest.approx(30)
 
 
+def test_a_guest_that_alone_is_slower_is_seen_beside_the_median_of_all(results: Path) -> None:
+    """Of four guests, the first probed twice, the third takes four times as long; chance alone 10 % more."""
+    plan = synthetic_plan(policies="ksm,off", guests=4, probes=5, ksm_knobs={})
+
+    def change(cell: Cell, records: dict[str, dict[str, Any]]) -> None:
+        for kind, slow in (("off", (1, 1, 1, 1, 1)), ("on", (1.1, 1.1, 4.4, 1.1, 1.1))):
+            times = (1.1,) * 5 if (cell.policy, kind) == ("off", "on") else slow
+            probes = [probe(f"guest0{1 + at % 4}", one) for at, one in enumerate(times)]
+            records[kind]["observed"] |= {"probes": probes, "window": WINDOW}
+
+    place = place_of(load_run(store(results, plan, change)))
+    found = {name: place.lines[0].estimates[name] for name in ("p50_added_percent", WORST_P50)}
+    assert {name: seen and seen.mean for name, seen in found.items()} == {
+        "p50_added_percent": pytest.approx(0),
+        WORST_P50: pytest.approx(300),
+    }
+
+
 def place_of(run: Run) -> Place:
     (place,) = side_by_side(tidy([run]), [run])
     return place
@@ -96,7 +113,7 @@ def test_what_cells_under_off_lost_in_the_same_boot_is_no_cost_of_a_policy(resul
 
 def test_no_more_than_all_of_a_throughput_is_lost() -> None:
     """85 % slower where chance alone made cells under off 40 % faster: 0.15 / 1.4 of the speed is left."""
-    loss, chance = (dict.fromkeys(COSTS, value) for value in (85.0, -40.0))
+    loss, chance = (dict.fromkeys(LOSSES, value) for value in (85.0, -40.0))
     lost = beyond(loss, chance)
     assert lost["touch_lost_percent"] == pytest.approx(100 * (1 - 0.15 / 1.4))
     assert lost["p99_added_percent"] == pytest.approx(100 * (1.85 / 0.6 - 1))
