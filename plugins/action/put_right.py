@@ -37,7 +37,7 @@ STATE = "host-state.json"
 # Of the modules ksm_pacer and unit_process
 PACER_FOLDER = "ksm-testbed-pacer"
 UNIT_FOLDER = "ksm-testbed-unit"
-# Of a unit that a policy started, in /run, so that none outlives a reboot (roles/ksm/tasks/unit.yml)
+# Of a unit that a policy started, in /run, so that none outlives a reboot (roles/ksm/tasks/service.yml)
 UNIT_MARK = "ksm-testbed-started-"
 SERVICE = "ansible.builtin.systemd_service"
 
