@@ -15,7 +15,7 @@ STEP_SECONDS = 600
 
 
 def put_right(steps: Iterable[Mapping[str, Any]]) -> tuple[bool, list[str], list[str]]:
-    """Take each step, whatever became of those before it.
+    """Take each step, whatever became of those before it, and its modules until one fails.
 
     Args:
         steps: each with ``name`` for a person, ``needs``: paths without which there is nothing to do, and
@@ -24,7 +24,7 @@ def put_right(steps: Iterable[Mapping[str, Any]]) -> tuple[bool, list[str], list
     Returns: whether anything was changed; what is left, each with its reasons; what the modules warn of.
     """
     answers = {
-        step["name"]: [_run(text) for text in step["modules"]]
+        step["name"]: _taken(step["modules"])
         for step in steps
         if all(Path(path).exists() for path in step["needs"])
     }
@@ -39,6 +39,16 @@ def put_right(steps: Iterable[Mapping[str, Any]]) -> tuple[bool, list[str], list
 def _words(warning: str | Mapping[str, Any]) -> str:
     """A module's warning, which newer versions of Ansible wrap."""
     return warning if isinstance(warning, str) else str(warning["event"]["msg"])
+
+
+def _taken(modules: Iterable[str]) -> list[dict[str, Any]]:
+    """The results of a step's modules up to the first one that failed: what follows rests on it."""
+    answers = []
+    for text in modules:
+        answers.append(_run(text))
+        if answers[-1].get("failed"):
+            break
+    return answers
 
 
 def _run(text: str) -> dict[str, Any]:
