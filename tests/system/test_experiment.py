@@ -326,8 +326,7 @@ def test_a_fill_that_a_guest_has_no_memory_for_is_told(proof: Cells, results: Pa
 
 def merging(results: Path, run_id: str, focus: int, **asked: Any) -> subprocess.Popen[str]:
     """An experiment that merges on and on, followed until it does."""
-    never_settled = {"converge_min_full_scans": 10000, "ksm_knobs": {"pages_to_scan": 1234}}
-    run = started(results, focus=focus, run_id=run_id, **never_settled, **asked)
+    run = started(results, focus=focus, run_id=run_id, converge_min_full_scans=10000, **asked)
     follow(run, "MiB/VM")
     return run
 
@@ -337,7 +336,7 @@ def test_an_interruption_puts_the_host_right(
     results: Path, proof: Cells, before: State, name: str, focus: int
 ) -> None:
     """Interrupted while KSM merges: no guest left, knobs as before, records kept, the cell's says where."""
-    run = merging(results, name, focus)
+    run = merging(results, name, focus, ksm_knobs={"pages_to_scan": 1234})
     assert knob("pages_to_scan") == "1234"
     os.kill(run.pid, signal.Signals[name])
     assert run.stdout is not None
