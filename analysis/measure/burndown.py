@@ -58,7 +58,7 @@ def burndown(records: CellRecords) -> Burndown:
     merge, limits = records.merge.observed, records.merge.requested.convergence
     samples = merge.samples
     rule = ConvergenceRule(limits.min_full_scans, limits.window_scans, limits.threshold_percent)
-    pages = _gross_pages(samples, records.merged_before_pages)
+    pages = _guests_pages(records, samples)
     settled_at, reason = first_settled(
         samples.full_scans,
         pages,
@@ -141,14 +141,24 @@ def area(seconds: Sequence[float], values: Sequence[float]) -> float:
     )
 
 
-def gross_series(samples: Samples, page_size_bytes: int, before_pages: int = 0) -> list[int]:
-    """Gross saved bytes of each sample, less what had been saved before, of others than the guests."""
-    return [pages * page_size_bytes for pages in _gross_pages(samples, before_pages)]
+def gross_series(samples: Samples, page_size_bytes: int) -> list[int]:
+    """Gross saved bytes of each sample."""
+    return [pages * page_size_bytes for pages in _gross_pages(samples)]
 
 
-def _gross_pages(samples: Samples, before_pages: int) -> list[int]:
+def guests_gross_series(records: CellRecords, samples: Samples) -> list[int]:
+    """The same of a cell's guests: less what others had merged when its off record was taken."""
+    return [pages * records.page_size_bytes for pages in _guests_pages(records, samples)]
+
+
+def _guests_pages(records: CellRecords, samples: Samples) -> list[int]:
+    before = records.off.observed.host.ksm.saved_pages
+    return [pages - before for pages in _gross_pages(samples)]
+
+
+def _gross_pages(samples: Samples) -> list[int]:
     return [
-        saved_pages(sharing, zero) - before_pages
+        saved_pages(sharing, zero)
         for sharing, zero in zip(samples.pages_sharing, samples.ksm_zero_pages, strict=True)
     ]
 

@@ -2,7 +2,7 @@
 
 from math import nan
 
-from analysis.measure.burndown import PERCENT, first_at, gross_series, ksmd_percent, lost_byte_seconds
+from analysis.measure.burndown import PERCENT, first_at, guests_gross_series, ksmd_percent, lost_byte_seconds
 from analysis.plan.design import CHURN, MIB
 from analysis.records.loading import CellRecords
 
@@ -26,7 +26,7 @@ def churned(records: CellRecords, best_bytes: float | None) -> dict[str, float]:
     found |= {CHURN_CPU[kind]: ksmd_percent(samples) for kind, samples in series.items()}
     if best_bytes is not None and "arrive" in series:
         samples = series["arrive"]
-        saved = gross_series(samples, records.page_size_bytes, records.merged_before_pages)
+        saved = guests_gross_series(records, samples)
         reached = first_at(samples.seconds, saved, best_bytes * PERCENT / 100)
         lost = lost_byte_seconds(samples.seconds, saved, best_bytes, samples.seconds[-1])
         found[ARRIVED] = nan if reached is None else reached

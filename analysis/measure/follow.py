@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.measure.burndown import gross_series
+from analysis.measure.burndown import guests_gross_series
 from analysis.records.loading import CellRecords
 
 HELD_PERCENT = 1.0
@@ -46,8 +46,7 @@ def followed(records: CellRecords) -> Followed | None:
     if records.after is None:
         return None
     merge, after = (
-        gross_series(record.observed.samples, records.page_size_bytes, records.merged_before_pages)
-        for record in (records.merge, records.after)
+        guests_gross_series(records, record.observed.samples) for record in (records.merge, records.after)
     )
     return Followed(
         seconds=records.after.observed.duration_seconds,

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from analysis.measure.saving import RMAP_ITEM_BYTES
 from analysis.measure.survey import SurveyedPages
 from analysis.records.survey import SurveyRecord, VirtualMachine
-from plugins.module_utils.ksm_convergence import saved_pages
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def gross_bytes(record: SurveyRecord) -> float | None:
     ksm = record.observed.ksm
     if ksm is None:
         return None
-    return float(saved_pages(ksm.pages_sharing, ksm.ksm_zero_pages) * record.provenance.page_size_bytes)
+    return float(ksm.saved_pages * record.provenance.page_size_bytes)
 
 
 def free_bytes(record: SurveyRecord) -> float:

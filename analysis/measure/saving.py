@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from analysis.plan.design import MIB
 from analysis.records.loading import CellRecords
 from analysis.records.models import Guest, Host, Knobs, SnapshotRecord, StepRecord
-from plugins.module_utils.ksm_convergence import saved_pages
 
 # sizeof(struct ksm_rmap_item) on 64-bit kernels: Documentation/admin-guide/mm/ksm.rst.
 RMAP_ITEM_BYTES = 64
@@ -193,7 +192,7 @@ def gross_bytes(host: Host, knobs: Knobs, page_size_bytes: int) -> Value:
     """
     if host.ksm.ksm_zero_pages is None and str(knobs.get("use_zero_pages", 0)) == "1":
         return UNCOUNTED_ZEROS
-    return float(saved_pages(host.ksm.pages_sharing, host.ksm.ksm_zero_pages) * page_size_bytes)
+    return float(host.ksm.saved_pages * page_size_bytes)
 
 
 def ksm_own_bytes(host: Host, guests: Mapping[str, Guest], knobs: Knobs, page_size_bytes: int) -> Value:

@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from math import inf, nan
 
-from analysis.measure.burndown import area, gross_series, ksmd_percent
+from analysis.measure.burndown import area, guests_gross_series, ksmd_percent
 from analysis.plan.design import MIB
 from analysis.records.loading import CellRecords
 
@@ -37,10 +37,7 @@ def steady(records: CellRecords, seconds: float = inf) -> dict[str, float]:
     count = bisect_right(samples.seconds, seconds + records.after.requested.sample_interval_seconds / 2)
     times = samples.seconds[:count]
     unit = records.cell.guests * MIB
-    saved = [
-        value / unit
-        for value in gross_series(samples, records.page_size_bytes, records.merged_before_pages)[:count]
-    ]
+    saved = [value / unit for value in guests_gross_series(records, samples)[:count]]
     took = times[-1] - times[0]
     first, last = (samples.cow_ksm[0], samples.cow_ksm[count - 1]) if samples.cow_ksm else (None, None)
     return {

@@ -20,7 +20,6 @@ from analysis.records.models import (
     SnapshotRecord,
     VerifyRecord,
 )
-from plugins.module_utils.ksm_convergence import saved_pages
 
 # What a service that tunes KSM, such as ksmtuned, sets by itself.
 _SERVICE_KNOBS = frozenset({"run", "pages_to_scan", "sleep_millisecs"})
@@ -222,7 +221,7 @@ def _merged_before(_cell: Cell, records: Measured) -> str:
     ksm = seen.host.ksm
     if ksm.run == 1:
         return "KSM was running in the off record"
-    pages = saved_pages(ksm.pages_sharing, ksm.ksm_zero_pages)
+    pages = ksm.saved_pages
     if pages and records.off.requested.others == ALLOW:
         # A page that is shared belongs to a process as those that share it do: together all that is merged.
         beyond = ksm.pages_shared + pages - sum(other.merged_pages for other in seen.other_mergeable)

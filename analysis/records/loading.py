@@ -33,7 +33,6 @@ from analysis.records.models import (
 from analysis.records.reading import RecordError, read_record
 from analysis.records.survey import FILE as SURVEY_FILE
 from analysis.records.survey import SurveyRecord
-from plugins.module_utils.ksm_convergence import saved_pages
 
 COMPLETE, FAILED, INVALID, MISSING = "complete", "failed", "invalid", "missing"
 
@@ -129,12 +128,6 @@ class CellRecords:
         in its run. Needs a complete cell.
         """
         return self.provenance.start.booted_at or f"{self.run_id} boot {self.cell.boot}"
-
-    @property
-    def merged_before_pages(self) -> int:
-        """Pages that KSM had saved when the off record was taken, of others than the guests. Needs that."""
-        ksm = self.off.observed.host.ksm
-        return saved_pages(ksm.pages_sharing, ksm.ksm_zero_pages)
 
     @property
     def page_size_bytes(self) -> int:

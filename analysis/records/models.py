@@ -17,6 +17,7 @@ from analysis.plan.mix import MixError, guest_workloads
 from analysis.plan.policies import OFF
 from analysis.plan.workloads import in_order
 from plugins.module_utils import names
+from plugins.module_utils.ksm_convergence import saved_pages
 
 # The kernel's counters have 64 bits: a greater number is damage, and would not fit in a float either.
 _MOST = (1 << 64) - 1
@@ -258,6 +259,11 @@ class Ksm(Model):
     general_profit: Integer | None
     stable_node_chains: Count | None
     stable_node_dups: Count | None
+
+    @property
+    def saved_pages(self) -> int:
+        """What is saved in gross, see :func:`plugins.module_utils.ksm_convergence.saved_pages`."""
+        return saved_pages(self.pages_sharing, self.ksm_zero_pages)
 
 
 class Host(Model):

@@ -78,38 +78,30 @@ def test_a_record_that_claims_more_than_its_samples_is_not_averaged(results: Pat
     assert list(table["status"]) == ["unconverged"]
 
 
-def test_a_record_that_claims_to_have_settled_while_its_guests_gave_memory_back_is_not_averaged(
-    results: Path,
+@pytest.mark.parametrize(
+    ("column", "first", "each_scan", "said"),
+    [
+        # 1 % of the saving with each scan
+        ("guests_anon_pages", 400_000, 1000, "what the guests have fell by 2.00 % of them"),
+        # A huge page with each scan
+        ("pages_volatile", 200_000, 512, "the volatile pages, which are more, by 1024 pages"),
+    ],
+)
+def test_a_record_that_claims_to_have_settled_while_memory_was_freed_is_not_averaged(
+    results: Path, column: str, first: int, each_scan: int, said: str
 ) -> None:
     scans = list(range(8))
 
     def change(cell: Cell, records: Records) -> None:
         samples = synthetic_samples([100_000] * len(scans), scans)
-        # In boot 1 1 % of the saving with each scan to the end, in boot 2 none after the third
+        # In boot 1 to the end, in boot 2 none after the third scan
         last = scans[-1] if cell.boot == 1 else 3
-        samples["guests_anon_pages"] = [400_000 - 1000 * min(scan, last) for scan in scans]
+        samples[column] = [first - each_scan * min(scan, last) for scan in scans]
         records["merge"]["observed"]["samples"] = samples
 
     table = tidy([load_run(store(results, synthetic_plan(boots=2), change))])
     assert dict(zip(table["boot"], table["status"], strict=True)) == {1: "unconverged", 2: "complete"}
-    assert "what the guests have fell by 2.00 % of them" in table.set_index("boot")["problem"][1]
-
-
-def test_a_record_that_claims_to_have_settled_while_more_volatile_pages_than_saved_ones_fell_is_not_averaged(
-    results: Path,
-) -> None:
-    scans = list(range(8))
-
-    def change(cell: Cell, records: Records) -> None:
-        samples = synthetic_samples([100_000] * len(scans), scans)
-        # In boot 1 a huge page with each scan to the end, in boot 2 none after the third
-        last = scans[-1] if cell.boot == 1 else 3
-        samples["pages_volatile"] = [200_000 - 512 * min(scan, last) for scan in scans]
-        records["merge"]["observed"]["samples"] = samples
-
-    table = tidy([load_run(store(results, synthetic_plan(boots=2), change))])
-    assert dict(zip(table["boot"], table["status"], strict=True)) == {1: "unconverged", 2: "complete"}
-    assert "the volatile pages, which are more, by 1024 pages" in table.set_index("boot")["problem"][1]
+    assert said in table.set_index("boot")["problem"][1]
 
 
 def test_what_others_had_merged_before_is_no_saving_of_the_guests(results: Path) -> None:
